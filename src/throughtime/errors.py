@@ -7,7 +7,8 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """A file, a value or a name given by the user can't be used.
 
-    The message is one line that says what was given, what was expected and what to do. The command line prints it and exits with 2.
+    The message is one line that says what was given, what was expected and what to do. The command line prints it and
+    exits with 2.
     """
 
 

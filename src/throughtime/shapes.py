@@ -20,6 +20,7 @@ from torch import Tensor
 
 StepInput = Float[Tensor, "B I"]
 StepHidden = Float[Tensor, "B P"]
+StepCell = Float[Tensor, "B H"]
 StepState = tuple[Tensor, ...]  # (h,) of shape (B, P), or (h, c) with c (B, H)
 
 Inputs = Float[Tensor, "T B I"]

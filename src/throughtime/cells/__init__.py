@@ -1,1 +1,22 @@
-"""."""
+"""The equations: every cell's step and its derivative, in plain torch, and the time loop both ways.
+
+This is the reference that every kernel answers to. It is written to be read.
+"""
+
+from functools import partial
+
+from throughtime.cells import gru, lstm, readout, rnn, sequence
+from throughtime.cells.cell import Cell, Parameters, StepGradient
+
+CELLS: dict[str, Cell] = {
+    cell.name: cell
+    for cell in (
+        Cell("rnn_tanh", 1, 1, rnn.step, rnn.step_backward),
+        Cell("rnn_relu", 1, 1, partial(rnn.step, nonlinearity="relu"), partial(rnn.step_backward, nonlinearity="relu")),
+        Cell("lstm", 4, 2, lstm.step, lstm.step_backward),
+        Cell("gru", 3, 1, gru.step, gru.step_backward),
+        Cell("gru_reset_before", 3, 1, gru.step_reset_before, gru.step_reset_before_backward),
+    )
+}
+
+__all__ = ["CELLS", "Cell", "Parameters", "StepGradient", "gru", "lstm", "readout", "rnn", "sequence"]

@@ -1,0 +1,88 @@
+"""What every cell has: parameters, a step, and that step's derivative."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+from throughtime.shapes import StepHidden, StepInput, StepState
+
+
+class Parameters(NamedTuple):
+    """The weights of one layer in one direction, under torch's names and in torch's order.
+
+    Absent biases and an absent projection are `None`. The same tuple carries gradients.
+    """
+
+    weight_ih: Float[Tensor, "GH I"]
+    weight_hh: Float[Tensor, "GH P"]
+    bias_ih: Float[Tensor, "GH"] | None = None
+    bias_hh: Float[Tensor, "GH"] | None = None
+    weight_hr: Float[Tensor, "P H"] | None = None
+
+    @classmethod
+    def from_list(cls, tensors: list[Tensor]) -> "Parameters":
+        """Read torch's flat order; 2, 3, 4 or 5 tensors tell by their number which ones there are."""
+        if len(tensors) in (2, 4):
+            return cls(*tensors)
+        if len(tensors) in (3, 5):
+            return cls(*tensors[:-1], weight_hr=tensors[-1])
+        raise ValueError(
+            f"{len(tensors)} parameter tensors; expected weight_ih, weight_hh[, bias_ih, bias_hh][, weight_hr]"
+        )
+
+    def to_list(self) -> list[Tensor]:
+        """Return the tensors that are there, in torch's flat order."""
+        return [tensor for tensor in self if tensor is not None]
+
+    def zeros(self) -> "Parameters":
+        """Return an empty sum to which gradients can be added."""
+        return Parameters.from_list([torch.zeros_like(tensor) for tensor in self.to_list()])
+
+    def plus(self, other: "Parameters") -> "Parameters":
+        """Return the sum, tensor by tensor: the Σ over t of ∂L/∂W = Σ_t ∂L_t/∂W."""
+        return Parameters.from_list([a + b for a, b in zip(self.to_list(), other.to_list(), strict=True)])
+
+
+class StepGradient(NamedTuple):
+    """What one step of backpropagation yields: gradients for the step's input, the state before it, and the weights."""
+
+    x: StepInput
+    state: StepState
+    parameters: Parameters
+
+
+class Cell(NamedTuple):
+    """A cell as the time loop sees it.
+
+    Attributes:
+        name: Its key in `CELLS`.
+        gates: G, the number of H-row blocks in `weight_ih` and `weight_hh`.
+        state_size: How many tensors its state has: 1 for (h,), 2 for (h, c).
+        step: `(x, state, parameters) -> (state, saved)`; `saved` is a NamedTuple of all that `step_backward` needs.
+        step_backward: `(grad_state, saved, parameters) -> StepGradient`.
+    """
+
+    name: str
+    gates: int
+    state_size: int
+    step: Callable[..., tuple[StepState, tuple[Tensor, ...]]]
+    step_backward: Callable[..., StepGradient]
+
+
+def affine_backward(
+    grad_a: Float[Tensor, "B A"],
+    x: Float[Tensor, "B D"],
+    weight: Float[Tensor, "A D"],
+    bias: Float[Tensor, "A"] | None,
+) -> tuple[Float[Tensor, "B D"], Float[Tensor, "A D"], Float[Tensor, "A"] | None]:
+    """Differentiate a = W x + b: return (Wᵀ ∂a, ∂a xᵀ, ∂a), the last two summed over the batch."""
+    return grad_a @ weight, grad_a.T @ x, None if bias is None else grad_a.sum(0)
+
+
+def project(m: Float[Tensor, "B H"], weight_hr: Float[Tensor, "P H"] | None) -> StepHidden:
+    """Return h = W_hr m where there is a projection, else h = m."""
+    return m if weight_hr is None else linear(m, weight_hr)

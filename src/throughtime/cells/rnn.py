@@ -1,0 +1,54 @@
+"""The simple recurrent network (Elman, 1990).
+
+    a_t = W_ih x_t + b_ih + W_hh h_{t−1} + b_hh
+    h_t = tanh(a_t)        or   max(a_t, 0)
+
+Backward, from ∂h_t, the gradient that reaches h_t from its loss and from all later steps:
+
+    ∂a_t     = ∂h_t ⊙ (1 − h_t²)        or   ∂h_t ⊙ [h_t > 0]
+    ∂h_{t−1} = W_hhᵀ ∂a_t
+
+The same W_hh at every step: their product over many steps vanishes or explodes (Bengio et al., 1994;
+Pascanu et al., 2013).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import linear
+
+from throughtime.cells.cell import Parameters, StepGradient, affine_backward
+from throughtime.shapes import StepHidden, StepInput
+
+
+class Saved(NamedTuple):
+    """What `step_backward` needs of a step."""
+
+    x: StepInput
+    h_prev: StepHidden
+    h: StepHidden
+
+
+def step(
+    x: StepInput, state: tuple[StepHidden], parameters: Parameters, *, nonlinearity: str = "tanh"
+) -> tuple[tuple[StepHidden], Saved]:
+    """Advance one step: the state (h_{t−1},) becomes (h_t,). `nonlinearity` is "tanh" or "relu"."""
+    (h_prev,) = state
+    a = linear(x, parameters.weight_ih, parameters.bias_ih) + linear(h_prev, parameters.weight_hh, parameters.bias_hh)
+    h = torch.tanh(a) if nonlinearity == "tanh" else torch.relu(a)
+    return (h,), Saved(x, h_prev, h)
+
+
+def step_backward(
+    grad_state: tuple[StepHidden], saved: Saved, parameters: Parameters, *, nonlinearity: str = "tanh"
+) -> StepGradient:
+    """Carry ∂h_t back over the step: to x_t, to h_{t−1}, and to the weights."""
+    (grad_h,) = grad_state
+    x, h_prev, h = saved
+    grad_a = grad_h * (1 - h * h) if nonlinearity == "tanh" else grad_h * (h > 0)
+
+    grad_x, grad_weight_ih, grad_bias_ih = affine_backward(grad_a, x, parameters.weight_ih, parameters.bias_ih)
+    grad_h_prev, grad_weight_hh, grad_bias_hh = affine_backward(
+        grad_a, h_prev, parameters.weight_hh, parameters.bias_hh
+    )
+    return StepGradient(grad_x, (grad_h_prev,), Parameters(grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh))
