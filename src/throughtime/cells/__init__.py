@@ -8,14 +8,16 @@ from functools import partial
 from throughtime.cells import gru, lstm, readout, rnn, sequence
 from throughtime.cells.cell import Cell, Parameters, StepGradient
 
+_relu = {"nonlinearity": "relu"}
+
 CELLS: dict[str, Cell] = {
     cell.name: cell
     for cell in (
-        Cell("rnn_tanh", 1, 1, rnn.step, rnn.step_backward),
-        Cell("rnn_relu", 1, 1, partial(rnn.step, nonlinearity="relu"), partial(rnn.step_backward, nonlinearity="relu")),
-        Cell("lstm", 4, 2, lstm.step, lstm.step_backward),
-        Cell("gru", 3, 1, gru.step, gru.step_backward),
-        Cell("gru_reset_before", 3, 1, gru.step_reset_before, gru.step_reset_before_backward),
+        Cell("rnn_tanh", 1, 1, rnn.Saved, rnn.step, rnn.step_backward),
+        Cell("rnn_relu", 1, 1, rnn.Saved, partial(rnn.step, **_relu), partial(rnn.step_backward, **_relu)),
+        Cell("lstm", 4, 2, lstm.Saved, lstm.step, lstm.step_backward),
+        Cell("gru", 3, 1, gru.Saved, gru.step, gru.step_backward),
+        Cell("gru_reset_before", 3, 1, gru.SavedResetBefore, gru.step_reset_before, gru.step_reset_before_backward),
     )
 }
 

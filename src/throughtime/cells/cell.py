@@ -62,13 +62,15 @@ class Cell(NamedTuple):
         name: Its key in `CELLS`.
         gates: G, the number of H-row blocks in `weight_ih` and `weight_hh`.
         state_size: How many tensors its state has: 1 for (h,), 2 for (h, c).
-        step: `(x, state, parameters) -> (state, saved)`; `saved` is a NamedTuple of all that `step_backward` needs.
+        saved: The NamedTuple of tensors that `step` keeps for `step_backward`.
+        step: `(x, state, parameters) -> (state, saved)`.
         step_backward: `(grad_state, saved, parameters) -> StepGradient`.
     """
 
     name: str
     gates: int
     state_size: int
+    saved: type[tuple[Tensor, ...]]
     step: Callable[..., tuple[StepState, tuple[Tensor, ...]]]
     step_backward: Callable[..., StepGradient]
 

@@ -68,6 +68,8 @@ def forward(
     state = initial_state
     steps = inputs.shape[0]
     begins = _beginnings(reset, lengths, reverse)
+    if lengths is not None:  # what stands in the padding must not matter, not even a NaN
+        inputs = torch.where(_is_active(lengths, steps)[:, :, None], inputs, 0)
     outputs: list[Tensor] = [inputs] * steps
     saved: list[tuple[Tensor, ...]] = [()] * steps
     for t in _order(steps, reverse):
@@ -152,8 +154,12 @@ def _beginnings(reset: Reset | None, lengths: Lengths | None, reverse: bool) -> 
     if reverse:
         reset = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
     if lengths is not None:
-        reset = reset & (torch.arange(reset.shape[0], device=reset.device)[:, None] < lengths)
+        reset = reset & _is_active(lengths, reset.shape[0])
     return reset
+
+
+def _is_active(lengths: Lengths, steps: int) -> Reset:
+    return torch.arange(steps, device=lengths.device)[:, None] < lengths
 
 
 def _choose(condition: Tensor, yes: StepState, no: StepState) -> StepState:

@@ -1,0 +1,504 @@
+"""RNN, LSTM and GRU: drop-in for torch.nn's, with `lengths=`, `reset=` and a choice of backend."""
+
+import math
+import numbers
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from throughtime.cells import CELLS
+from throughtime.errors import unknown_name
+from throughtime.ops import Stack, backends, run_stack, run_stack_packed
+
+_ARGUMENTS = """
+    Args:
+        input_size: I, the width of x_t.
+        hidden_size: H.
+        num_layers: L; each layer but the first reads the outputs of the one below.
+        bias: Whether there are `bias_ih` and `bias_hh`.
+        batch_first: Whether input and output are (B, T, ·); states stay (L · directions, B, ·), as in torch.nn.
+        dropout: Probability of dropping an output of each layer but the last, while training.
+        bidirectional: Run each layer both ways and join the outputs.
+        device: Where the parameters are made.
+        dtype: What the parameters are.
+        backend: "auto" takes the fastest that is right; a name of `throughtime.backends()` insists on it, and calls that
+            it can't serve raise NotImplementedError.
+
+    `forward(input, hx=None, *, lengths=None, reset=None)`:
+
+    - `input`: (T, B, I), (B, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence; the output has the same form.
+    - `hx`: the initial state, zeros if not given.
+    - `lengths`: steps in each row, integers (B,) in any order, 0 ≤ length ≤ T, on any device. Outputs past a row's end
+      are zero, and its final state is the state at its end.
+    - `reset`: bool, (T, B), or (B, T) if `batch_first`, or (T,) unbatched. Where true, a new sequence begins at that step:
+      the state before it is the initial state. A reverse direction starts anew on the other side of the same boundary.
+
+    Parameters have torch's names, shapes and initialisation U(−1/√H, 1/√H), so state_dicts exchange both ways and the same
+    seed gives the same weights.
+
+    Raises:
+        ValueError: A size, a probability, a length or a number of dimensions is wrong.
+        TypeError: An argument or a tensor is of the wrong type.
+        RuntimeError: A tensor's shape doesn't fit, as in torch.nn.
+"""
+
+
+class Recurrent(nn.Module):
+    """What RNN, LSTM and GRU share: parameters, checks, and the forms in which input and state come and go."""
+
+    cell: str  # key in CELLS, set by each class
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        _check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        _check_dropout(dropout, num_layers)
+        if not 0 <= proj_size < hidden_size:
+            raise ValueError(
+                f"proj_size = {proj_size}; expected 0 (no projection) to hidden_size − 1 = {hidden_size - 1}"
+            )
+        if backend not in (known := ["auto", *backends()]):
+            raise unknown_name("backend", backend, known)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.backend = backend
+        self._names = self._make_parameters(device, dtype)
+        self.reset_parameters()
+
+    def _make_parameters(self, device: Any, dtype: Any) -> list[list[str]]:
+        """Register the parameters in torch's order; return their names, one list for each layer and direction."""
+        gate_rows = CELLS[self.cell].gates * self.hidden_size
+        directions = 2 if self.bidirectional else 1
+        names = []
+        for layer in range(self.num_layers):
+            width = self.input_size if layer == 0 else self.output_size * directions
+            shapes = {"weight_ih": (gate_rows, width), "weight_hh": (gate_rows, self.output_size)}
+            if self.bias:
+                shapes |= {"bias_ih": (gate_rows,), "bias_hh": (gate_rows,)}
+            if self.proj_size:
+                shapes |= {"weight_hr": (self.proj_size, self.hidden_size)}
+            for suffix in ("", "_reverse")[:directions]:
+                for name, shape in shapes.items():
+                    tensor = torch.empty(shape, device=device, dtype=dtype)
+                    self.register_parameter(f"{name}_l{layer}{suffix}", nn.Parameter(tensor))
+                names.append([f"{name}_l{layer}{suffix}" for name in shapes])
+        return names
+
+    @property
+    def output_size(self) -> int:
+        """P, the width of h in one direction: `proj_size` where there is a projection, else `hidden_size`."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, in torch's order."""
+        return [[getattr(self, name) for name in row] for row in self._names]
+
+    def flatten_parameters(self) -> None:
+        """Do nothing. Code written for torch.nn calls it; these layers need no contiguous weights."""
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(−1/√H, 1/√H), in torch.nn's order."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        """Name the sizes, and the options that differ from their defaults."""
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+            "proj_size": 0,
+            "backend": "auto",
+        }
+        options = [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *options])
+
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        state: tuple[Tensor, ...] | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        """Bring every form of input to (T, B, I) or packed, check it, run the stack, and give the form back."""
+        stack = Stack(
+            self.cell, self.num_layers, self.bidirectional, self.dropout if self.training else 0.0, self.backend
+        )
+        if isinstance(input, PackedSequence):
+            if lengths is not None or reset is not None:
+                raise ValueError("a PackedSequence carries its own lengths; give lengths= and reset= with padded input")
+            self._check_features(input.data, 2)
+            state = self._check_state(state, input.data, int(input.batch_sizes[0]))
+            return run_stack_packed(stack, self.all_weights, input, state)
+
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
+        if input.dim() == 2:
+            return self._run_unbatched(input, state, lengths, reset)
+        self._check_features(input, 3)
+        if self.batch_first:
+            input = input.transpose(0, 1)
+            reset = None if reset is None or reset.dim() != 2 else reset.T
+        steps, rows, _ = input.shape
+        if steps == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        state = self._check_state(state, input, rows)
+        lengths = _check_lengths(lengths, steps, rows, input.device)
+        _check_reset(reset, steps, rows, input.device, self.batch_first)
+        output, final = run_stack(stack, self.all_weights, input, state, lengths, reset)
+        return (output.transpose(0, 1) if self.batch_first else output), final
+
+    def _run_unbatched(
+        self, input: Tensor, state: tuple[Tensor, ...] | None, lengths: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        """Serve a single sequence (T, I) as a batch of one."""
+        axis = 0 if self.batch_first else 1
+        if state is not None:
+            for tensor in state:
+                if tensor.dim() != 2:
+                    raise RuntimeError(
+                        f"For unbatched 2-D input, hx should also be 2-D but got {tensor.dim()}-D tensor"
+                    )
+            state = tuple(tensor[:, None] for tensor in state)
+        output, final = self._run(
+            input.unsqueeze(axis),
+            state,
+            None if lengths is None else lengths.reshape(1),
+            None if reset is None else reset.unsqueeze(axis),
+        )
+        assert isinstance(output, Tensor)
+        return output.squeeze(axis), tuple(tensor.squeeze(1) for tensor in final)
+
+    @property
+    def _kind(self) -> str:
+        return type(self).__name__
+
+    def _check_features(self, input: Tensor, dims: int) -> None:
+        weight = self.all_weights[0][0]
+        if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+            )
+        if input.dim() != dims:
+            raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
+            )
+        if input.device != weight.device:
+            raise RuntimeError(
+                f"input is on {input.device}, but the parameters are on {weight.device}; move one of them with .to()"
+            )
+
+    def _check_state(self, state: tuple[Tensor, ...] | None, input: Tensor, rows: int) -> tuple[Tensor, ...]:
+        """Return the initial state, zeros where none was given."""
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        shapes = [(count, rows, self.output_size), (count, rows, self.hidden_size)][: CELLS[self.cell].state_size]
+        weight = self.all_weights[0][0]
+        if state is None:
+            return tuple(torch.zeros(shape, dtype=weight.dtype, device=input.device) for shape in shapes)
+        for index, (tensor, shape) in enumerate(zip(state, shapes, strict=True)):
+            name = "hx" if len(shapes) == 1 else f"hx[{index}]"
+            if tensor.dim() != 3:
+                raise RuntimeError(f"For batched 3-D input, {name} should also be 3-D but got {tensor.dim()}-D tensor")
+            if tensor.shape != shape:
+                raise RuntimeError(f"Expected {name} size {shape}, got {list(tensor.shape)}")
+            if tensor.dtype != weight.dtype or tensor.device != input.device:
+                raise RuntimeError(
+                    f"{name} is {tensor.dtype} on {tensor.device}; expected {weight.dtype} on {input.device}, like the rest"
+                )
+        return state
+
+
+class RNN(Recurrent):
+    """Simple recurrent network: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t−1} + b_hh).
+
+    Use it as `torch.nn.RNN`. `nonlinearity` is "tanh" or "relu"; the equation stands in `throughtime.cells.rnn`.
+
+    Example:
+        >>> import torch, throughtime
+        >>> layer = throughtime.RNN(input_size=5, hidden_size=8)
+        >>> output, h = layer(torch.randn(20, 3, 5), lengths=torch.tensor([20, 0, 7]))
+        >>> output.shape, h.shape
+        (torch.Size([20, 3, 8]), torch.Size([1, 3, 8]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise unknown_name("nonlinearity", nonlinearity, ["tanh", "relu"])
+        self.cell = f"rnn_{nonlinearity}"
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+        )
+
+    @property
+    def nonlinearity(self) -> str:
+        """The name of the function: "tanh" or "relu"."""
+        return self.cell.removeprefix("rnn_")
+
+    def extra_repr(self) -> str:
+        """Name the sizes, and the options that differ from their defaults."""
+        return super().extra_repr() + (", nonlinearity=relu" if self.nonlinearity == "relu" else "")
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
+        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset)
+        return output, h
+
+
+class LSTM(Recurrent):
+    """Long short-term memory: c_t = f ⊙ c_{t−1} + i ⊙ g, h_t = o ⊙ tanh(c_t); gates in the order i f g o.
+
+    Use it as `torch.nn.LSTM`; `proj_size` P > 0 projects h to that width. `hx` and the final state are pairs (h, c). The
+    equations stand in `throughtime.cells.lstm`; `throughtime.init` has forget-gate and chrono initialisation.
+
+    Example:
+        >>> import torch, throughtime
+        >>> layer = throughtime.LSTM(input_size=5, hidden_size=8, batch_first=True)
+        >>> reset = torch.zeros(3, 20, dtype=torch.bool)
+        >>> reset[1, 10] = True  # in row 1 an episode begins at step 10
+        >>> output, (h, c) = layer(torch.randn(3, 20, 5), reset=reset)
+        >>> output.shape, c.shape
+        (torch.Size([3, 20, 8]), torch.Size([1, 3, 8]))
+    """
+
+    cell = "lstm"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+            backend,
+        )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Run the layer: return the output and (h, c) at each row's end, (L · directions, B, P) and (…, H)."""
+        if hx is not None and (isinstance(hx, Tensor) or len(hx) != 2):
+            raise TypeError(f"hx is {_describe(hx)}; expected a pair (h_0, c_0) of tensors")
+        output, (h, c) = self._run(input, hx, lengths, reset)
+        return output, (h, c)
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit: h_t = (1 − z) ⊙ n + z ⊙ h_{t−1}; gates in the order r z n.
+
+    Use it as `torch.nn.GRU`. `reset_after=True` is torch's and cuDNN's form, n = tanh(W x + b + r ⊙ (U h + c));
+    `reset_after=False` is Cho et al.'s (2014) and the textbooks', n = tanh(W x + b + U (r ⊙ h) + c). The equations stand in
+    `throughtime.cells.gru`.
+
+    Example:
+        >>> import torch, throughtime
+        >>> layer = throughtime.GRU(input_size=5, hidden_size=8, reset_after=False)
+        >>> output, h = layer(torch.randn(20, 5))  # one sequence, unbatched
+        >>> output.shape, h.shape
+        (torch.Size([20, 8]), torch.Size([1, 8]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        reset_after: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        _check_flags(reset_after=reset_after)
+        self.cell = "gru" if reset_after else "gru_reset_before"
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+        )
+
+    @property
+    def reset_after(self) -> bool:
+        """Whether the reset gate acts after the recurrent product."""
+        return self.cell == "gru"
+
+    def extra_repr(self) -> str:
+        """Name the sizes, and the options that differ from their defaults."""
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
+        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset)
+        return output, h
+
+
+for _layer in (RNN, LSTM, GRU):
+    _layer.__doc__ = f"{_layer.__doc__}{_ARGUMENTS}"
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+        if value <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {value}")
+
+
+def _check_flags(**flags: bool) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def _check_dropout(dropout: float, num_layers: int) -> None:
+    if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(
+            f"dropout should be a number in range [0, 1], the probability of an element being zeroed, got {dropout!r}"
+        )
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            f"dropout={dropout} acts on the outputs of every layer but the last, so with num_layers=1 it does nothing",
+            stacklevel=4,
+        )
+
+
+def _check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.device) -> Tensor | None:
+    """Return lengths as int64 on the input's device."""
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths is {_describe(lengths)}; expected an integer tensor of shape ({rows},)")
+    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers, such as torch.int64")
+    if lengths.shape != (rows,):
+        raise ValueError(f"lengths has shape {list(lengths.shape)}; expected ({rows},), one length for each batch row")
+    lengths = lengths.to(device, torch.int64)
+    if not torch.compiler.is_compiling():
+        wrong = ((lengths < 0) | (lengths > steps)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            problem = f"exceeds T = {steps}" if lengths[row] > steps else "is negative"
+            raise ValueError(
+                f"lengths[{row}] = {int(lengths[row])} {problem}; lengths are counts of time steps, from 0 to T = {steps}"
+            )
+    return lengths
+
+
+def _check_reset(reset: Tensor | None, steps: int, rows: int, device: torch.device, batch_first: bool) -> None:
+    if reset is None:
+        return
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+        given = reset.dtype if isinstance(reset, Tensor) else _describe(reset)
+        raise TypeError(f"reset is {given}; expected a bool tensor, true where a new sequence begins")
+    if reset.shape != (steps, rows):
+        shape = list(reset.T.shape if batch_first and reset.dim() == 2 else reset.shape)
+        expected = f"(B, T) = ({rows}, {steps})" if batch_first else f"(T, B) = ({steps}, {rows})"
+        raise ValueError(f"reset has shape {shape}; expected {expected}")
+    if reset.device != device:
+        raise RuntimeError(f"reset is on {reset.device}, but the input is on {device}; move one of them with .to()")
