@@ -1,0 +1,44 @@
+"""The comparison helper must refuse wrong answers."""
+
+import pytest
+import torch
+from comparison import assert_as_accurate, gradients
+
+
+@pytest.fixture
+def exact() -> torch.Tensor:
+    return torch.randn(50, dtype=torch.float64)
+
+
+def test_accepts_honest_rounding(exact):
+    assert_as_accurate([exact.float()], [exact.float()], [exact], 2.0)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x: x * (1 + 1e-5),
+        lambda x: x.roll(1),
+        lambda x: torch.where(torch.arange(50) == 7, torch.nan, x),
+        lambda x: x[:49],
+        lambda x: x.double(),
+        lambda x: x + 2e-6,
+    ],
+    ids=["scaled", "permuted", "nan", "short", "other dtype", "shifted"],
+)
+def test_refuses_wrong_answers(exact, spoil):
+    with pytest.raises(AssertionError):
+        assert_as_accurate([spoil(exact.float())], [exact.float()], [exact], 2.0)
+
+
+def test_refuses_a_missing_result(exact):
+    with pytest.raises(AssertionError):
+        assert_as_accurate([], [exact.float()], [exact], 2.0)
+
+
+def test_gradients_are_those_of_the_combination():
+    a = torch.randn(4)
+    (grad,) = gradients(lambda x: [3 * x], [a])
+    assert torch.allclose(
+        grad, 3 * torch.randn(4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
+    )

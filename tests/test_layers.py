@@ -1,0 +1,365 @@
+"""The layers against torch.nn: outputs, final states and every gradient, over a grid of options; and what they add to it."""
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+from comparison import GRADIENT_FACTOR, OUTPUT_FACTOR, assert_as_accurate, gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import throughtime
+
+PAIRS = {
+    "rnn": (throughtime.RNN, nn.RNN, {}),
+    "rnn_relu": (throughtime.RNN, nn.RNN, {"nonlinearity": "relu"}),
+    "lstm": (throughtime.LSTM, nn.LSTM, {}),
+    "lstm_projected": (throughtime.LSTM, nn.LSTM, {"proj_size": 3}),
+    "gru": (throughtime.GRU, nn.GRU, {}),
+}
+BACKENDS = ["auto", *throughtime.backends()]
+
+
+def flat(result: tuple) -> list[Tensor]:
+    """Return output and final states as one list."""
+    output, final = result
+    output = output.data if isinstance(output, PackedSequence) else output
+    return [output, *final] if isinstance(final, tuple) else [output, final]
+
+
+def pair(name: str, hidden: int = 4, **options) -> tuple[nn.Module, nn.Module, dict]:
+    ours, peer, extra = PAIRS[name]
+    extra = dict(extra)
+    if "proj_size" in extra:
+        extra["proj_size"] = min(extra["proj_size"], hidden - 1)
+    backend = options.pop("backend", "auto")
+    theirs = peer(5, hidden, **extra, **options)
+    layer = ours(5, hidden, **extra, **options, backend=backend)
+    layer.load_state_dict(theirs.state_dict())
+    return layer, theirs, extra
+
+
+def random_hx(layer: nn.Module, batch: int, dtype: torch.dtype) -> Tensor | tuple[Tensor, Tensor]:
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    h = torch.randn(rows, batch, layer.output_size, dtype=dtype)
+    return (h, torch.randn(rows, batch, layer.hidden_size, dtype=dtype)) if isinstance(layer, throughtime.LSTM) else h
+
+
+def run(module: nn.Module, names: list[str], form, x: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Call `module` with its parameters replaced, its state given and its input in the form that `form` makes."""
+    states, parameters = tensors[: -len(names)], tensors[-len(names) :]
+    hx = states if len(states) == 2 else states[0]
+    return flat(torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (form(x), hx)))
+
+
+@given(
+    name=st.sampled_from(list(PAIRS)),
+    backend=st.sampled_from(BACKENDS),
+    hidden=st.sampled_from([2, 7, 63]),
+    steps=st.sampled_from([1, 2, 9]),
+    batch=st.sampled_from([1, 3]),
+    num_layers=st.integers(1, 3),
+    bidirectional=st.booleans(),
+    bias=st.booleans(),
+    batch_first=st.booleans(),
+    ragged=st.sampled_from([None, "sorted", "any order"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=150)
+def test_parity_with_torch(
+    name, backend, hidden, steps, batch, num_layers, bidirectional, bias, batch_first, ragged, dtype, seed
+):
+    torch.manual_seed(seed)
+    options = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias, "batch_first": batch_first}
+    layer, theirs, _ = pair(name, hidden, backend=backend, **options)
+    layer, theirs, exact = layer.to(dtype), theirs.to(dtype), copy.deepcopy(theirs).double()
+    x = torch.randn((batch, steps, 5) if batch_first else (steps, batch, 5), dtype=dtype)
+    hx = random_hx(layer, batch, dtype)
+
+    def form(x: Tensor) -> Tensor | PackedSequence:
+        if ragged is None:
+            return x
+        lengths = torch.randint(1, steps + 1, (batch,), generator=torch.Generator().manual_seed(seed))
+        lengths = lengths.sort(descending=True).values if ragged == "sorted" else lengths
+        return pack_padded_sequence(x, lengths, batch_first, enforce_sorted=ragged == "sorted")
+
+    names = [n for n, _ in layer.named_parameters()]
+    tensors = [x, *(hx if isinstance(hx, tuple) else [hx]), *(p.detach() for p in layer.parameters())]
+    doubles = [t.double() for t in tensors]
+    results = [
+        run(module, names, form, *inputs) for module, inputs in ((layer, tensors), (theirs, tensors), (exact, doubles))
+    ]
+    grads = [
+        gradients(lambda *a, module=module: run(module, names, form, *a), inputs)
+        for module, inputs in ((layer, tensors), (theirs, tensors), (exact, doubles))
+    ]
+    assert_as_accurate(*results, OUTPUT_FACTOR, ["output", "h", "c"][: len(results[0])])
+    assert_as_accurate(*grads, GRADIENT_FACTOR, ["input", *["hx"] * (len(tensors) - 1 - len(names)), *names])
+
+
+def test_a_mutant_with_permuted_gates_is_caught():
+    """The comparison above must fail for an LSTM whose forget and input gates are exchanged."""
+    layer, theirs, _ = pair("lstm", 7)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            i, f, g, o = parameter.chunk(4)
+            parameter.copy_(torch.cat([f, i, g, o]))
+    x = torch.randn(9, 3, 5)
+    exact = copy.deepcopy(theirs).double()
+    with pytest.raises(AssertionError, match="output: errs by"):
+        assert_as_accurate(
+            flat(layer(x)), flat(theirs(x)), flat(exact(x.double())), OUTPUT_FACTOR, ["output", "h", "c"]
+        )
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_are_each_row_alone(name, backend, batch_first):
+    """Any order, zero included, garbage in the padding: each row equals a run of that row alone, gradients included."""
+    layer = make(name, num_layers=2, bidirectional=True, batch_first=batch_first, backend=backend).double()
+    lengths = torch.tensor([4, 0, 9, 1])
+    x = torch.randn(9, 4, 5, dtype=torch.float64)
+    for row, length in enumerate(lengths):
+        x[length:, row] = torch.nan
+    hx = random_hx(layer, 4, torch.float64)
+    output, final = layer(x.transpose(0, 1) if batch_first else x, hx, lengths=lengths)
+    output = output.transpose(0, 1) if batch_first else output
+    weights = torch.randn(output.shape, dtype=torch.float64)
+    together = torch.autograd.grad((output * weights).sum(), list(layer.parameters()), allow_unused=True)
+    apart = [torch.zeros_like(p) for p in layer.parameters()]
+    for row, length in enumerate(map(int, lengths)):
+        mine = tuple(h[:, row : row + 1] for h in hx) if isinstance(hx, tuple) else hx[:, row : row + 1]
+        assert not output[length:, row].any()
+        last = mine
+        if length:
+            one = x[:length, row : row + 1]
+            alone, last = layer(one.transpose(0, 1) if batch_first else one, mine)
+            alone = alone.transpose(0, 1) if batch_first else alone
+            torch.testing.assert_close(output[:length, row], alone[:, 0], rtol=1e-11, atol=1e-12)
+            grads = torch.autograd.grad((alone[:, 0] * weights[:length, row]).sum(), list(layer.parameters()))
+            apart = [a + g for a, g in zip(apart, grads, strict=True)]
+        for whole, single in zip(as_tuple(final), as_tuple(last), strict=True):
+            torch.testing.assert_close(whole[:, row], single[:, 0], rtol=1e-11, atol=1e-12)
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+def test_resets_are_sequences_apart(name):
+    """Random episode ends in a one-way stack: the same as running each episode on its own from the initial state."""
+    layer = make(name, num_layers=2).double()
+    x, reset = torch.randn(12, 3, 5, dtype=torch.float64), torch.rand(12, 3) < 0.3
+    hx = random_hx(layer, 3, torch.float64)
+    output, final = layer(x, hx, reset=reset)
+    for row in range(3):
+        mine = tuple(h[:, row : row + 1] for h in hx) if isinstance(hx, tuple) else hx[:, row : row + 1]
+        begins = sorted({0, *reset[:, row].nonzero().flatten().tolist()})
+        for begin, end in zip(begins, [*begins[1:], 12], strict=True):
+            alone, last = layer(x[begin:end, row : row + 1], mine)
+            torch.testing.assert_close(output[begin:end, row], alone[:, 0], rtol=1e-11, atol=1e-12)
+        for whole, single in zip(as_tuple(final), as_tuple(last), strict=True):
+            torch.testing.assert_close(whole[:, row], single[:, 0], rtol=1e-11, atol=1e-12)
+
+
+def test_reset_follows_batch_first_and_unbatched_input():
+    layer = throughtime.GRU(5, 4)
+    x, reset = torch.randn(6, 3, 5), torch.rand(6, 3) < 0.4
+    expected, _ = layer(x, reset=reset)
+    layer.batch_first = True
+    actual, _ = layer(x.transpose(0, 1), reset=reset.T)
+    torch.testing.assert_close(actual.transpose(0, 1), expected)
+    alone, _ = layer(x[:, 1], reset=reset[:, 1])
+    torch.testing.assert_close(alone, expected[:, 1])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unbatched_input_is_a_batch_of_one(name, backend):
+    layer, theirs, _ = pair(name, num_layers=2, bidirectional=True, backend=backend)
+    x = torch.randn(6, 5)
+    hx = random_hx(layer, 1, torch.float32)
+    hx = tuple(h[:, 0] for h in hx) if isinstance(hx, tuple) else hx[:, 0]
+    for a, e in zip(flat(layer(x, hx)), flat(theirs(x, hx)), strict=True):
+        assert a.shape == e.shape
+        torch.testing.assert_close(a, e)
+    short, _ = layer(x, hx, lengths=torch.tensor(4))
+    assert not short[4:].any()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_packed_sequences_come_back_packed(name, backend, enforce_sorted):
+    layer, theirs, _ = pair(name, num_layers=2, bidirectional=True, backend=backend)
+    lengths = torch.tensor([6, 3, 1] if enforce_sorted else [3, 6, 1])
+    packed = pack_padded_sequence(torch.randn(6, 3, 5), lengths, enforce_sorted=enforce_sorted)
+    (actual, final), (expected, expected_final) = layer(packed), theirs(packed)
+    torch.testing.assert_close(actual.data, expected.data)
+    assert torch.equal(pad_packed_sequence(actual)[1], lengths)
+    for a, e in zip(as_tuple(final), as_tuple(expected_final), strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_same_seed_same_weights_and_state_dicts_exchange(name):
+    ours, peer, extra = PAIRS[name]
+    options = {"num_layers": 2, "bidirectional": True, **extra}
+    torch.manual_seed(7)
+    layer = ours(5, 4, **options)
+    torch.manual_seed(7)
+    theirs = peer(5, 4, **options)
+    assert list(layer.state_dict()) == list(theirs.state_dict())
+    for a, e in zip(layer.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, e)
+    theirs.load_state_dict(layer.state_dict())
+    layer.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_is_torchs_under_the_same_seed(backend):
+    layer, theirs, _ = pair("lstm", num_layers=3, dropout=0.5, backend=backend)
+    x = torch.randn(6, 3, 5)
+    torch.manual_seed(5)
+    actual, _ = layer(x)
+    torch.manual_seed(5)
+    expected, _ = theirs(x)
+    torch.testing.assert_close(actual, expected)
+    layer.eval()
+    assert torch.equal(layer(x)[0], layer(x)[0])
+
+
+def test_copies_saves_and_moves_like_any_module():
+    layer = throughtime.LSTM(5, 4, 2, bidirectional=True)
+    x = torch.randn(6, 3, 5)
+    for twin in (copy.deepcopy(layer), through_a_file(layer)):
+        assert torch.equal(twin(x)[0], layer(x)[0])
+    assert layer.double()(x.double())[0].dtype == torch.float64
+    layer.flatten_parameters()
+
+
+def through_a_file(layer: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(layer.state_dict(), buffer)
+    buffer.seek(0)
+    twin = throughtime.LSTM(5, 4, 2, bidirectional=True)
+    twin.load_state_dict(torch.load(buffer, weights_only=True))
+    return twin
+
+
+def test_repr_names_what_differs():
+    layer = throughtime.GRU(5, 4, 2, batch_first=True, reset_after=False)
+    assert repr(layer) == "GRU(5, 4, num_layers=2, batch_first=True, reset_after=False)"
+    assert repr(throughtime.RNN(5, 4, nonlinearity="relu")) == "RNN(5, 4, nonlinearity=relu)"
+    assert repr(throughtime.LSTM(5, 4, proj_size=2)) == "LSTM(5, 4, proj_size=2)"
+
+
+CONSTRUCTION = {
+    "size zero": lambda m: m.LSTM(0, 4),
+    "hidden negative": lambda m: m.GRU(5, -1),
+    "size a string": lambda m: m.RNN("5", 4),
+    "no layers": lambda m: m.LSTM(5, 4, 0),
+    "dropout above one": lambda m: m.LSTM(5, 4, 2, dropout=1.5),
+    "dropout a bool": lambda m: m.LSTM(5, 4, 2, dropout=True),
+    "bias a number": lambda m: m.LSTM(5, 4, bias=1),
+    "batch_first a number": lambda m: m.LSTM(5, 4, batch_first=1),
+    "projection too wide": lambda m: m.LSTM(5, 4, proj_size=4),
+    "projection negative": lambda m: m.LSTM(5, 4, proj_size=-1),
+    "nonlinearity unknown": lambda m: m.RNN(5, 4, nonlinearity="tan"),
+}
+CALLS = {
+    "one dimension": lambda m: m.LSTM(5, 4)(torch.randn(5)),
+    "four dimensions": lambda m: m.GRU(5, 4)(torch.randn(2, 2, 2, 5)),
+    "wrong width": lambda m: m.LSTM(5, 4)(torch.randn(6, 3, 7)),
+    "wrong dtype": lambda m: m.LSTM(5, 4)(torch.randn(6, 3, 5).double()),
+    "integers": lambda m: m.RNN(5, 4)(torch.zeros(6, 3, 5, dtype=torch.int64)),
+    "empty sequence": lambda m: m.LSTM(5, 4)(torch.randn(0, 3, 5)),
+    "hx of another batch": lambda m: m.GRU(5, 4)(torch.randn(6, 3, 5), torch.zeros(1, 2, 4)),
+    "hx 2-D for 3-D input": lambda m: m.GRU(5, 4)(torch.randn(6, 3, 5), torch.zeros(3, 4)),
+    "hx 3-D for 2-D input": lambda m: m.RNN(5, 4)(torch.randn(6, 5), torch.zeros(1, 1, 4)),
+    "c of another size": lambda m: m.LSTM(5, 4)(torch.randn(6, 3, 5), (torch.zeros(1, 3, 4), torch.zeros(1, 3, 5))),
+}
+
+
+@pytest.mark.parametrize("call", [*CONSTRUCTION, *CALLS])
+def test_bad_input_raises_what_torch_raises(call):
+    function = (CONSTRUCTION | CALLS)[call]
+    with pytest.raises(Exception) as theirs:  # noqa: PT011 the type is compared below
+        function(nn)
+    with pytest.raises(type(theirs.value)) as ours:
+        function(throughtime)
+    assert "\n" not in str(ours.value)
+
+
+X = torch.zeros(6, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"lengths": torch.tensor([6, 7, 1])}, ValueError, r"lengths\[1\] = 7 exceeds T = 6; lengths are counts"),
+        ({"lengths": torch.tensor([6, 2, -1])}, ValueError, r"lengths\[2\] = -1 is negative"),
+        ({"lengths": torch.tensor([6, 2])}, ValueError, r"lengths has shape \[2\]; expected \(3,\)"),
+        ({"lengths": torch.tensor([6.0, 2, 1])}, TypeError, "lengths has dtype torch.float32; expected integers"),
+        ({"lengths": [6, 2, 1]}, TypeError, "lengths is a list of 3; expected an integer tensor"),
+        ({"reset": torch.zeros(6, 3)}, TypeError, "reset is torch.float32; expected a bool tensor"),
+        ({"reset": torch.zeros(3, 6, dtype=torch.bool)}, ValueError, r"reset has shape \[3, 6\]; expected \(T, B\)"),
+        ({"hx": torch.zeros(1, 3, 4)}, TypeError, r"hx is a tensor of shape \[1, 3, 4\]; expected a pair"),
+        ({"hx": (torch.zeros(1, 3, 4),)}, TypeError, "hx is a tuple of 1; expected a pair"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        throughtime.LSTM(5, 4)(X, **arguments)
+
+
+def test_a_packed_sequence_takes_no_lengths():
+    packed = pack_padded_sequence(X, torch.tensor([6, 3, 1]))
+    with pytest.raises(ValueError, match="carries its own lengths"):
+        throughtime.LSTM(5, 4)(packed, lengths=torch.tensor([6, 3, 1]))
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "arguments"),
+    [
+        (lambda: throughtime.GRU(5, 4, reset_after=False, backend="torch"), {}),
+        (lambda: throughtime.LSTM(5, 4, backend="torch"), {"reset": torch.zeros(6, 3, dtype=torch.bool)}),
+    ],
+)
+def test_a_named_backend_that_cant_serve_raises(make_layer, arguments):
+    with pytest.raises(NotImplementedError, match="backend 'torch' can't serve this request"):
+        make_layer()(X, **arguments)
+
+
+def test_an_unknown_backend_names_the_nearest():
+    with pytest.raises(throughtime.InputError, match="unknown backend .referense.; did you mean .reference."):
+        throughtime.LSTM(5, 4, backend="referense")
+
+
+def test_dropout_on_one_layer_warns():
+    with pytest.warns(UserWarning, match="with num_layers=1 it does nothing"):
+        throughtime.LSTM(5, 4, dropout=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        throughtime.LSTM(5, 4, 2, dropout=0.5)
+
+
+def make(name: str, **options) -> nn.Module:
+    if name == "gru_reset_before":
+        return throughtime.GRU(5, 4, reset_after=False, **{k: v for k, v in options.items() if not unable(k, v)})
+    ours, _, extra = PAIRS[name]
+    return ours(5, 4, **extra, **options)
+
+
+def unable(key: str, value: object) -> bool:
+    """Torch has no reset-before GRU, so that backend is left to "auto" there."""
+    return key == "backend" and value == "torch"
+
+
+def as_tuple(state: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return state if isinstance(state, tuple) else (state,)

@@ -1,0 +1,104 @@
+"""The operator's rules: derivatives of first and second order, fake tensors, compilation, export."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import throughtime
+from throughtime.cells import CELLS, Parameters
+from throughtime.ops import Stack, choose_backend
+
+LAYERS = {
+    "rnn": lambda **k: throughtime.RNN(3, 4, **k),
+    "lstm": lambda **k: throughtime.LSTM(3, 4, **k),
+    "gru": lambda **k: throughtime.GRU(3, 4, **k),
+    "gru_reset_before": lambda **k: throughtime.GRU(3, 4, reset_after=False, **k),
+}
+
+
+def arguments(name: str, requires_grad: bool = True, ragged: bool = True, hidden: int = 4) -> tuple:
+    cell = CELLS[name]
+    rows = cell.gates * hidden
+    shapes = [(rows, 3), (rows, hidden), (rows,), (rows,)]
+    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=requires_grad) for s in shapes]
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=requires_grad)
+    state = [torch.randn(2, hidden, dtype=torch.float64, requires_grad=requires_grad) for _ in range(cell.state_size)]
+    lengths = torch.tensor([5, 3]) if ragged else None
+    reset = torch.rand(5, 2) < 0.3 if ragged else None
+    return x, state, tensors, lengths, reset, name, False, True, "reference"
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_operator_keeps_torchs_rules(name, ragged):
+    """Schema, autograd registration, fake tensors, and AOT dispatch with symbolic shapes."""
+    torch.library.opcheck(torch.ops.throughtime.recurrence.default, arguments(name, ragged=ragged))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_derivatives_of_first_and_second_order(name):
+    x, state, parameters, lengths, reset, *rest = arguments(name, hidden=2)
+
+    def run(x: Tensor, *tensors: Tensor):
+        initial, weights = list(tensors[: len(state)]), list(tensors[len(state) :])
+        output, final, _ = torch.ops.throughtime.recurrence(x, initial, weights, lengths, reset, *rest)
+        return output, *final
+
+    assert torch.autograd.gradcheck(run, (x, *state, *parameters))
+    if name != "rnn_relu":  # whose second derivative has no meaning at the kink that finite differences step over
+        assert torch.autograd.gradgradcheck(run, (x, *state, *parameters))
+
+
+def test_nothing_is_saved_when_nothing_will_be_asked():
+    x, state, parameters, lengths, reset, name, reverse, _, backend = arguments("lstm", requires_grad=False)
+    saved = torch.ops.throughtime.recurrence(x, state, parameters, lengths, reset, name, reverse, False, backend)[2]
+    assert saved == []
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiles_without_a_graph_break(name):
+    layer = LAYERS[name](num_layers=2, bidirectional=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(6, 3, 3)
+    options = {"lengths": torch.tensor([6, 0, 2]), "reset": torch.rand(6, 3) < 0.3}
+    torch.testing.assert_close(compiled(x, **options)[0], layer(x, **options)[0])
+    layer(x)[0].sum().backward()
+    expected = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    compiled(x)[0].sum().backward()
+    for p, e in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, e)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_exports_with_a_dynamic_number_of_steps(name):
+    layer = LAYERS[name]()
+    steps = torch.export.Dim("steps", min=2)
+    program = torch.export.export(layer, (torch.randn(6, 3, 3),), dynamic_shapes=({0: steps},))
+    x = torch.randn(11, 3, 3)
+    torch.testing.assert_close(program.module()(x)[0], layer(x)[0])
+
+
+def test_auto_takes_torch_where_it_can_and_the_reference_elsewhere():
+    assert choose_backend(Stack("lstm"), None) == "torch"
+    assert choose_backend(Stack("lstm"), torch.zeros(1, 1, dtype=torch.bool)) == "reference"
+    assert choose_backend(Stack("gru_reset_before"), None) == "reference"
+    assert choose_backend(Stack("gru", backend="reference"), None) == "reference"
+
+
+def test_fake_tensors_tell_the_shapes_of_a_projected_layer():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        layer = throughtime.LSTM(3, 4, 2, proj_size=2, bidirectional=True, backend="reference")
+        output, (h, c) = layer(torch.randn(7, 2, 3))
+    assert output.shape == (7, 2, 4)
+    assert h.shape == (4, 2, 2)
+    assert c.shape == (4, 2, 4)
+
+
+def test_parameters_travel_in_torchs_flat_order():
+    tensors = [torch.zeros(index + 1) for index in range(5)]
+    for count in (2, 3, 4, 5):
+        there = tensors[:count]
+        assert all(a is b for a, b in zip(Parameters.from_list(there).to_list(), there, strict=True))
