@@ -2,8 +2,8 @@
 
     python benchmarks/main_job.py tinyshakespeare.txt --minutes 3 --target 1.53
 
-Runs the command line as a user would, in a folder of its own, and prints one JSON object. The text is split 90/10; the loss is over the whole
-held-out tenth with carried state. Exit code 1 if a target is missed.
+Runs the command line as a user would, in a folder of its own, and prints one JSON object. The text is split 90/10; the
+loss is over the whole held-out tenth with carried state. Exit code 1 if a target is missed.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def measure_training(text: Path, minutes: float, flags: list[str]) -> dict[str, 
         characters = text.read_text(encoding="utf-8")
         held_out.write_text(characters[int(0.9 * len(characters)) :], encoding="utf-8", newline="")
         again = json.loads(run("eval", out, str(held_out), "--json")[0])
-    assert abs(again["nats_per_token"] - trained["nats_per_token"]) < 1e-4, "the saved run does not score what was reported"
+    assert abs(again["nats_per_token"] - trained["nats_per_token"]) < 1e-4, (
+        "the saved run does not score what was reported"
+    )
     return {
         "nats_per_character": trained["nats_per_token"],
         "steps": trained["steps"],

@@ -54,7 +54,9 @@ def test_python_examples_run(code, tmp_path):
 def test_the_commands_are_known(capsys):
     from throughtime.app.cli import main
 
-    commands = set(re.findall(r"^throughtime (\w+)", "\n".join(re.findall(r"```(?:sh|text)?\n(.*?)```", README, re.S)), re.M))
+    commands = set(
+        re.findall(r"^throughtime (\w+)", "\n".join(re.findall(r"```(?:sh|text)?\n(.*?)```", README, re.S)), re.M)
+    )
     assert {"train", "eval", "sample", "explain", "info"} <= commands
     for command in commands:
         assert main([command, "--help"]) == 0
