@@ -77,6 +77,13 @@ def test_a_long_word_is_abbreviated_and_says_so(throughtime) -> None:
     assert "⋯" in out
 
 
+def test_what_a_long_word_is_spelled_as_stays_on_its_line(throughtime) -> None:
+    training = throughtime("explain", "supercalifragilisticexpialidocious").out.partition("spells\n")[2].splitlines()
+    rows = training[: next(i for i, line in enumerate(training) if "It spells" in line)]
+    assert len(rows) > 3
+    assert all(re.match(r" +\d+ +\d+\.\d{3} .*…$", row) for row in rows)
+
+
 def test_clipping_is_told_in_all_three_cases(throughtime) -> None:
     assert "is above c = 1: g is scaled by" in flowing(throughtime("explain", "ybigta").out)
     assert "is at most c = 9: g is left as it is" in flowing(throughtime("explain", "ybigta", "--clip", 9).out)
