@@ -337,7 +337,7 @@ def test_a_named_backend_that_cant_serve_raises(make_layer, arguments):
 
 
 def test_an_unknown_backend_names_the_nearest():
-    with pytest.raises(throughtime.InputError, match="unknown backend .referense.; did you mean .reference."):
+    with pytest.raises(throughtime.InputError, match=r"unknown backend .referense.; did you mean .reference."):
         throughtime.LSTM(5, 4, backend="referense")
 
 

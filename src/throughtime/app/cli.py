@@ -1,0 +1,339 @@
+"""The command line. Everything heavy is imported inside the commands, so that help and mistakes are answered at once."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from throughtime.app import errors
+from throughtime.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from throughtime.lm.train import TrainingSummary
+
+NAME = "throughtime"
+NEEDS_ARGUMENTS = ("train", "eval", "sample", "explain", "info")
+
+
+@dataclass
+class Invocation:
+    """What holds for one call of the program, whatever the command."""
+
+    traceback: bool = False
+
+
+class Commands(TyperGroup):
+    """The commands; an unknown one is answered with the nearest known one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is named first."""
+        if args[0] not in self.commands:
+            raise unknown_name("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    name=NAME, cls=Commands, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: What stands after `throughtime`; `None` takes the process's own.
+
+    Returns:
+        0, 2 where the input is at fault, 1 for a bug, 130 after Ctrl-C, 141 where nobody reads the output any more.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(
+            AttributeError
+        ):  # a terminal that can't show a letter shows another, and nothing crashes
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    group = typer.main.get_command(app)
+    invocation = Invocation()
+    called = next((word for word in arguments if word in group.commands), None)  # type: ignore[attr-defined]
+    command = f"{NAME} {called}" if called else NAME
+    try:
+        code = group.main(_explained(arguments), prog_name=NAME, standalone_mode=False, obj=invocation)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (BrokenPipeError, SystemExit):  # typer makes the latter of the former
+        with contextlib.suppress(OSError, ValueError):  # so that Python's own last flush is silent too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.BROKEN_PIPE
+    except Exception as error:
+        return errors.report(error, command=command, with_traceback=invocation.traceback)
+
+
+def _explained(arguments: list[str]) -> list[str]:
+    """Ask for the help of a command that was given nothing to work on."""
+    words = [word for word in arguments if word != "--traceback"]
+    return [*arguments, "--help"] if not words or (len(words) == 1 and words[0] in NEEDS_ARGUMENTS) else arguments
+
+
+@app.callback(epilog="[dim]Start with[/]  throughtime explain ybigta  [dim]or[/]  throughtime train book.txt --out run")
+def throughtime(
+    context: typer.Context,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show a bug's traceback.")] = False,
+) -> None:
+    """Recurrent language models: train, evaluate and sample them, and see backpropagation through time at work."""
+    context.obj.traceback = traceback
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for scripts.")]
+
+
+def _checked_seed(seed: int | None) -> int | None:
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InputError(f"--seed {seed}: expected a whole number from 0 to 2^63 − 1")
+    return seed
+
+
+def _choice(name: str, metavar: str, usually: str, panel: str, text: str, **more: Any) -> Any:
+    """Describe an option of training that is left to `TrainingOptions` where it isn't given."""
+    default = f" [dim]Default {usually}.[/]" if usually else ""
+    return typer.Option(name, metavar=metavar, help=text + default, show_default=False, rich_help_panel=panel, **more)
+
+
+MODEL, BUDGET, OPTIMISATION, DATA = "Model", "Budget (one of them)", "Optimisation", "Data"
+
+
+@app.command(epilog="[dim]Example[/]  throughtime train book.txt --out run --cell lstm --hidden 256 --minutes 3")
+def train(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE_OR_FOLDER…", help="Text to learn from; folders are searched.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The folder to write the run to.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with a run that was stopped, where it was.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Read options from a file; flags override it.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    level: Annotated[str | None, _choice("--level", "NAME", "char", DATA, "A token is a char or a byte.")] = None,
+    include: Annotated[str | None, _choice("--include", "GLOB", "*", DATA, "Which files of a folder to read.")] = None,
+    split: Annotated[
+        float | None, _choice("--split", "P", "0.9", DATA, "Share to train on; the rest is held out.")
+    ] = None,
+    cell: Annotated[str | None, _choice("--cell", "NAME", "lstm", MODEL, "rnn, rnn_relu, lstm or gru.")] = None,
+    hidden: Annotated[int | None, _choice("--hidden", "H", "256", MODEL, "Hidden units of a layer.")] = None,
+    layers: Annotated[int | None, _choice("--layers", "L", "1", MODEL, "Layers.")] = None,
+    embedding: Annotated[
+        int | None, _choice("--embedding", "E", "0", MODEL, "Width of the embedding; 0 is one-hot.")
+    ] = None,
+    tied: Annotated[
+        bool | None, _choice("--tied/--no-tied", "", "no-tied", MODEL, "Let the output layer share the embedding.")
+    ] = None,
+    dropout: Annotated[float | None, _choice("--dropout", "P", "0", MODEL, "Share of activations dropped.")] = None,
+    minutes: Annotated[float | None, _choice("--minutes", "M", "3", BUDGET, "Training time.")] = None,
+    epochs: Annotated[float | None, _choice("--epochs", "E", "", BUDGET, "Passes over the training text.")] = None,
+    steps: Annotated[int | None, _choice("--steps", "N", "", BUDGET, "Updates of the weights.")] = None,
+    batch: Annotated[
+        int | None, _choice("--batch", "B", "32", OPTIMISATION, "Streams trained on side by side.")
+    ] = None,
+    bptt: Annotated[int | None, _choice("--bptt", "T", "64", OPTIMISATION, "Steps of truncated BPTT.")] = None,
+    optimizer: Annotated[
+        str | None, _choice("--optimizer", "NAME", "adamw", OPTIMISATION, "adamw, adam or sgd.")
+    ] = None,
+    lr: Annotated[float | None, _choice("--lr", "X", "", OPTIMISATION, "Learning rate at its peak.")] = None,
+    weight_decay: Annotated[float | None, _choice("--weight-decay", "X", "", OPTIMISATION, "Weight decay.")] = None,
+    warmup: Annotated[float | None, _choice("--warmup", "P", "", OPTIMISATION, "Share of warm-up.")] = None,
+    clip: Annotated[
+        float | None, _choice("--clip", "C", "", OPTIMISATION, "Largest global gradient norm; 0 is off.")
+    ] = None,
+    clip_value: Annotated[
+        float | None, _choice("--clip-value", "C", "0", OPTIMISATION, "Largest single gradient entry; 0 is off.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        _choice("--seed", "S", "1", OPTIMISATION, "Seed of everything random.", callback=_checked_seed),
+    ] = None,
+    device: Annotated[str | None, _choice("--device", "NAME", "auto", OPTIMISATION, "auto, cpu, cuda or mps.")] = None,
+) -> None:
+    """Train a language model on text; Ctrl-C saves, and --resume goes on."""
+    beside = ("paths", "out", "resume", "config", "as_json")
+    given = {name: value for name, value in context.params.items() if name not in beside and value is not None}
+    if resume is not None:
+        if paths or out or config or given:
+            raise InputError(
+                "--resume RUN goes on with the run's own text and options; expected nothing else but --json"
+            )
+        summary = _resume(resume)
+    elif not paths:
+        raise InputError("no text given; expected FILE_OR_FOLDER…, such as: throughtime train book.txt --out run")
+    elif out is None:
+        raise InputError("--out RUN is missing; expected the folder to write the run to, such as --out run")
+    else:
+        summary = _train(paths, out, config, given)
+    _report_training(summary, as_json)
+
+
+@app.command(name="eval", epilog="[dim]Example[/]  throughtime eval run unseen.txt")
+def evaluate(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Text to score, all of it.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Measure how well a run predicts a text."""
+    from throughtime.app.reports import evaluation_record, evaluation_rows, table
+    from throughtime.app.terminal import messages, results
+    from throughtime.lm.corpus import read_tokens
+    from throughtime.lm.evaluate import evaluate as measure
+    from throughtime.lm.run import open_run
+
+    opened = open_run(run)
+    tokenizer = opened.tokenizer
+    tokens = read_tokens(file, tokenizer)
+    evaluation = measure(
+        opened.load_model(),
+        tokens,
+        characters=tokenizer.characters_of(tokens),
+        bytes=file.stat().st_size,
+        unknown_id=tokenizer.unknown_id,
+    )
+    if evaluation.unknown:
+        messages().print(f"{evaluation.unknown:,} characters of {file} are unknown to the run", soft_wrap=True)
+    if as_json:
+        _print_json(evaluation_record(evaluation))
+    else:
+        results().print(table(f"{file}, read by {run}", evaluation_rows(evaluation)))
+
+
+@app.command(epilog='[dim]Example[/]  throughtime sample run --prompt "Once upon" --length 300 --temperature 0.8')
+def sample(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option(metavar="P", help="Text to go on from.", show_default=False)] = "",
+    length: Annotated[int, typer.Option(metavar="N", help="Tokens to generate.")] = 500,
+    temperature: Annotated[float, typer.Option(metavar="X", help="Below 1: safer; above 1: bolder.")] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Choose among the K likeliest.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Choose among the likeliest that make up P.", show_default=False)
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always choose the likeliest.")] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="S", help="Makes the sample repeatable.", show_default=False, callback=_checked_seed),
+    ] = None,
+) -> None:
+    """Let a run write: the text streams to the terminal."""
+    from throughtime.app.sampling import stream
+    from throughtime.lm.generate import Sampling
+    from throughtime.lm.run import open_run
+
+    stream(open_run(run), prompt, length, Sampling(temperature, top_k, top_p, greedy), seed)
+
+
+@app.command(epilog="[dim]Example[/]  throughtime explain ybigta")
+def explain(
+    word: Annotated[
+        str, typer.Argument(metavar="WORD", help="Two letters or more, of any script.", show_default=False)
+    ],
+    hidden: Annotated[
+        int | None, typer.Option(metavar="H", help="Hidden units.", show_default="3 for a short word")
+    ] = None,
+    lr: Annotated[float, typer.Option(metavar="X", help="Learning rate η.")] = 0.2,
+    clip: Annotated[float, typer.Option(metavar="C", help="Largest global gradient norm c; 0 is off.")] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Draws the initial weights.", callback=_checked_seed)] = 1,
+) -> None:
+    """Work the one-hot RNN of a word through, every number shown, and train it until it spells the word."""
+    from throughtime.app.explain import explain as print_explanation
+    from throughtime.app.terminal import results
+    from throughtime.insight.worked_example import Descent
+
+    print_explanation(word, results(), hidden_size=hidden, seed=seed, descent=Descent(lr, clip))
+
+
+@app.command(epilog="[dim]Example[/]  throughtime info run")
+def info(run: RunArgument, as_json: Json = False) -> None:
+    """Tell what a run is: sizes, parameters, data, results."""
+    from throughtime.app.reports import run_record, run_rows, table
+    from throughtime.app.terminal import results
+    from throughtime.lm.run import open_run
+
+    opened = open_run(run)
+    if as_json:
+        _print_json(run_record(opened))
+    else:
+        results().print(table(str(run), run_rows(opened)))
+
+
+@app.command(epilog="[dim]Example[/]  throughtime demo")
+def demo(
+    minutes: Annotated[float, typer.Option(metavar="M", help="Training time.")] = 1.0,
+) -> None:
+    """Train on Python's own standard library for a minute, measure, and write a sample."""
+    from throughtime.app.demo import run_demo
+
+    run_demo(Path("demo-run"), minutes)
+
+
+def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, Any]) -> "TrainingSummary":
+    from throughtime.app.progress import display, observed
+    from throughtime.lm.train import TrainingOptions
+    from throughtime.lm.train import train as start
+
+    options = TrainingOptions.from_toml(config, given) if config else TrainingOptions.from_values(given)
+    with display(options.level) as shown, _stoppable(out):
+        return start(paths, out, options, observed(shown, out), shown.reading)
+
+
+def _resume(run: Path) -> "TrainingSummary":
+    from throughtime.app.progress import display, observed
+    from throughtime.lm.run import open_run
+    from throughtime.lm.train import resume
+
+    with display(open_run(run).tokenizer.level) as shown, _stoppable(run):
+        return resume(run, observed(shown, run))
+
+
+def _report_training(summary: "TrainingSummary", as_json: bool) -> None:
+    from throughtime.app.reports import table, training_record, training_rows
+    from throughtime.app.terminal import messages, results
+
+    if as_json:
+        _print_json(training_record(summary))
+    else:
+        results().print(table(str(summary.run), training_rows(summary)))
+    if summary.interrupted:
+        messages().print(f"stopped and saved; go on with: throughtime train --resume {summary.run}", soft_wrap=True)
+        raise typer.Exit(errors.INTERRUPTED)
+    if not as_json:
+        messages().print(f"let it write: throughtime sample {summary.run}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _stoppable(run: Path) -> Iterator[None]:
+    """Say what is left after a Ctrl-C that came before the first step, after the last, or twice."""
+    from throughtime.app.terminal import messages
+    from throughtime.lm.run import MODEL
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = f"the weights are in {run}" if (run / MODEL).exists() else "nothing was trained yet"
+        messages().print(f"stopped; {saved}", soft_wrap=True)
+        raise typer.Exit(errors.INTERRUPTED) from None
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    print(json.dumps(record, ensure_ascii=False, default=str))

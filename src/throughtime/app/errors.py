@@ -1,0 +1,96 @@
+"""What becomes of an exception: one clear line on stderr, and an exit code."""
+
+import difflib
+import os
+import sys
+import traceback
+
+import typer
+
+from throughtime.errors import InputError
+
+BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+TRACEBACK_VARIABLE = "THROUGHTIME_TRACEBACK"
+
+
+def report(error: Exception, *, command: str, with_traceback: bool = False) -> int:
+    """Say on stderr what went wrong, in one line, and return the exit code.
+
+    Args:
+        error: An `InputError`, a usage error of the command line, an `OSError`, or anything else, which is a bug.
+        command: The command as it was called, "throughtime train".
+        with_traceback: Show a bug's traceback; `THROUGHTIME_TRACEBACK=1` asks for it too.
+
+    Returns:
+        2 where the input is at fault, 1 for a bug.
+    """
+    explanation = _explanation(error, command)
+    if explanation is not None:
+        say(command, explanation)
+        return BAD_INPUT
+    if with_traceback or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    else:
+        say(
+            command,
+            f"this is a bug in throughtime, please report it: {type(error).__name__}: {error} "
+            f"({TRACEBACK_VARIABLE}=1 shows where)",
+        )
+    return BUG
+
+
+def say(command: str, message: str) -> None:
+    """Write one line to stderr, whatever is in the message: no line breaks, no control characters, no wrapping."""
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in " ".join(message.split())
+    )
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        command = f"\033[1;31m{command}\033[0m"
+    print(f"{command}: {line}", file=sys.stderr)
+
+
+def _explanation(error: Exception, command: str) -> str | None:
+    """Return what the user can do about an error, or `None` if it is ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, typer.TyperException):
+        return _usage(error, command)
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return f"{name}{error.strerror[0].lower()}{error.strerror[1:]}"
+    if _is_out_of_memory(error):
+        return "out of memory; lower --hidden, --layers, --batch or --bptt"
+    return None
+
+
+def _usage(error: typer.TyperException, command: str) -> str:
+    """Return a usage error's message: what was given, what was expected, and where the options are explained."""
+    message = error.format_message().rstrip(".")
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    if hasattr(error, "possibilities") and context is not None:  # an unknown option
+        message = _unknown_option(error.option_name, [name for p in context.command.params for name in p.opts])  # type: ignore[attr-defined]
+    elif isinstance(error.__cause__, ValueError) and parameter is not None:
+        message = _wrong_type(error.__cause__, max(parameter.opts, key=len)) or message
+    separator = "" if message.endswith("?") else ";"
+    return f"{message[0].lower()}{message[1:]}{separator} '{command} --help' explains the options"
+
+
+def _unknown_option(given: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"unknown option {given}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+
+
+def _wrong_type(cause: ValueError, name: str) -> str | None:
+    """Say in our words what pydantic, which typer reads values with, found wrong with a number."""
+    try:
+        found = cause.errors()[0]  # type: ignore[attr-defined]
+    except (AttributeError, IndexError):
+        return None
+    expected = {"int": "a whole number", "float": "a number"}.get(found["type"].split("_")[0])
+    return f"{name} {found['input']}: expected {expected}" if expected else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
+    )

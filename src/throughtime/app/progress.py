@@ -1,0 +1,224 @@
+"""Training as it is seen: one live line on a terminal, a few plain lines elsewhere. All of it goes to stderr."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.table import Column
+from rich.text import Text
+
+from throughtime.app.terminal import messages
+
+if TYPE_CHECKING:
+    from throughtime.lm.train import StepReport
+
+REFRESH = 0.2  # seconds between two drawings of the live line
+LINES = 10  # plain lines in a whole training, where there is no terminal
+LONGEST_SILENCE = 60.0  # seconds between two plain lines, at most
+_ROOMY = 100  # columns from which units are written out
+
+
+class Display(Protocol):
+    """Something that shows training: a context that takes step reports."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def __call__(self, report: "StepReport") -> None:
+        """Take what one step reports."""
+        ...
+
+    def reading(self, done: int, total: int) -> None:
+        """Take how many bytes of the text are read."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Print a line of its own."""
+        ...
+
+
+def display(unit: str) -> Display:
+    """Return the display that suits stderr.
+
+    Args:
+        unit: What a token is: "char" or "byte".
+    """
+    return LiveLine(unit) if messages().is_terminal else PlainLines(unit)
+
+
+def observed(shown: Display, run: Path) -> Callable[["StepReport"], None]:
+    """Return an observer for training that says what is trained, on what, before it shows the first step."""
+    said = False
+
+    def observe(report: "StepReport") -> None:
+        nonlocal said
+        if not said:
+            shown.say(headline(open_run(run)))
+            said = True
+        shown(report)
+
+    from throughtime.app.reports import headline
+    from throughtime.lm.run import open_run
+
+    return observe
+
+
+class LiveLine:
+    """A progress bar with the loss, bits per character, tokens per second, gradient norm and time left."""
+
+    def __init__(self, unit: str) -> None:
+        self._progress = Progress(
+            BarColumn(
+                bar_width=None,
+                complete_style="cyan",
+                finished_style="cyan",
+                table_column=Column(ratio=1, min_width=4),
+            ),
+            _Figures(unit),
+            console=messages(),
+            expand=True,
+            auto_refresh=False,
+        )
+        self._task = self._progress.add_task("training", total=1.0, report=None, reading=None, ending="measuring")
+        self._drawn = 0.0
+
+    def reading(self, done: int, total: int) -> None:
+        """Draw how much of the text is read."""
+        if self._is_due() or done == total:
+            self._progress.update(self._task, completed=done / max(total, 1), reading=(done, total), refresh=True)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(line, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._progress.update(self._task, ending="done", refresh=True)
+        self._progress.stop()
+
+    def __call__(self, report: "StepReport") -> None:
+        """Draw the line anew, unless it was drawn just now."""
+        if self._is_due() or report.progress >= 1:
+            self._progress.update(self._task, completed=report.progress, report=report, refresh=True)
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        due = now - self._drawn >= REFRESH
+        if due:
+            self._drawn = now
+        return due
+
+
+class PlainLines:
+    """A line at every tenth of the training, and at least every minute: for logs and pipes."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._console = messages()
+        self._tenths = 0
+        self._printed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def reading(self, done: int, total: int) -> None:
+        """Print a line while a large text is read, if one is due."""
+        now = time.monotonic()
+        if now - self._printed >= LONGEST_SILENCE:
+            self._printed = now
+            self.say(_megabytes(done, total))
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(line, soft_wrap=True)
+
+    def __call__(self, report: "StepReport") -> None:
+        """Print a line if one is due."""
+        now, tenths = time.monotonic(), int(report.progress * LINES)
+        if tenths > self._tenths or now - self._printed >= LONGEST_SILENCE:
+            self._tenths, self._printed = tenths, now
+            self._console.print(
+                Text(f"{report.progress:4.0%}  step {report.step:,}  ") + figures(report, self._unit, roomy=True),
+                soft_wrap=True,
+            )
+
+
+class _Figures(ProgressColumn):
+    """The numbers to the right of the bar."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        """Return the numbers of the last report, or say that there is none yet."""
+        report: StepReport | None = task.fields["report"]
+        if report is None:
+            return Text(_megabytes(*task.fields["reading"]) if task.fields["reading"] else "starting", "dim")
+        return Text(f"{report.progress:4.0%}  ") + figures(
+            report, self._unit, roomy=messages().width >= _ROOMY, ending=task.fields["ending"]
+        )
+
+
+def figures(report: "StepReport", unit: str, *, roomy: bool, ending: str = "measuring") -> Text:
+    """Return a report's numbers in one line, with units written out where there is room; `ending` stands there at the end."""
+    speed = f"{report.tokens_per_second:,.0f}" if roomy else _short(report.tokens_per_second)
+    norm = f"{report.gradient_norm:.2f}"
+    parts = [
+        ("loss ", f"{report.loss:.3f}", ""),
+        ("", f"{report.bits_per_character:.2f}", " bits/char" if roomy else " bpc"),
+        ("", speed, f" {unit}s/s" if roomy else f" {unit}/s"),
+        ("gradient norm " if roomy else "‖g‖ ", norm, ""),
+        _time_left(report, ending),
+    ]
+    text = Text()
+    for label, value, after in parts:
+        text.append("  " if text else "").append(label, "dim").append(value).append(after, "dim")
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a clock shows it.
+
+    Example:
+        >>> duration(61), duration(3700)
+        ('1:01', '1:01:40')
+    """
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _time_left(report: "StepReport", ending: str) -> tuple[str, str, str]:
+    if report.progress >= 1:
+        return "", ending, ""
+    return "", "–:––" if report.seconds_left is None else duration(report.seconds_left), " left"
+
+
+def _megabytes(done: int, total: int) -> str:
+    return f"reading text, {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+
+
+def _short(count: float) -> str:
+    """Return a count in at most five places: 950, 41.2k, 1.3M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return f"{count:.0f}"

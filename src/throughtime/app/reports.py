@@ -1,0 +1,150 @@
+"""What the commands print when they are done: the same facts as a table for a reader and as a record for a script."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from throughtime.app.progress import duration
+
+if TYPE_CHECKING:
+    from throughtime.lm.evaluate import Evaluation
+    from throughtime.lm.run import Run
+    from throughtime.lm.train import TrainingSummary
+
+Row = tuple[str, str]
+
+HELD_OUT = ("held-out text", "")
+EVALUATION_KEYS = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens")
+
+
+def evaluation_record(evaluation: "Evaluation") -> dict[str, Any]:
+    """Return the five numbers of an evaluation."""
+    return {key: getattr(evaluation, key) for key in EVALUATION_KEYS}
+
+
+def evaluation_rows(evaluation: "Evaluation") -> list[Row]:
+    """Return an evaluation as a reader wants it."""
+    return _figures(evaluation_record(evaluation))
+
+
+def training_record(summary: "TrainingSummary") -> dict[str, Any]:
+    """Return what a training came to; the evaluation's numbers are null where it was interrupted."""
+    measured: dict[str, Any] = (
+        evaluation_record(summary.evaluation) if summary.evaluation else dict.fromkeys(EVALUATION_KEYS)
+    )
+    return {
+        "run": str(summary.run),
+        "steps": summary.steps,
+        "seconds": round(summary.seconds, 3),
+        "interrupted": summary.interrupted,
+        "clip_share": summary.clip_share,
+        **measured,
+    }
+
+
+def training_rows(summary: "TrainingSummary") -> list[Row]:
+    """Return what a training came to as a reader wants it."""
+    return [
+        ("trained", f"{duration(summary.seconds)}, {summary.steps:,} steps, {summary.clip_share:.0%} of them clipped"),
+        *([HELD_OUT, *evaluation_rows(summary.evaluation)] if summary.evaluation else []),
+    ]
+
+
+def run_record(run: "Run") -> dict[str, Any]:
+    """Return what a run is: its model, its data, the options it was trained with, and its results (null while there are none)."""
+    corpus = run.corpus()
+    return {
+        "run": str(run.folder),
+        "model": asdict(run.model_config) | {"parameters": _parameter_count(run)},
+        "data": {
+            "level": run.tokenizer.level,
+            "files": [source["path"] for source in corpus.sources],
+            "skipped_files": corpus.skipped,
+            "train_tokens": len(corpus.train),
+            "held_out_tokens": len(corpus.held_out),
+        },
+        "options": run.options,
+        "results": run.results,
+    }
+
+
+def run_rows(run: "Run") -> list[Row]:
+    """Return what a run is as a reader wants it."""
+    record = run_record(run)
+    data, results = record["data"], record["results"]
+    rows = [
+        ("model", describe_model(run)),
+        ("vocabulary", f"{run.model_config.vocabulary_size:,} ({run.tokenizer.level})"),
+        ("text", _describe_files(data["files"], data["skipped_files"])),
+        ("tokens", f"{data['train_tokens']:,} to train on, {data['held_out_tokens']:,} held out"),
+        ("options", _describe_options(run.options)),
+    ]
+    if results is None:
+        return [*rows, ("results", f"none yet; go on with: throughtime train --resume {run.folder}")]
+    training, held_out = results["training"], results["held_out"]
+    rows.append(("trained", f"{duration(training['seconds'])}, {training['steps']:,} steps"))
+    return [*rows, HELD_OUT, *_figures(held_out)]
+
+
+def describe_model(run: "Run") -> str:
+    """Return a model in a line: "LSTM, 1 layer of 256, 360,258 parameters"."""
+    config = run.model_config
+    layers = f"{config.num_layers} layer{'s' if config.num_layers > 1 else ''} of {config.hidden_size}"
+    inputs = f", embedding {config.embedding_size}" if config.embedding_size else ", one-hot input"
+    extras = (", tied" if config.tied else "") + (f", dropout {config.dropout:g}" if config.dropout else "")
+    return f"{config.cell.upper().replace('_', ' ')}, {layers}{inputs}{extras}: {_parameter_count(run):,} parameters"
+
+
+def headline(run: "Run") -> str:
+    """Return what is about to be trained, on what, in two lines."""
+    corpus = run.corpus()
+    units = {"char": "characters", "byte": "bytes"}[run.tokenizer.level]
+    return (
+        f"model: {describe_model(run)}\n"
+        f"data:  {len(corpus.train):,} {units} to train on, {len(corpus.held_out):,} held out"
+    )
+
+
+def _parameter_count(run: "Run") -> int:
+    import torch
+
+    from throughtime.lm.model import LanguageModel
+
+    with torch.device("meta"):  # no memory is taken and nothing is drawn
+        return LanguageModel(run.model_config).parameter_count
+
+
+def _describe_files(files: list[str], skipped: int) -> str:
+    named = ", ".join(files[:3]) + (f" and {len(files) - 3:,} more" if len(files) > 3 else "")
+    return named + (f"; {skipped:,} skipped, not UTF-8 text" if skipped else "")
+
+
+def _describe_options(options: dict[str, Any]) -> str:
+    """Return the options that the other rows don't already tell, as they would be given."""
+    told = ("level", "cell", "hidden", "layers", "embedding", "tied", "dropout")
+    given = {name: value for name, value in options.items() if name not in told and value is not None}
+    return "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+
+
+def _figures(held_out: dict[str, Any]) -> list[Row]:
+    return [
+        ("tokens predicted", f"{held_out['tokens']:,}"),
+        ("nats per token", f"{held_out['nats_per_token']:.4f}"),
+        ("bits per character", f"{held_out['bits_per_character']:.4f}"),
+        ("bits per byte", f"{held_out['bits_per_byte']:.4f}"),
+        ("perplexity", f"{held_out['perplexity']:,.3f}"),
+    ]
+
+
+def table(title: str, rows: list[Row]) -> Table:
+    """Lay out facts under a title: what it is, and the figure."""
+    laid_out = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0), title=Text(title, "bold"))
+    laid_out.title_justify = "left"
+    laid_out.title_style = ""
+    laid_out.add_column(style="dim", no_wrap=True)
+    laid_out.add_column(overflow="fold")
+    for name, figure in rows:
+        laid_out.add_row(Text("  " + name), Text(figure))
+    return laid_out

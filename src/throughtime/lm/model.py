@@ -1,0 +1,153 @@
+"""The language model: tokens in, a recurrent stack, logits of the next token out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, one_hot
+
+from throughtime import init
+from throughtime.errors import InputError, unknown_name
+from throughtime.layers import GRU, LSTM, RNN, Recurrent
+from throughtime.shapes import Logits, TokenIds
+
+State = tuple[Tensor, ...]
+
+
+def cell_names() -> list[str]:
+    """Return the cells that a language model can be made of."""
+    return ["rnn", "rnn_relu", "lstm", "gru"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a language model.
+
+    Attributes:
+        vocabulary_size: V.
+        cell: One of `cell_names()`.
+        hidden_size: H of every layer.
+        num_layers: L.
+        embedding_size: Width of the token embedding; 0 feeds one-hot vectors.
+        dropout: Probability of dropping an input of any layer but the first, and of the output layer, while training.
+        tied: Whether the output layer's weights are the embedding's (Press & Wolf, 2017). Where `embedding_size` differs
+            from `hidden_size`, h is first projected to the embedding's width.
+
+    Raises:
+        InputError: A size, a name or a combination can't be.
+    """
+
+    vocabulary_size: int
+    cell: str = "lstm"
+    hidden_size: int = 256
+    num_layers: int = 1
+    embedding_size: int = 0
+    dropout: float = 0.0
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cell not in cell_names():
+            raise unknown_name("cell", self.cell, cell_names())
+        for flag, value, least in (
+            ("vocabulary size", self.vocabulary_size, 1),
+            ("--hidden", self.hidden_size, 1),
+            ("--layers", self.num_layers, 1),
+            ("--embedding", self.embedding_size, 0),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{flag} {value}: expected a whole number, at least {least}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout {self.dropout}: expected a probability from 0 to below 1")
+        if self.tied and not self.embedding_size:
+            raise InputError("--tied needs an embedding to share; add --embedding, for example --embedding 128")
+
+
+class LanguageModel(nn.Module):
+    """A recurrent language model.
+
+    Args:
+        config: Its shape.
+
+    Example:
+        >>> import torch
+        >>> model = LanguageModel(ModelConfig(vocabulary_size=65, hidden_size=16))
+        >>> logits, state = model(torch.zeros(20, 3, dtype=torch.int64))
+        >>> logits.shape, len(state)  # (T, B, V), and an LSTM's (h, c)
+        (torch.Size([20, 3, 65]), 2)
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = config.embedding_size or config.vocabulary_size
+        self.embedding = nn.Embedding(config.vocabulary_size, inputs) if config.embedding_size else None
+        self.recurrent = _make_recurrent(config, inputs)
+        self.dropout = nn.Dropout(config.dropout)
+        width = config.hidden_size
+        self.projection = None
+        if config.tied:
+            self.projection = nn.Linear(width, inputs, bias=False) if width != inputs else None
+            width = inputs
+        self.output = nn.Linear(width, config.vocabulary_size)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.zeros_(self.output.bias)
+        if isinstance(self.recurrent, LSTM):
+            init.forget_bias_(self.recurrent, 1.0)
+        if self.config.tied and self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=self.config.embedding_size**-0.5)
+            self.output.weight = self.embedding.weight
+
+    def forward(self, ids: TokenIds, state: State | None = None) -> tuple[Logits, State]:
+        """Predict the token after each one.
+
+        Args:
+            ids: Token ids (T, B), int64.
+            state: What the last call returned, each tensor (L, B, H); `None` starts anew.
+
+        Returns:
+            Logits (T, B, V) and the state: (h,), or (h, c) of an LSTM.
+        """
+        if self.embedding is None:
+            x = one_hot(ids, self.config.vocabulary_size).to(self.output.weight.dtype)
+        else:
+            x = self.embedding(ids)
+        hx = state[0] if state is not None and len(state) == 1 else state
+        h, final = self.recurrent(x, hx)
+        h = self.dropout(h)
+        if self.projection is not None:
+            h = self.projection(h)
+        return linear(h, self.output.weight, self.output.bias), final if isinstance(final, tuple) else (final,)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many weights there are; shared ones count once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def _make_recurrent(config: ModelConfig, inputs: int) -> Recurrent:
+    dropout = config.dropout if config.num_layers > 1 else 0.0
+    sizes = inputs, config.hidden_size, config.num_layers
+    if config.cell == "lstm":
+        return LSTM(*sizes, dropout=dropout)
+    if config.cell == "gru":
+        return GRU(*sizes, dropout=dropout)
+    return RNN(*sizes, nonlinearity="relu" if config.cell == "rnn_relu" else "tanh", dropout=dropout)
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of a name; "auto" takes a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        here = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise InputError(f"--device {name}: can't be used here; expected one of {', '.join(here)}") from error
+    return device

@@ -1,0 +1,159 @@
+"""A run: the folder that training writes, and what can be done with it.
+
+config.json              the options of training and the shape of the model
+tokenizer.json           which ids stand for what
+model.safetensors        the weights; verifies itself and the two files above
+generation_config.json   how `sample` chooses unless told otherwise
+results.json             what training came to: time, steps, held-out evaluation
+metrics.jsonl            a line a second of training
+data/                    the encoded text
+checkpoint/              latest.safetensors, all that an exact continuation needs
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from throughtime.errors import InputError
+from throughtime.lm.corpus import Corpus, open_corpus
+from throughtime.lm.model import LanguageModel, ModelConfig, device_named
+from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
+from throughtime.training.checkpoint import CheckpointError, load, load_json, save, save_json
+
+CONFIG, TOKENIZER, MODEL, GENERATION = "config.json", "tokenizer.json", "model.safetensors", "generation_config.json"
+RESULTS, METRICS, DATA, CHECKPOINT = "results.json", "metrics.jsonl", "data", "checkpoint/latest.safetensors"
+
+
+class Run:
+    """An opened run folder; make one with `open_run` or `create_run`.
+
+    Attributes:
+        folder: Where it is.
+        options: The options it was trained with, as in `TrainingOptions`.
+        model_config: The shape of its model.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        config = load_json(folder / CONFIG)
+        try:
+            self.options: dict[str, Any] = config["training"]
+            self.model_config = ModelConfig(**config["model"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / CONFIG}: not a run's configuration ({error}); restore it") from error
+        self.tokenizer: Tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER))
+
+    def load_model(self, device: str = "auto") -> LanguageModel:
+        """Load the trained model, ready to evaluate or sample.
+
+        Raises:
+            InputError: Weights, configuration or tokenizer are missing, truncated or altered.
+        """
+        tensors, state = load(self.folder / MODEL)
+        for name in (CONFIG, TOKENIZER):
+            load_json(self.folder / name, sha256=state.get(name, ""))
+        model = LanguageModel(self.model_config)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.folder / MODEL}: the weights don't fit the configuration beside them"
+            ) from error
+        return model.to(device_named(device)).eval()
+
+    def save_model(self, model: LanguageModel) -> None:
+        """Write the weights, bound to the configuration and the tokenizer beside them."""
+        bound = {name: file_digest(self.folder / name) for name in (CONFIG, TOKENIZER)}
+        save(self.folder / MODEL, model.state_dict(), bound)
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """How `sample` chooses unless told otherwise: the fields of `Sampling`."""
+        return load_json(self.folder / GENERATION)
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What training came to, or `None` while it is not done."""
+        path = self.folder / RESULTS
+        return load_json(path) if path.exists() else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a crash cut off is left out."""
+        path = self.folder / METRICS
+        lines = path.read_text().splitlines() if path.exists() else []
+        metrics = []
+        for line in lines:
+            try:
+                metrics.append(json.loads(line))
+            except ValueError:
+                continue
+        return metrics
+
+    def corpus(self) -> Corpus:
+        """Open the encoded text that the run was trained on."""
+        return open_corpus(self.folder / DATA)
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        InputError: There is none, or its files are damaged.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise InputError(f"{folder}: no such run; expected a folder written by 'throughtime train … --out {folder}'")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: not a run, it has no {CONFIG}; expected a folder written by 'throughtime train'")
+    return Run(folder)
+
+
+def check_new(folder: str | Path) -> Path:
+    """Return the path of a run to be, made if need be, without touching anything that is there.
+
+    Raises:
+        InputError: There is something already, or nothing can be written there.
+    """
+    folder = Path(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {folder}: a file of this name exists; expected a new folder")
+        if folder.is_dir() and any(entry.name != DATA for entry in folder.iterdir()):
+            hint = (
+                f"give another --out, or go on with --resume {folder}"
+                if (folder / CONFIG).exists()
+                else "give another --out"
+            )
+            raise InputError(f"--out {folder}: this folder exists and is not empty; nothing is overwritten, {hint}")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {folder}: can't be written: {error.strerror}; give another folder") from error
+    return folder
+
+
+def create_run(folder: Path, options: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> Run:
+    """Write what describes a run, before the first step."""
+    (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
+    save_json(folder / TOKENIZER, tokenizer.to_json())
+    save_json(folder / GENERATION, {"temperature": 1.0, "top_k": None, "top_p": None, "greedy": False})
+    save_json(folder / CONFIG, {"training": options, "model": asdict(config)})
+    return Run(folder)
+
+
+def clear_run(folder: Path) -> None:
+    """Remove a run's files, but keep its encoded text, so that it can be trained anew."""
+    for name in (CONFIG, TOKENIZER, MODEL, GENERATION, RESULTS, METRICS):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree((folder / CHECKPOINT).parent, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,339 @@
+"""Training a language model: from files of text to a run."""
+
+import json
+import math
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from throughtime.errors import InputError, unknown_name
+from throughtime.lm.corpus import Corpus, build_corpus
+from throughtime.lm.evaluate import Evaluation, evaluate
+from throughtime.lm.model import LanguageModel, ModelConfig, device_named
+from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, Run, check_new, create_run, open_run
+from throughtime.lm.tokenizer import level_names
+from throughtime.training import Budget, Clipping, Loop, Streams
+from throughtime.training import StepReport as LoopReport
+from throughtime.training.checkpoint import load, save, save_json
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+_METRICS_EVERY = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """All that training can be told.
+
+    Attributes:
+        level: A token is a "char" or a "byte".
+        cell: "rnn", "rnn_relu", "lstm" or "gru".
+        hidden: H of every layer.
+        layers: L.
+        embedding: Width of the token embedding; 0 feeds one-hot vectors.
+        tied: Whether the output layer shares the embedding.
+        dropout: Probability of dropping an activation between layers and before the output.
+        minutes: Budget in minutes of training; 3 if no budget is given.
+        epochs: Budget in passes over the text.
+        steps: Budget in updates.
+        batch: B, streams trained on side by side.
+        bptt: T, steps of truncated BPTT.
+        optimizer: "adamw", "adam" or "sgd" (with momentum 0.9).
+        lr: Learning rate at its peak.
+        weight_decay: Decoupled (adamw) or as an L2 penalty, on matrices only.
+        warmup: Share of the budget in which the learning rate rises.
+        clip: Largest global gradient norm; 0 is off.
+        clip_value: Largest gradient entry; 0 is off.
+        seed: Seed of everything random.
+        split: Share of the text, from its start, that is trained on.
+        include: Which files of a folder are read.
+        device: "auto", "cpu", "cuda", …
+
+    Raises:
+        InputError: A value is out of its range; the message names the command line's flag.
+    """
+
+    level: str = "char"
+    cell: str = "lstm"
+    hidden: int = 256
+    layers: int = 1
+    embedding: int = 0
+    tied: bool = False
+    dropout: float = 0.0
+    minutes: float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    batch: int = 32
+    bptt: int = 64
+    optimizer: str = "adamw"
+    lr: float = 8e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.02
+    clip: float = 1.0
+    clip_value: float = 0.0
+    seed: int = 1
+    split: float = 0.9
+    include: str = "*"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.level not in level_names():
+            raise unknown_name("level", self.level, level_names())
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("batch", "bptt"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"--lr {self.lr}: expected a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"--weight-decay {self.weight_decay}: expected 0 or more")
+        for name in ("warmup", "split"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: expected a share from 0 to below 1")
+        self.budget  # noqa: B018 a budget that can't be raises
+        self.clipping  # noqa: B018
+        self.model_config(vocabulary_size=1)
+
+    @property
+    def budget(self) -> Budget:
+        """How long to train; three minutes if nothing was said."""
+        minutes = 3.0 if self.minutes is self.epochs is self.steps is None else self.minutes
+        return Budget(minutes, self.epochs, self.steps)
+
+    @property
+    def clipping(self) -> Clipping:
+        """How gradients are clipped."""
+        return Clipping(self.clip, self.clip_value)
+
+    def model_config(self, vocabulary_size: int) -> ModelConfig:
+        """Return the shape of the model for a vocabulary."""
+        return ModelConfig(
+            vocabulary_size, self.cell, self.hidden, self.layers, self.embedding, self.dropout, self.tied
+        )
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], source: str = "") -> "TrainingOptions":
+        """Make options of names and values, checked.
+
+        Args:
+            values: By field name.
+            source: Where they are from, for the message: a file's name.
+
+        Raises:
+            InputError: A name is unknown, a value of the wrong type or out of range.
+        """
+        prefix = f"{source}: " if source else ""
+        kinds = {field.name: field.type for field in fields(cls)}
+        for name, value in values.items():
+            if name not in kinds:
+                raise InputError(f"{prefix}{unknown_name('option', name, kinds)}")
+            _check_type(prefix, name, value, kinds[name])
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> "TrainingOptions":
+        """Read options from a TOML file of `name = value` lines; `overrides` win.
+
+        Raises:
+            InputError: The file can't be read, is not TOML, or holds an unknown or unfit option.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"--config {path}: can't be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"--config {path}: not TOML: {error}") from error
+        overrides = overrides or {}
+        if any(overrides.get(name) is not None for name in ("minutes", "epochs", "steps")):
+            values = {name: value for name, value in values.items() if name not in ("minutes", "epochs", "steps")}
+        return cls.from_values(values | overrides, source=f"--config {path}")
+
+
+@dataclass(frozen=True)
+class StepReport(LoopReport):
+    """What one step came to, in a reader's units too.
+
+    Attributes:
+        bits_per_character: The running loss in bits for each character of the training text.
+    """
+
+    bits_per_character: float
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training came to.
+
+    Attributes:
+        run: Its folder.
+        steps: Updates, those before a resume included.
+        seconds: Training time, likewise.
+        interrupted: Whether it was stopped before its budget was spent.
+        clip_share: Share of the steps whose gradient was clipped.
+        evaluation: On the held-out text; `None` when interrupted.
+    """
+
+    run: Path
+    steps: int
+    seconds: float
+    interrupted: bool
+    clip_share: float
+    evaluation: Evaluation | None
+
+
+Observer = Callable[[StepReport], None]
+
+
+def train(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    options: TrainingOptions | None = None,
+    observer: Observer | None = None,
+    on_encoding: Callable[[int, int], None] | None = None,
+) -> TrainingSummary:
+    """Train a language model on text.
+
+    Args:
+        paths: Files and folders.
+        out: The run's folder; it must not hold anything but the encoded text of an earlier run.
+        options: How.
+        observer: Called after each step.
+        on_encoding: Called with (bytes done, bytes in all) while the text is read.
+
+    Raises:
+        InputError: Text, folder or options can't be used.
+        NonFiniteError: The loss became no number; the last good checkpoint is kept.
+    """
+    options = options or TrainingOptions()
+    device = device_named(options.device)
+    folder = check_new(out)
+    corpus = build_corpus(
+        paths, folder / DATA, options.level, split=options.split, include=options.include, on_progress=on_encoding
+    )
+    config = options.model_config(corpus.tokenizer.vocabulary_size)
+    windows = Streams(corpus.train, options.batch, options.bptt)
+    run = create_run(folder, asdict(options), config, corpus.tokenizer)
+    torch.manual_seed(options.seed)
+    loop = _make_loop(LanguageModel(config).to(device), windows, options, device)
+    return _finish(run, loop, corpus, observer)
+
+
+def resume(run_folder: str | Path, observer: Observer | None = None) -> TrainingSummary:
+    """Go on with a run that was stopped, exactly where its last checkpoint left it.
+
+    Weights, optimiser, random numbers, position in the text and carried state are restored: with a budget of steps or
+    epochs, on a CPU with the same number of threads, the result is that of a run that was never stopped, to the bit.
+
+    Raises:
+        InputError: There is nothing to go on with, or it is damaged.
+    """
+    run = open_run(run_folder)
+    options = TrainingOptions.from_values(run.options, source=str(run.folder))
+    device = device_named(options.device)
+    if not (run.folder / CHECKPOINT).exists():
+        raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
+    corpus = run.corpus()
+    windows = Streams(corpus.train, options.batch, options.bptt)
+    loop = _make_loop(LanguageModel(run.model_config).to(device), windows, options, device)
+    loop.restore(*load(run.folder / CHECKPOINT))
+    if loop.progress >= 1:
+        raise InputError(f"{run.folder}: this run is complete, its budget is spent; to train longer, start another one")
+    return _finish(run, loop, corpus, observer)
+
+
+def _make_loop(model: LanguageModel, windows: Streams, options: TrainingOptions, device: torch.device) -> Loop:
+    return Loop(
+        model=model,
+        windows=windows,
+        optimizer=_make_optimizer(model, options),
+        loss=_next_token_loss,
+        budget=options.budget,
+        learning_rate=options.lr,
+        warmup=options.warmup,
+        clipping=options.clipping,
+        device=device,
+    )
+
+
+def _next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean −ln p of the targets (T, B) under logits (T, B, V)."""
+    return cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _make_optimizer(model: LanguageModel, options: TrainingOptions) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=options.lr, momentum=0.9)
+    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=options.lr, betas=(0.9, 0.99), fused=True)
+
+
+def _finish(run: Run, loop: Loop, corpus: Corpus, observer: Observer | None) -> TrainingSummary:
+    """Run the loop, saving as it goes; then evaluate and write the results."""
+    model = loop.model
+    assert isinstance(model, LanguageModel)
+
+    def save_all() -> None:
+        run.save_model(model)
+        save(run.folder / CHECKPOINT, *loop.checkpoint())
+
+    with (run.folder / METRICS).open("a", encoding="utf-8") as metrics:
+        spent = loop.run(_Recorder(metrics, corpus, observer), save_all)
+    evaluation = None
+    if spent:
+        evaluation = evaluate(
+            model,
+            corpus.held_out,
+            characters=corpus.held_out_characters,
+            bytes=corpus.held_out_bytes,
+            unknown_id=corpus.tokenizer.unknown_id,
+        )
+    summary = TrainingSummary(run.folder, loop.step, loop.seconds, not spent, loop.clip_share, evaluation)
+    if evaluation is not None:
+        training = {"steps": loop.step, "seconds": loop.seconds, "clip_share": loop.clip_share}
+        save_json(run.folder / RESULTS, {"training": training, "held_out": asdict(evaluation)})
+    return summary
+
+
+class _Recorder:
+    """Passes reports on, with bits per character, and writes one a second to metrics.jsonl."""
+
+    def __init__(self, file: Any, corpus: Corpus, observer: Observer | None) -> None:
+        self._file = file
+        self._observer = observer
+        sample = corpus.train[:1_000_000]
+        self._bits = len(sample) / max(corpus.tokenizer.characters_of(sample), 1) / math.log(2)
+        self._written = 0.0
+
+    def __call__(self, report: LoopReport) -> None:
+        full = StepReport(**vars(report), bits_per_character=report.loss * self._bits)
+        if self._observer is not None:
+            self._observer(full)
+        now = time.monotonic()
+        if report.step == 1 or report.progress >= 1 or now - self._written >= _METRICS_EVERY:
+            self._written = now
+            self._file.write(json.dumps(asdict(full)) + "\n")
+            self._file.flush()
+
+
+def _check_type(prefix: str, name: str, value: Any, kind: Any) -> None:
+    """Refuse a value whose type isn't the field's; a whole number serves where a number is meant."""
+    kinds = getattr(kind, "__args__", (kind,))
+    allowed = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        expected = " or ".join(wanted[k] for k in kinds if k in wanted)
+        raise InputError(f"{prefix}{name} = {value!r}: expected {expected}")

@@ -1,0 +1,155 @@
+"""Files that are whole or refused: tensors with a JSON state in one safetensors file, and plain JSON. Never pickle.
+
+A save is atomic: the file is written beside its place, synced, renamed, and the folder is synced, so that a crash at any moment
+leaves the earlier file or the new one. The safetensors file carries the SHA-256 of itself (with the digest's own place filled with
+zeros) in its metadata, so that a truncated or altered file is refused; any safetensors reader can open it.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from throughtime.errors import InputError
+
+_BLANK = "0" * 64
+_DIGEST_KEY = b'"sha256":"'
+
+
+class CheckpointError(InputError):
+    """A file of a run can't be written, or is not what was written."""
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> str:
+    """Write tensors and a JSON state, atomically.
+
+    Args:
+        path: Where; the folder must be there.
+        tensors: By name; moved to the CPU, shared storage written once for each name.
+        state: Whatever JSON can express.
+
+    Returns:
+        The SHA-256 by which the file verifies itself.
+
+    Raises:
+        CheckpointError: The file can't be written. What was there before still is.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = bytearray(safetensors.torch.save(on_cpu, {"state": json.dumps(state), "sha256": _BLANK}))
+    digest = hashlib.sha256(data).hexdigest()
+    at = _digest_place(data)
+    assert at is not None
+    data[at : at + 64] = digest.encode()
+    write_atomically(path, bytes(data))
+    return digest
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote: the tensors, on the CPU, and the state.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, altered, or was not written by `save`.
+    """
+    path = Path(path)
+    data = bytearray(_read(path))
+    at = _digest_place(data)
+    if at is None:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of throughtime, or its header is damaged; restore it or train anew"
+        )
+    given = bytes(data[at : at + 64])
+    data[at : at + 64] = _BLANK.encode()
+    if hashlib.sha256(data).hexdigest().encode() != given:
+        raise CheckpointError(f"{path}: truncated or altered (its SHA-256 doesn't match); restore it or train anew")
+    try:
+        tensors = safetensors.torch.load(bytes(data))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tensors, json.loads(header["__metadata__"]["state"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of throughtime ({error}); restore it or train anew") from error
+
+
+def save_json(path: str | Path, value: dict[str, Any]) -> str:
+    """Write a JSON object, atomically; return the SHA-256 of the file.
+
+    Raises:
+        CheckpointError: The file can't be written. What was there before still is.
+    """
+    data = (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "surrogatepass")
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_json(path: str | Path, sha256: str | None = None) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+        sha256: What the file's SHA-256 must be, if it is known.
+
+    Raises:
+        CheckpointError: The file is missing, is not a JSON object, or is not the one that was meant.
+    """
+    path = Path(path)
+    data = _read(path)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(
+            f"{path}: altered since it was written (its SHA-256 doesn't match); restore it or train anew"
+        )
+    try:
+        value = json.loads(data.decode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); restore it or train anew") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Replace a file's contents so that a crash leaves the old ones or the new ones, whole.
+
+    Raises:
+        CheckpointError: The file can't be written. What was there before still is.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: can't be written: {error.strerror}; what was saved before is still there"
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _digest_place(data: bytearray) -> int | None:
+    """Return where the 64 digits of the digest stand in the header, if it has one that fits in the file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    if len(data) < 8 or end > len(data):
+        return None
+    at = data.find(_DIGEST_KEY, 8, end)
+    start = at + len(_DIGEST_KEY)
+    return start if at >= 0 and start + 64 <= end else None

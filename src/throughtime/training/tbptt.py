@@ -1,0 +1,73 @@
+"""Truncated backpropagation through time: a long sequence as parallel streams, read window by window.
+
+The sequence is cut in B contiguous streams; a step reads the next T positions of each. The state is carried from window to
+window, so that the forward pass sees the whole past, but detached, so that the backward pass stops at the window's edge
+(Williams & Peng, 1990).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from throughtime.errors import InputError
+
+
+def detach(state: Any) -> Any:
+    """Cut a state, a tensor or nested tuples of them, off the graph that made it."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    return None if state is None else tuple(detach(part) for part in state)
+
+
+class Streams:
+    """A sequence as B contiguous streams, read T positions at a time.
+
+    Args:
+        tokens: The sequence (N,), possibly memory-mapped.
+        batch: B.
+        window: T.
+
+    Raises:
+        InputError: The sequence is too short for one window.
+
+    Example:
+        >>> import numpy as np
+        >>> streams = Streams(np.arange(9), batch=2, window=2)
+        >>> inputs, targets = streams.window_at(1)
+        >>> inputs.tolist(), targets.tolist()  # (T, B): stream 0 reads 0 1 2 3, stream 1 reads 4 5 6 7
+        ([[2, 6], [3, 7]], [[3, 7], [4, 8]])
+    """
+
+    def __init__(self, tokens: NDArray[np.integer], batch: int, window: int) -> None:
+        for flag, value in (("--batch", batch), ("--bptt", window)):
+            if value < 1:
+                raise InputError(f"{flag} {value}: expected at least 1")
+        needed = batch * window + 1
+        if len(tokens) < needed:
+            raise InputError(
+                f"{len(tokens):,} tokens to train on, but --batch {batch} × --bptt {window} needs at least {needed:,}; "
+                "lower --batch or --bptt, or give more text"
+            )
+        self.batch = batch
+        self.window = window
+        self._tokens = tokens
+        self._length = (len(tokens) - 1) // batch
+        self._starts = np.arange(batch) * self._length
+
+    def __len__(self) -> int:
+        """How many whole windows an epoch has."""
+        return self._length // self.window
+
+    def window_at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, each (T, B) int64, of a step counted from the start of training."""
+        begin = (step % len(self)) * self.window
+        places = self._starts + np.arange(begin, begin + self.window + 1)[:, None]
+        ids = torch.from_numpy(self._tokens[places].astype(np.int64))
+        return ids[:-1], ids[1:]
+
+    def begins_epoch(self, step: int) -> bool:
+        """Return whether the streams start anew at a step, so that the state must too."""
+        return step % len(self) == 0

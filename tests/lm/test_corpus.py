@@ -1,0 +1,190 @@
+"""Files become tokens, in one pass and whatever their size; what can't be text is named with its place."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import throughtime.lm.corpus as corpus_module
+from throughtime import InputError
+from throughtime.lm import ByteTokenizer, CharTokenizer, build_corpus, open_corpus
+from throughtime.lm.corpus import read_tokens
+
+TEXT = "안녕하세요, world! 𝄞 e\u0301\r\n" * 20
+
+
+def tokens_of(corpus) -> np.ndarray:
+    return np.concatenate([corpus.train, corpus.held_out])
+
+
+@pytest.mark.parametrize("level", ["char", "byte"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
+def test_a_file_is_read_whole_however_it_is_cut(tmp_path, monkeypatch, level, chunk):
+    monkeypatch.setattr(corpus_module, "_CHUNK", chunk)
+    (tmp_path / "a.txt").write_bytes(TEXT.encode())
+    corpus = build_corpus([tmp_path / "a.txt"], tmp_path / "data", level)
+    assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == TEXT
+    assert abs(len(corpus.train) - 0.9 * len(tokens_of(corpus))) <= 1
+    assert corpus.held_out_bytes == len(
+        corpus.tokenizer.decode(corpus.held_out.tolist()).encode("utf-8", "replace")
+    ) or (level == "byte")
+    assert isinstance(corpus.train, np.memmap)
+
+
+@given(
+    st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"), min_size=4, max_size=50)
+)
+def test_any_text_comes_back(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "a.txt").write_bytes(text.encode())
+    corpus = build_corpus([folder / "a.txt"], folder / "data")
+    assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == text
+
+
+def test_ids_widen_as_the_vocabulary_grows(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_CHUNK", 64)
+    text = "".join(chr(0x4E00 + i) for i in range(300)) + "".join(chr(0x10000 + i) for i in range(70_000))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
+    corpus = build_corpus([tmp_path / "a.txt"], tmp_path / "data")
+    assert corpus.train.dtype == np.uint32
+    assert corpus.tokenizer.vocabulary_size == 70_301
+    assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == text
+
+
+def test_folders_are_read_in_order_and_what_is_no_text_is_counted(tmp_path):
+    text = tmp_path / "text"
+    (text / "b").mkdir(parents=True)
+    (text / ".hidden").mkdir()
+    (text / "b" / "two.py").write_text("second" * 5)
+    (text / "a.py").write_text("first" * 5)
+    (text / "c.txt").write_text("other" * 5)
+    (text / "latin.py").write_bytes(b"caf\xe9")
+    (text / "binary.py").write_bytes(b"a\0b")
+    (text / "empty.py").write_bytes(b"")
+    (text / ".hidden" / "no.py").write_text("never")
+    corpus = build_corpus([text], tmp_path / "data", include="*.py")
+    assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == "first" * 5 + "second" * 5
+    assert corpus.skipped == 2
+
+
+def test_a_skipped_file_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_CHUNK", 4)
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"good until here\xff")
+    (folder / "b.txt").write_bytes(b"second")
+    corpus = build_corpus([folder], tmp_path / "data")
+    assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == "second"
+    assert corpus.skipped == 1
+
+
+def test_unchanged_files_are_not_encoded_again(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(TEXT)
+    assert not build_corpus([path], tmp_path / "data").reused
+    assert build_corpus([path], tmp_path / "data").reused
+    assert not build_corpus([path], tmp_path / "data", split=0.5).reused
+    assert not build_corpus([path], tmp_path / "data", "byte").reused
+    path.write_text(TEXT + "more")
+    corpus = build_corpus([path], tmp_path / "data", "byte")
+    assert not corpus.reused
+    assert corpus.tokenizer.decode(tokens_of(corpus).tolist()).endswith("more")
+
+
+def test_progress_reaches_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_CHUNK", 10)
+    (tmp_path / "a.txt").write_bytes(b"x" * 25)
+    (tmp_path / "b.txt").write_bytes(b"y" * 5)
+    seen = []
+    build_corpus([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "data", on_progress=lambda *p: seen.append(p))
+    assert seen[-1] == (30, 30)
+    assert seen == sorted(seen)
+
+
+BAD = {
+    "missing": (None, "no such file or folder"),
+    "empty": (b"", "the file is empty; expected text"),
+    "one character": (b"a", "1 tokens in all; too little"),
+    "nul": (b"text\0more", "NUL byte at position 4: not a text file; use --level byte"),
+    "nul after a wide character": ("한글\0".encode(), "NUL byte at position 6"),
+    "latin-1": (b"caf\xe9 au lait", "byte 0xe9 at position 3 is not UTF-8"),
+    "latin-1 after a mark": (b"\xef\xbb\xbfcaf\xe9 ", "byte 0xe9 at position 6 is not UTF-8"),
+    "utf-16": ("text".encode("utf-16"), "byte 0xff at position 0 is not UTF-8"),
+    "surrogate": (b"abc\xed\xa0\x80", "byte 0xed at position 3 is not UTF-8"),
+    "cut off": ("text 한".encode()[:-1], "ends in the middle of a character, at byte 5"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_what_cant_be_text_is_named_with_its_place(tmp_path, monkeypatch, case, chunk):
+    monkeypatch.setattr(corpus_module, "_CHUNK", chunk)
+    content, message = BAD[case]
+    path = tmp_path / "a.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        build_corpus([path], tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert "a.txt" in str(caught.value)
+
+
+def test_any_bytes_will_do_at_level_byte(tmp_path):
+    data = bytes(range(256)) * 2
+    (tmp_path / "a.bin").write_bytes(data)
+    corpus = build_corpus([tmp_path / "a.bin"], tmp_path / "data", "byte")
+    assert tokens_of(corpus).astype(np.uint8).tobytes() == data
+
+
+def test_a_byte_order_mark_is_dropped_and_line_ends_stay(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    corpus = build_corpus([tmp_path / "a.txt"], tmp_path / "data")
+    assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == "one\r\ntwo\n"
+
+
+def test_other_bad_arguments(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / "nothing").mkdir()
+    for arguments, options, message in [
+        ([[]], {}, "no text was given"),
+        ([[tmp_path / "a.txt"]], {"level": "chars"}, "unknown level 'chars'; did you mean 'char'"),
+        ([[tmp_path / "a.txt"]], {"split": 1.0}, "--split 1.0: expected"),
+        ([[tmp_path / "nothing"]], {}, r"no files match '\*' in this folder"),
+        ([["/dev/null"]], {}, "not a regular file"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            build_corpus(*arguments, tmp_path / "data", **options)
+    (tmp_path / "only.txt").write_bytes(b"\xff\xff")
+    (tmp_path / "binaries").mkdir()
+    (tmp_path / "only.txt").rename(tmp_path / "binaries" / "only.txt")
+    with pytest.raises(InputError, match="none of 1 files is UTF-8 text"):
+        build_corpus([tmp_path / "binaries"], tmp_path / "data")
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    with pytest.raises(InputError, match=r"a\.txt/data: can't write the encoded text there: Not a directory"):
+        build_corpus([tmp_path / "a.txt"], tmp_path / "a.txt" / "data")
+
+
+def test_a_damaged_encoding_is_refused_when_opened_and_made_anew_when_built(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    build_corpus([tmp_path / "a.txt"], tmp_path / "data")
+    tokens = tmp_path / "data" / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"tokens\.bin: \d+ bytes, expected"):
+        open_corpus(tmp_path / "data")
+    assert not build_corpus([tmp_path / "a.txt"], tmp_path / "data").reused
+    (tmp_path / "data" / "corpus.json").write_text("{}")
+    with pytest.raises(InputError, match="the encoded text is damaged"):
+        open_corpus(tmp_path / "data")
+
+
+def test_reading_a_file_with_a_tokenizer_that_exists(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("cab한")
+    assert read_tokens(path, CharTokenizer("abc")).tolist() == [3, 1, 2, 0]
+    assert read_tokens(path, ByteTokenizer()).tolist() == list("cab한".encode())
+    path.write_text("a")
+    with pytest.raises(InputError, match="holds 1 tokens; at least 2 are needed"):
+        read_tokens(path, CharTokenizer("abc"))

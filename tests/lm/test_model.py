@@ -1,0 +1,84 @@
+"""The language model's shapes, state and options."""
+
+import pytest
+import torch
+
+from throughtime import InputError
+from throughtime.lm import LanguageModel, ModelConfig, cell_names
+from throughtime.lm.model import device_named
+
+
+@pytest.mark.parametrize("cell", cell_names())
+@pytest.mark.parametrize("options", [{}, {"embedding_size": 6}, {"num_layers": 2, "dropout": 0.5}])
+def test_carried_state_makes_pieces_equal_the_whole(cell, options):
+    model = LanguageModel(ModelConfig(vocabulary_size=11, cell=cell, hidden_size=8, **options)).eval()
+    ids = torch.randint(0, 11, (9, 2))
+    whole, last = model(ids)
+    first, state = model(ids[:4])
+    second, end = model(ids[4:], state)
+    assert whole.shape == (9, 2, 11)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    for a, e in zip(end, last, strict=True):
+        torch.testing.assert_close(a, e)
+    assert len(last) == (2 if cell == "lstm" else 1)
+
+
+def test_one_hot_input_is_a_row_of_the_input_weights():
+    model = LanguageModel(ModelConfig(vocabulary_size=5, cell="rnn", hidden_size=3))
+    layer = model.recurrent
+    logits, (h,) = model(torch.tensor([[2]]))
+    expected = torch.tanh(layer.weight_ih_l0[:, 2] + layer.bias_ih_l0 + layer.bias_hh_l0)
+    torch.testing.assert_close(h[0, 0], expected)
+    torch.testing.assert_close(logits[0, 0], model.output.weight @ expected + model.output.bias)
+
+
+@pytest.mark.parametrize("embedding", [8, 6])
+def test_tied_weights_are_one_tensor(embedding):
+    config = ModelConfig(vocabulary_size=11, hidden_size=8, embedding_size=embedding, tied=True)
+    model = LanguageModel(config)
+    assert model.embedding is not None
+    assert model.output.weight is model.embedding.weight
+    assert (model.projection is None) == (embedding == 8)
+    untied = LanguageModel(ModelConfig(vocabulary_size=11, hidden_size=8, embedding_size=embedding))
+    saved = 11 * 8 - (0 if embedding == 8 else 8 * embedding)
+    assert untied.parameter_count - model.parameter_count == saved
+    model(torch.zeros(3, 2, dtype=torch.int64))[0].sum().backward()
+    assert model.output.weight.grad is not None
+
+
+def test_dropout_acts_only_in_training():
+    model = LanguageModel(ModelConfig(vocabulary_size=11, hidden_size=64, dropout=0.5))
+    ids = torch.zeros(3, 2, dtype=torch.int64)
+    assert not torch.equal(model(ids)[0], model(ids)[0])
+    model.eval()
+    assert torch.equal(model(ids)[0], model(ids)[0])
+
+
+def test_an_lstm_starts_out_remembering():
+    layer = LanguageModel(ModelConfig(vocabulary_size=5, hidden_size=4)).recurrent
+    assert torch.equal((layer.bias_ih_l0 + layer.bias_hh_l0)[4:8], torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "lstn"}, "unknown cell 'lstn'; did you mean 'lstm'"),
+        ({"hidden_size": 0}, "--hidden 0: expected a whole number, at least 1"),
+        ({"num_layers": -1}, "--layers -1: expected"),
+        ({"embedding_size": -1}, "--embedding -1: expected"),
+        ({"hidden_size": 2.5}, "--hidden 2.5: expected a whole number"),
+        ({"dropout": 1.0}, "--dropout 1.0: expected a probability"),
+        ({"tied": True}, "--tied needs an embedding"),
+    ],
+)
+def test_shapes_that_cant_be(options, message):
+    with pytest.raises(InputError, match=message):
+        ModelConfig(vocabulary_size=5, **options)
+
+
+def test_devices():
+    assert device_named("cpu").type == "cpu"
+    assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cudaa", "xpu:7"):
+        with pytest.raises(InputError, match=f"--device {name}: can't be used here; expected one of auto, cpu"):
+            device_named(name)

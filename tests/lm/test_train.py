@@ -1,0 +1,272 @@
+"""From files to a run and back: training, results, resume to the bit, and what is said when something can't be."""
+
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import throughtime
+from throughtime import InputError
+from throughtime.lm import TrainingOptions, evaluate, generate, open_run, resume, train
+from throughtime.training import NonFiniteError
+from throughtime.training.checkpoint import load
+
+SMALL = {"hidden": 16, "batch": 4, "bptt": 16, "steps": 30}
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. 한글도 됩니다.\n" * 60)
+    return path
+
+
+def test_a_run_holds_all_that_it_promises(text, tmp_path):
+    reports = []
+    summary = train([text], tmp_path / "run", TrainingOptions(**SMALL), reports.append)
+    run = open_run(tmp_path / "run")
+    assert {entry.name for entry in run.folder.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "generation_config.json",
+        "results.json",
+        "metrics.jsonl",
+        "data",
+        "checkpoint",
+    }
+    assert not summary.interrupted
+    assert summary.steps == 30 == reports[-1].step
+    assert run.options["hidden"] == 16
+    assert run.results["held_out"]["nats_per_token"] == summary.evaluation.nats_per_token
+    corpus = run.corpus()
+    assert evaluate(run.load_model(), corpus.held_out).nats_per_token == pytest.approx(
+        summary.evaluation.nats_per_token
+    )
+    assert summary.evaluation.bits_per_byte < summary.evaluation.bits_per_character
+    first, *_, last = run.metrics()
+    assert (first["step"], last["step"]) == (1, 30)
+    assert {"loss", "gradient_norm", "clipped", "clip_share", "learning_rate"} <= last.keys()
+    assert last["bits_per_character"] == pytest.approx(last["loss"] / math.log(2))
+    assert len("".join(generate(run.load_model(), run.tokenizer, "the", 20, seed=1))) == 20
+
+
+def test_it_learns_the_text(text, tmp_path):
+    summary = train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 250, "hidden": 32}))
+    assert summary.evaluation.perplexity < 2
+
+
+@pytest.mark.parametrize("options", [{"level": "byte"}, {"embedding": 8, "tied": True, "layers": 2, "dropout": 0.2}])
+@pytest.mark.parametrize("cell", ["rnn", "gru"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_options_train(text, tmp_path, options, cell, optimizer):
+    options = SMALL | {"steps": 3, "cell": cell, "optimizer": optimizer, "clip_value": 0.1, **options}
+    summary = train([text], tmp_path / "run", TrainingOptions(**options))
+    assert math.isfinite(summary.evaluation.nats_per_token)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_interrupted_and_resumed_equals_uninterrupted(text, tmp_path, cell):
+    options = TrainingOptions(**SMALL | {"cell": cell, "dropout": 0.2})
+    whole = train([text], tmp_path / "whole", options)
+
+    def interrupt(report):
+        if report.step == 11:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    cut = train([text], tmp_path / "cut", options, interrupt)
+    assert cut.interrupted
+    assert cut.evaluation is None
+    assert cut.steps in (11, 12)
+    assert open_run(tmp_path / "cut").results is None
+    again = resume(tmp_path / "cut")
+    assert again.steps == whole.steps
+    assert again.evaluation == whole.evaluation
+    expected, _ = load(tmp_path / "whole" / "checkpoint" / "latest.safetensors")
+    actual, _ = load(tmp_path / "cut" / "checkpoint" / "latest.safetensors")
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor), name
+
+
+def test_a_run_that_is_done_or_never_began_cant_go_on(text, tmp_path):
+    train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 2}))
+    with pytest.raises(InputError, match="this run is complete"):
+        resume(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint" / "latest.safetensors").unlink()
+    with pytest.raises(InputError, match="no checkpoint was written yet"):
+        resume(tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(throughtime.training.Loop.run, "__defaults__", (None, None, 0.0))  # save after every step
+    honest = throughtime.lm.train.__globals__["_next_token_loss"]
+    calls = []
+
+    def spoilt(logits, targets):
+        calls.append(1)
+        return honest(logits, targets) * (math.inf if len(calls) == 6 else 1)
+
+    monkeypatch.setitem(throughtime.lm.train.__globals__, "_next_token_loss", spoilt)
+    with pytest.raises(NonFiniteError, match="the loss became inf at step 6"):
+        train([text], tmp_path / "run", TrainingOptions(**SMALL))
+    monkeypatch.undo()
+    _, state = load(tmp_path / "run" / "checkpoint" / "latest.safetensors")
+    assert state["step"] == 5
+    assert resume(tmp_path / "run").steps == 30
+
+
+def test_the_encoded_text_of_an_earlier_run_is_used_again(text, tmp_path):
+    train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1}))
+    from throughtime.lm.run import clear_run
+
+    clear_run(tmp_path / "run")
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["data"]
+    before = (tmp_path / "run" / "data" / "tokens.bin").stat().st_mtime_ns
+    train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1}))
+    assert (tmp_path / "run" / "data" / "tokens.bin").stat().st_mtime_ns == before
+
+
+def test_an_output_folder_that_holds_something_is_left_alone(text, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists and is not empty; nothing is overwritten, give another --out"):
+        train([text], out, TrainingOptions(**SMALL))
+    assert [entry.name for entry in out.iterdir()] == ["precious.txt"]
+    with pytest.raises(InputError, match="a file of this name exists"):
+        train([text], out / "precious.txt", TrainingOptions(**SMALL))
+    with pytest.raises(InputError, match="can't be written: Not a directory"):
+        train([text], out / "precious.txt" / "run", TrainingOptions(**SMALL))
+
+
+def test_too_little_text_for_a_window(tmp_path):
+    (tmp_path / "short.txt").write_text("short text")
+    with pytest.raises(InputError, match=r"8 tokens to train on, but --batch 4 × --bptt 16 needs at least 65"):
+        train([tmp_path / "short.txt"], tmp_path / "run", TrainingOptions(**SMALL))
+
+
+OPTIONS = [
+    ({"level": "word"}, "unknown level 'word'"),
+    ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'"),
+    ({"cell": "gur"}, "unknown cell 'gur'; did you mean 'gru'"),
+    ({"hidden": 0}, "--hidden 0: expected"),
+    ({"batch": 0}, "--batch 0: expected at least 1"),
+    ({"bptt": -3}, "--bptt -3: expected at least 1"),
+    ({"lr": 0.0}, "--lr 0.0: expected"),
+    ({"lr": math.nan}, "--lr nan: expected"),
+    ({"weight_decay": -1.0}, "--weight-decay -1.0: expected"),
+    ({"warmup": 1.0}, "--warmup 1.0: expected a share"),
+    ({"split": 1.5}, "--split 1.5: expected a share"),
+    ({"steps": 0}, "--steps 0: expected"),
+    ({"minutes": -1.0}, "--minutes -1.0: expected"),
+    ({"steps": 5, "epochs": 1.0}, "--epochs and --steps: expected exactly one"),
+    ({"clip": -1.0}, "--clip -1.0: expected"),
+    ({"dropout": 1.0}, "--dropout 1.0: expected"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), OPTIONS)
+def test_options_out_of_range(values, message):
+    with pytest.raises(InputError, match=message):
+        TrainingOptions(**values)
+
+
+def test_three_minutes_unless_something_is_said():
+    assert TrainingOptions().budget.minutes == 3
+    assert TrainingOptions(steps=7).budget.minutes is None
+
+
+def test_options_from_toml(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('cell = "gru"\nhidden = 32\nlr = 1\nsteps = 10\n')
+    assert TrainingOptions.from_toml(path) == TrainingOptions(cell="gru", hidden=32, lr=1, steps=10)
+    overridden = TrainingOptions.from_toml(path, {"hidden": 64, "epochs": 2.0})
+    assert overridden == TrainingOptions(cell="gru", hidden=64, lr=1, epochs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("hiden = 3", r"a\.toml: unknown option 'hiden'; did you mean 'hidden'"),
+        ("hidden = 3.5", r"a\.toml: hidden = 3.5: expected a whole number"),
+        ("hidden = true", "expected a whole number"),
+        ('lr = "fast"', "lr = 'fast': expected a number"),
+        ("cell = 3", "cell = 3: expected text"),
+        ("tied = 1", "tied = 1: expected true or false"),
+        ("hidden = ", r"a\.toml: not TOML"),
+        ("hidden = 0", "--hidden 0: expected"),
+    ],
+)
+def test_toml_that_wont_do(tmp_path, content, message):
+    path = tmp_path / "a.toml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        TrainingOptions.from_toml(path)
+    with pytest.raises(InputError, match="can't be read: No such file"):
+        TrainingOptions.from_toml(tmp_path / "none.toml")
+
+
+def test_the_same_seed_gives_the_same_model(text, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train([text], tmp_path / name, TrainingOptions(**SMALL | {"steps": 4, "seed": seed, "dropout": 0.3}))
+    a, b, c = (load(tmp_path / name / "model.safetensors")[0]["output.weight"] for name in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_metrics_survive_a_cut_off_line(text, tmp_path):
+    train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 2}))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert [m["step"] for m in open_run(tmp_path / "run").metrics()] == [1, 2]
+
+
+def test_byte_level_counts_characters(tmp_path):
+    (tmp_path / "k.txt").write_text("가나다라마바사아자차카타파하" * 50)
+    summary = train([tmp_path / "k.txt"], tmp_path / "run", TrainingOptions(**SMALL | {"level": "byte"}))
+    evaluation = summary.evaluation
+    assert evaluation.bits_per_byte == pytest.approx(evaluation.nats_per_token / math.log(2))
+    assert evaluation.bits_per_character == pytest.approx(3 * evaluation.bits_per_byte, rel=0.01)
+
+
+DAMAGE = {
+    "config.json": (lambda data: data.replace(b'"hidden_size": 16', b'"hidden_size": 17'), r"config\.json: altered"),
+    "tokenizer.json": (lambda data: data.replace(b"the", b"teh") or data, r"tokenizer\.json"),
+    "model.safetensors": (lambda data: data[:-1], r"model\.safetensors: truncated or altered"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_altered_files_are_refused(text, tmp_path, name):
+    train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1}))
+    path = tmp_path / "run" / name
+    spoil, message = DAMAGE[name]
+    data = path.read_bytes()
+    spoilt = spoil(data)
+    if spoilt == data:
+        tokenizer = json.loads(data)
+        tokenizer["characters"] = tokenizer["characters"][::-1]
+        spoilt = json.dumps(tokenizer, ensure_ascii=False).encode()
+    path.write_bytes(spoilt)
+    with pytest.raises(InputError, match=message):
+        open_run(tmp_path / "run").load_model()
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    with pytest.raises(InputError, match="no such run"):
+        open_run(tmp_path / "none")
+    with pytest.raises(InputError, match=r"not a run, it has no config\.json"):
+        open_run(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="not a run's configuration"):
+        open_run(tmp_path)
+
+
+def test_a_memory_mapped_corpus_trains(text, tmp_path):
+    train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1}))
+    assert isinstance(open_run(tmp_path / "run").corpus().train, np.memmap)

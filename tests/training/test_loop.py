@@ -1,0 +1,165 @@
+"""The loop trains, carries state, stops where it should, and resumes to the bit. Its model here knows nothing of language."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import throughtime
+from throughtime.training import Budget, CheckpointError, Clipping, Loop, NonFiniteError, Streams
+
+
+class Forecaster(nn.Module):
+    """Predicts the next number of a series of digits."""
+
+    def __init__(self, cell: str = "gru") -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 6)
+        self.layer = {"rnn": throughtime.RNN, "gru": throughtime.GRU, "lstm": throughtime.LSTM}[cell](
+            6, 8, 2, dropout=0.3
+        )
+        self.output = nn.Linear(8, 10)
+
+    def forward(self, ids: Tensor, state=None):
+        hx = state if state is None or len(state) == 2 else state[0]
+        h, final = self.layer(self.embedding(ids), hx)
+        return self.output(h), final if isinstance(final, tuple) else (final,)
+
+
+def make_loop(cell: str = "gru", steps: int = 12, optimizer=torch.optim.AdamW, **options) -> Loop:
+    torch.manual_seed(3)
+    model = Forecaster(cell)
+    return Loop(
+        model=model,
+        windows=Streams(np.arange(200) % 7, batch=3, window=8),
+        optimizer=optimizer(model.parameters(), lr=1e-2),
+        loss=lambda output, targets: nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten()),
+        budget=Budget(steps=steps),
+        learning_rate=1e-2,
+        **options,
+    )
+
+
+def everything(loop: Loop) -> tuple[dict[str, Tensor], dict]:
+    tensors, state = loop.checkpoint()
+    return tensors, {k: v for k, v in state.items() if k != "seconds"}
+
+
+def test_it_learns():
+    reports = []
+    loop = make_loop(steps=150)
+    assert loop.run(reports.append)
+    assert reports[-1].loss < 0.5 * reports[0].loss
+    assert [r.step for r in reports] == list(range(1, 151))
+    assert reports[-1].progress == 1
+    assert reports[-1].epoch == pytest.approx(150 / 8)
+    assert 0 < reports[-1].learning_rate < reports[50].learning_rate
+
+
+def test_state_is_carried_detached_and_renewed_each_epoch():
+    loop = make_loop(steps=9)
+    seen = []
+    model = loop.model
+    forward = model.forward
+    model.forward = lambda ids, state=None: (seen.append(state), forward(ids, state))[1]
+    loop.run()
+    assert [state is None for state in seen] == [step % 8 == 0 for step in range(9)]
+    assert not any(tensor.requires_grad for state in seen if state for tensor in state)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)])
+def test_resumed_at_any_step_equals_uninterrupted(cell, optimizer):
+    """Weights, optimiser, random numbers, carried state: all of it, bit for bit, wherever training was cut."""
+    whole = make_loop(cell, optimizer=optimizer)
+    whole.run()
+    expected, expected_state = everything(whole)
+    for stop in range(1, 12):
+        first = make_loop(cell, optimizer=optimizer)
+        for _ in range(stop):
+            first.model.train()
+            first._step()
+        tensors, state = first.checkpoint()
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        second = make_loop(cell, optimizer=optimizer)
+        torch.manual_seed(99)
+        second.restore(tensors, state)
+        second.run()
+        actual, actual_state = everything(second)
+        assert actual_state == expected_state
+        assert actual.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(actual[name], tensor), f"{name} differs after a stop at step {stop}"
+
+
+def test_a_foreign_checkpoint_is_refused():
+    tensors, state = make_loop("gru").checkpoint()
+    with pytest.raises(CheckpointError, match="belongs to another model or optimiser"):
+        make_loop("lstm").restore(tensors, state)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_finishes_the_step_and_saves(number):
+    before = signal.getsignal(number)
+    saved = []
+    loop = make_loop(steps=1000)
+    spent = loop.run(
+        lambda report: os.kill(os.getpid(), number) if report.step == 5 else None, lambda: saved.append(loop.step)
+    )
+    assert not spent
+    assert saved == [loop.step]
+    assert loop.step in (5, 6)
+    assert signal.getsignal(number) == before
+
+
+def test_it_runs_outside_the_main_thread():
+    loop = make_loop()
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    thread.join()
+    assert loop.step == 12
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched():
+    loop = make_loop(steps=20)
+    saved = []
+    honest = loop.loss
+    loop.loss = lambda output, targets: honest(output, targets) * (float("nan") if loop.step == 6 else 1)
+    with pytest.raises(NonFiniteError, match=r"the loss became nan at step 7; the last good checkpoint is kept"):
+        loop.run(save=lambda: saved.append(loop.step), save_every=0)
+    assert saved == [1, 2, 3, 4, 5, 6]
+    assert all(torch.isfinite(p).all() for p in loop.model.parameters())
+
+
+def test_clipping_is_reported():
+    reports = []
+    loop = make_loop(steps=4, clipping=Clipping(norm=1e-3))
+    loop.run(reports.append)
+    assert loop.clip_share == 1
+    assert all(r.clipped and r.gradient_norm > 1e-3 for r in reports)
+
+
+def test_a_time_budget_counts_training_only(monkeypatch):
+    """A clock that jumps while saving must not eat the budget."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    loop = make_loop()
+    loop.budget = Budget(minutes=1)
+    honest = loop.loss
+
+    def slow_loss(output, targets):
+        now[0] += 7.0
+        return honest(output, targets)
+
+    loop.loss = slow_loss
+
+    def save():
+        now[0] += 1000.0
+
+    assert loop.run(save=save, save_every=0)
+    assert loop.step == 9  # nine steps of seven seconds are the first to pass a minute
+    assert loop.seconds == 63.0
