@@ -45,6 +45,18 @@ def refusal(cell: str, input: Tensor) -> str | None:
     return None
 
 
+def description() -> str:
+    """Say in a line what the kernels are, or why there are none."""
+    return _missing if _native is None else f"C++ kernels for the CPU, {instruction_set()}"
+
+
+def saved_widths(cell: str, hidden: int) -> list[int]:
+    """Return the widths of what `forward` keeps; each has a row for every real step of every sequence."""
+    if cell.startswith("rnn"):
+        return []
+    return [_GATES[cell] * hidden, *([hidden] if cell in ("lstm", "gru") else [])]
+
+
 def instruction_set() -> str:
     """Name the instruction set in use: avx512, avx2 or generic."""
     return _native.instruction_set()
@@ -416,7 +428,7 @@ class _Sums:
             weight_hh.addmm_(da_hh[first : first + len(h_prev)].t(), h_prev)
 
     def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """h before each of the stretch's rows, in pieces: (first row, h)."""
+        """H before each of the stretch's rows, in pieces: (first row, h)."""
         steps, batch, width = output.shape
         begin, end = stretch.begin, stretch.end
         if work.h_prev is not None:
