@@ -72,7 +72,7 @@ class TrainingOptions:
     batch: int = 32
     bptt: int = 64
     optimizer: str = "adamw"
-    lr: float = 8e-3
+    lr: float = 1e-2
     weight_decay: float = 0.01
     warmup: float = 0.02
     clip: float = 1.0
