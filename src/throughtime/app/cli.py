@@ -153,7 +153,7 @@ def train(
     optimizer: Annotated[
         str | None, _choice("--optimizer", "NAME", "adamw", OPTIMISATION, "adamw, adam or sgd.")
     ] = None,
-    lr: Annotated[float | None, _choice("--lr", "X", "0.008", OPTIMISATION, "Learning rate at its peak.")] = None,
+    lr: Annotated[float | None, _choice("--lr", "X", "0.01", OPTIMISATION, "Learning rate at its peak.")] = None,
     weight_decay: Annotated[float | None, _choice("--weight-decay", "X", "0.01", OPTIMISATION, "Weight decay.")] = None,
     warmup: Annotated[float | None, _choice("--warmup", "P", "0.02", OPTIMISATION, "Share of warm-up.")] = None,
     clip: Annotated[
