@@ -206,7 +206,8 @@ def _read_weights(cell: str, parameters: list[Tensor]) -> _Weights:
     if len(tensors) < 5:
         tensors.append(None)
     weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = tensors
-    assert weight_ih is not None and weight_hh is not None
+    assert weight_ih is not None
+    assert weight_hh is not None
     projected = 0 if weight_hr is None else weight_hr.shape[0]
     hidden = weight_hh.shape[0] // _GATES[cell]
     return _Weights(_GATES[cell], hidden, projected, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
@@ -252,6 +253,7 @@ class _Rows:
     @cached_property
     def index(self) -> Tensor:
         """Row of the padded (T · B, ·) array, for each row of the packed one."""
+        assert self.order is not None
         padded = torch.arange(self.steps)[:, None] * self.batch + self.order
         return padded[self._active]
 
@@ -420,7 +422,8 @@ class _Sums:
             assert work.extra is not None
             _add_outer(self.weight_hh[2 * hidden :], da[:, 2 * hidden :], work.extra[:rows])
         if self.weight_hr is not None:
-            assert work.extra is not None and work.grad_hidden is not None
+            assert work.extra is not None
+            assert work.grad_hidden is not None
             _add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
         da_hh = {"gru": da[:, hidden:], "gru_reset_before": da[:, : 2 * hidden]}.get(self.cell, da)
         weight_hh = self.weight_hh[: da_hh.shape[1]]
