@@ -1,0 +1,158 @@
+// What Python sees: a Layout, and the passes over it. Arrays come as addresses (`tensor.data_ptr()`, 0 for none),
+// because handing over ten tensors costs 38 microseconds and ten integers one; kernels/cpu.py has checked them.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "dispatch.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace throughtime;
+
+namespace {
+
+const InstructionSet* active = nullptr;
+
+std::vector<std::string> names() {
+  std::vector<std::string> all;
+  for (const InstructionSet* set : instruction_sets()) all.emplace_back(set->name);
+  return all;
+}
+
+void use(const std::string& name) {
+  for (const InstructionSet* set : instruction_sets())
+    if (set->name == name) return void(active = set);
+  throw std::invalid_argument("instruction set " + name + " isn't in this build, or this machine can't run it");
+}
+
+template <class T>
+const Kernels<T>& kernels();
+template <>
+const Kernels<float>& kernels() {
+  return active->f32;
+}
+template <>
+const Kernels<double>& kernels() {
+  return active->f64;
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using Address = uintptr_t;
+using Sizes = std::tuple<long, long, long, long>;
+
+Sizes sizes(PackedSizes s) { return {s.weight_hh, s.weight_n, s.weight_hr, s.bias}; }
+
+void check(bool done) {
+  if (!done) throw std::bad_alloc();
+}
+
+template <class T>
+struct TypedLayout : Layout {
+  TypedLayout(int cell, bool reverse, int threads, long steps, long batch, long hidden, long projected, Address rows,
+              Address first_row, Address order, Address reset)
+      : Layout{static_cast<Cell>(cell), reverse, threads, 0, steps, steps, batch, hidden, projected,
+               at<const int64_t>(rows), at<const int64_t>(first_row), at<const int64_t>(order),
+               at<const uint8_t>(reset)} {}
+
+  Layout between(long begin, long end) const {
+    Layout part = *this;
+    part.begin = begin;
+    part.end = end;
+    return part;
+  }
+
+  void pack_forward(Address weight_hh, Address weight_hr, Address bias_ih, Address bias_hh, Address packed_hh,
+                    Address packed_n, Address packed_hr, Address packed_bias) const {
+    nb::gil_scoped_release release;
+    kernels<T>().pack_forward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih),
+                              at<const T>(bias_hh), at<T>(packed_hh), at<T>(packed_n), at<T>(packed_hr),
+                              at<T>(packed_bias));
+  }
+
+  void pack_backward(Address weight_hh, Address weight_hr, Address packed_hh, Address packed_n,
+                     Address packed_hr) const {
+    nb::gil_scoped_release release;
+    kernels<T>().pack_backward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<T>(packed_hh),
+                               at<T>(packed_n), at<T>(packed_hr));
+  }
+
+  void forward(long begin, long end, Address gates, long first_gates_row, Address kept, Address output, Address h,
+               Address c, Address initial_h, Address initial_c, Address weight_hh, Address weight_n, Address weight_hr,
+               Address bias) const {
+    nb::gil_scoped_release release;
+    check(kernels<T>().forward({between(begin, end), at<T>(gates), first_gates_row, at<T>(kept), at<T>(output),
+                                at<T>(h), at<T>(c), at<const T>(initial_h), at<const T>(initial_c),
+                                at<const T>(weight_hh), at<const T>(weight_n), at<const T>(weight_hr),
+                                at<const T>(bias)}));
+  }
+
+  void backward(long begin, long end, Address gates, Address kept, Address output, Address grad_output, Address grad_h,
+                Address grad_c, Address grad_initial_h, Address grad_initial_c, Address initial_h, Address initial_c,
+                long first_grad_row, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
+                Address weight_hh, Address weight_n, Address weight_hr) const {
+    nb::gil_scoped_release release;
+    check(kernels<T>().backward({between(begin, end), at<const T>(gates), at<const T>(kept), at<const T>(output),
+                                 at<const T>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h),
+                                 at<T>(grad_initial_c), at<const T>(initial_h), at<const T>(initial_c), first_grad_row,
+                                 at<T>(grad_gates), at<T>(h_prev), at<T>(extra), at<T>(grad_hidden),
+                                 at<const T>(weight_hh), at<const T>(weight_n), at<const T>(weight_hr)}));
+  }
+};
+
+template <class T>
+void bind(nb::module_& module, const char* name) {
+  using L = TypedLayout<T>;
+  nb::class_<L>(module, name)
+      .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address>(), "cell"_a,
+           "reverse"_a, "threads"_a, "steps"_a, "batch"_a, "hidden"_a, "projected"_a, "rows"_a, "first_row"_a,
+           "order"_a, "reset"_a)
+      .def("forward_sizes", [](const L& s) { return sizes(kernels<T>().forward_sizes(s)); })
+      .def("backward_sizes", [](const L& s) { return sizes(kernels<T>().backward_sizes(s)); })
+      .def("pack_forward", &L::pack_forward)
+      .def("pack_backward", &L::pack_backward)
+      .def("forward", &L::forward)
+      .def("backward", &L::backward)
+      .def_static("columns_size", [](long columns, long depth) { return kernels<T>().columns_size(columns, depth); })
+      .def_static("pack_columns",
+                  [](long columns, long depth, Address source, long column_stride, long depth_stride, Address packed,
+                     int threads) {
+                    nb::gil_scoped_release release;
+                    kernels<T>().pack_columns(columns, depth, at<const T>(source), column_stride, depth_stride,
+                                              at<T>(packed), threads);
+                  })
+      .def_static("multiply_rows_by",
+                  [](long rows, long depth, long columns, Address a, long a_stride, Address packed, Address out,
+                     long out_stride, int threads) {
+                    nb::gil_scoped_release release;
+                    kernels<T>().multiply_rows_by(rows, depth, columns, at<const T>(a), a_stride, at<const T>(packed),
+                                                  at<T>(out), out_stride, threads);
+                  })
+      .def_static("add_outer", [](long rows, long left, long right, Address a, long a_stride, Address b, long b_stride,
+                                  Address sum, Address bias, int threads) {
+        nb::gil_scoped_release release;
+        check(kernels<T>().add_outer(rows, left, right, at<const T>(a), a_stride, at<const T>(b), b_stride, at<T>(sum),
+                                     at<T>(bias), threads));
+      });
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  active = instruction_sets().front();
+  module.def("instruction_sets", &names, "Instruction sets that this machine can run, the fastest first.");
+  module.def("instruction_set", [] { return std::string(active->name); }, "The one in use.");
+  module.def("use_instruction_set", &use, "name"_a, "Use another one, in the whole process.");
+  bind<float>(module, "LayoutF32");
+  bind<double>(module, "LayoutF64");
+}

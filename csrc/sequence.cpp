@@ -1,0 +1,763 @@
+// The time loop, forward and backward. Compiled once for each instruction set.
+//
+// A call's threads are cut in groups; each group has rows of its own and never meets another. Where there are too few
+// rows for that, the members of a group share its rows and divide the hidden units (panels of packed weights) between
+// them, and meet at a barrier in each step. All of a member's loops say which: `rows_` are its group's, panels are its
+// own. What crosses between members is only h (forward) and da (backward), and both are kept twice, this step's and
+// the next one's, so one meeting in a step is enough for most cells.
+#include "sequence.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "cells.h"
+#include "dense.h"
+#include "product.h"
+#include "threads.h"
+
+namespace throughtime::THROUGHTIME_ISA {
+namespace {
+
+// Panels: how many gates' columns lie side by side, so that a unit's gates come out of one product together.
+PanelShape recurrent_panels(const Layout& s) {
+  switch (s.cell) {
+    case Cell::lstm: return {4, 1, s.hidden};
+    case Cell::gru: return {3, 1, s.hidden};
+    case Cell::gru_reset_before: return {2, 2, s.hidden};  // r and z; n has a product of its own
+    default: return {1, 4, s.hidden};
+  }
+}
+
+PanelShape plain_panels(long columns) { return {1, 4, columns}; }
+
+template <class T>
+long packed_size(PanelShape shape, long depth) {
+  return panel_count<T>(shape) * panel_size<T>(shape, depth);
+}
+
+// Gates whose gradients meet W_hh in one product: all, but for the n of a GRU with the reset gate before the product.
+int joint_gates(Cell cell) { return cell == Cell::gru_reset_before ? 2 : gate_count(cell); }
+
+template <class T>
+PackedSizes forward_sizes(const Layout& s) {
+  PackedSizes sizes{};
+  sizes.weight_hh = packed_size<T>(recurrent_panels(s), s.width());
+  if (s.cell == Cell::gru_reset_before) sizes.weight_n = packed_size<T>(plain_panels(s.hidden), s.hidden);
+  if (s.projected) sizes.weight_hr = packed_size<T>(plain_panels(s.projected), s.hidden);
+  sizes.bias = 2 * packed_size<T>(recurrent_panels(s), 1) + packed_size<T>(plain_panels(s.hidden), 1);
+  return sizes;
+}
+
+template <class T>
+PackedSizes backward_sizes(const Layout& s) {
+  PackedSizes sizes{};
+  sizes.weight_hh = packed_size<T>(plain_panels(s.width()), joint_gates(s.cell) * s.hidden);
+  if (s.cell == Cell::gru_reset_before) sizes.weight_n = packed_size<T>(plain_panels(s.hidden), s.hidden);
+  if (s.projected) sizes.weight_hr = packed_size<T>(plain_panels(s.hidden), s.projected);
+  return sizes;
+}
+
+template <class T>
+struct PackTask {
+  PanelShape shape;
+  long depth;
+  const T* source;
+  long unit_stride, depth_stride;
+  T* packed;
+};
+
+template <class T>
+void pack(const PackTask<T>& task, int threads) {
+  if (panel_size<T>(task.shape, task.depth) * panel_count<T>(task.shape) < 65536) threads = 1;
+  run_together(
+      threads,
+      [](void* context, int member, int members) {
+        const auto& t = *static_cast<const PackTask<T>*>(context);
+        const Range p = share(panel_count<T>(t.shape), member, members);
+        pack_panels<T>(t.shape, t.depth, t.source, t.unit_stride, t.depth_stride, p.begin, p.end, t.packed);
+      },
+      const_cast<PackTask<T>*>(&task));
+}
+
+template <class T>
+void pack_bias(PanelShape shape, const T* bias, T* packed) {
+  if (bias)
+    pack_panels<T>(shape, 1, bias, 1, 1, 0, panel_count<T>(shape), packed);
+  else
+    memset(packed, 0, sizeof(T) * packed_size<T>(shape, 1));
+}
+
+// The packed bias has three parts: what starts the product, what is added to it, and (reset before) n's.
+template <class T>
+void pack_forward(const Layout& s, const T* weight_hh, const T* weight_hr, const T* bias_ih, const T* bias_hh,
+                  T* packed_hh, T* packed_n, T* packed_hr, T* packed_bias) {
+  const PanelShape shape = recurrent_panels(s);
+  const long H = s.hidden, P = s.width(), bias_size = packed_size<T>(shape, 1);
+  pack<T>({shape, P, weight_hh, P, 1, packed_hh}, s.threads);
+  pack_bias<T>(shape, bias_hh, packed_bias);
+  pack_bias<T>(shape, bias_ih, packed_bias + bias_size);
+  if (s.cell == Cell::gru_reset_before) {
+    pack<T>({plain_panels(H), H, weight_hh + 2 * H * H, H, 1, packed_n}, s.threads);
+    T* bias_n = packed_bias + 2 * bias_size;
+    pack_bias<T>(plain_panels(H), bias_ih ? bias_ih + 2 * H : nullptr, bias_n);
+    if (bias_hh)
+      for (long j = 0; j < H; ++j) bias_n[j] += bias_hh[2 * H + j];  // one gate: panels of a bias are in order
+  }
+  if (s.projected) pack<T>({plain_panels(P), H, weight_hr, H, 1, packed_hr}, s.threads);
+}
+
+template <class T>
+void pack_backward(const Layout& s, const T* weight_hh, const T* weight_hr, T* packed_hh, T* packed_n, T* packed_hr) {
+  const long H = s.hidden, P = s.width();
+  pack<T>({plain_panels(P), joint_gates(s.cell) * H, weight_hh, 1, P, packed_hh}, s.threads);
+  if (s.cell == Cell::gru_reset_before) pack<T>({plain_panels(H), H, weight_hh + 2 * H * H, 1, H, packed_n}, s.threads);
+  if (s.projected) pack<T>({plain_panels(H), P, weight_hr, 1, H, packed_hr}, s.threads);
+}
+
+// How a call's threads divide its work.
+struct Plan {
+  long groups, parts;
+};
+
+Plan plan(const Layout& s, long members) {
+  constexpr long few = 4;  // rows for which reading all weights costs a thread more than meeting the others
+  long groups = members;
+  while (groups > 1 && (s.batch < few * groups || members % groups)) --groups;
+  if (s.batch >= few * members) groups = members;
+  return {groups, members / groups};
+}
+
+// A step too small to share: meeting would cost more than it saves.
+int useful_threads(const Layout& s) {
+  const long multiplications = s.batch * s.hidden * s.width() * gate_count(s.cell);
+  const bool meets = s.batch < 4 * s.threads;
+  if (meets && multiplications < 20000) return 1;
+  return (s.end - s.begin) * multiplications < 50000 ? 1 : s.threads;
+}
+
+// Rows of activations, private to a group and away from powers of two, where the cache's sets would collide.
+template <class T>
+struct Rows {
+  T* data = nullptr;
+  long stride = 0;
+
+  T* at(long row) const { return data + row * stride; }
+};
+
+template <class T>
+long row_stride(long columns) {
+  constexpr long W = lanes<T>;
+  return (columns + W - 1) / W * W + 64 / sizeof(T);
+}
+
+// What forward and backward have in common: which rows and columns are a member's, and how they are addressed.
+template <class T>
+class Member {
+ public:
+  Member(const Layout& s, Plan plan, long member, Barrier* barrier)
+      : layout_(s), groups_(plan.groups), group_(member / plan.parts), parts_(plan.parts), part_(member % plan.parts),
+        barrier_(barrier) {}
+
+ protected:
+  long active(long t) const { return layout_.rows ? layout_.rows[t] : layout_.batch; }
+  long mine(long rows) const { return (rows - group_ + groups_ - 1) / groups_; }
+  long rank(long row) const { return group_ + row * groups_; }
+  long column(long row) const { return layout_.order ? layout_.order[rank(row)] : rank(row); }
+  long packed_row(long t, long row) const {
+    return (layout_.first_row ? layout_.first_row[t] : t * layout_.batch) + rank(row);
+  }
+  long padded_row(long t, long row) const { return t * layout_.batch + column(row); }
+  long before(long t) const { return layout_.reverse ? t + 1 : t - 1; }
+
+  // In reverse the boundary before step t + 1 is met before step t.
+  bool begins(long t, long row) const {
+    if (!layout_.reset) return false;
+    if (!layout_.reverse) return layout_.reset[padded_row(t, row)];
+    return t + 1 < layout_.steps && layout_.reset[padded_row(t + 1, row)];
+  }
+  bool is_first(long t, long row) const {
+    if (begins(t, row)) return true;
+    return layout_.reverse ? t == layout_.steps - 1 || rank(row) >= active(t + 1) : t == 0;
+  }
+
+  void meet() const {
+    if (parts_ > 1) barrier_->wait(static_cast<int>(parts_));
+  }
+
+  Range panels(PanelShape shape) const { return share(panel_count<T>(shape), part_, parts_); }
+
+  // The units that a member's panels cover.
+  Range units(PanelShape shape) const {
+    const Range p = panels(shape);
+    const long width = shape.unit_vectors * lanes<T>;
+    return {p.begin * width, p.end * width < shape.units ? p.end * width : shape.units};
+  }
+
+  // For each of the member's panels and each row: done(row, first unit, tile), the tile holding
+  // start + a . panel, `vectors` vectors.
+  template <int vectors, class Done>
+  THROUGHTIME_INLINE void product(PanelShape shape, const T* packed, const T* start, Rows<T> a, long depth, long count,
+                                  Done done) const {
+    alignas(64) T tile[block_rows * vectors * lanes<T>];
+    alignas(64) const T zero[vectors * lanes<T>] = {};
+    const Range p = panels(shape);
+    const long size = panel_size<T>(shape, depth), width = shape.unit_vectors * lanes<T>;
+    for (long panel = p.begin; panel < p.end; ++panel)
+      for (long first = 0; first < count; first += block_rows) {
+        const long rows = count - first < block_rows ? count - first : block_rows;
+        multiply<T, vectors>(rows, depth, a.at(first), a.stride, packed + panel * size,
+                             start ? start + panel * vectors * lanes<T> : zero, tile);
+        for (long row = 0; row < rows; ++row) done(first + row, panel * width, tile + row * vectors * lanes<T>);
+      }
+  }
+
+  static void copy(T* to, const T* from, Range columns) {
+    memcpy(to + columns.begin, from + columns.begin, sizeof(T) * (columns.end - columns.begin));
+  }
+
+  const Layout& layout_;
+  const long groups_, group_, parts_, part_;
+  Barrier* const barrier_;
+};
+
+// Forward ------------------------------------------------------------------------------------------------------------
+
+template <class T>
+struct ForwardBuffers {
+  Rows<T> h[2], c, m;
+
+  static long size(const Forward<T>& s, long rows) {
+    const long m = s.projected || s.cell == Cell::gru_reset_before ? row_stride<T>(s.hidden) : 0;
+    const long c = s.cell == Cell::lstm ? row_stride<T>(s.hidden) : 0;
+    return rows * (2 * row_stride<T>(s.width()) + c + m);
+  }
+
+  ForwardBuffers(const Forward<T>& s, T* memory, long rows) {
+    for (Rows<T>& buffer : h) buffer = {memory, row_stride<T>(s.width())}, memory += rows * buffer.stride;
+    if (s.cell == Cell::lstm) c = {memory, row_stride<T>(s.hidden)}, memory += rows * c.stride;
+    if (s.projected || s.cell == Cell::gru_reset_before) m = {memory, row_stride<T>(s.hidden)};
+  }
+};
+
+template <class T, Cell cell>
+class ForwardMember : Member<T> {
+  using Base = Member<T>;
+  using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::padded_row;
+  using V = Vector<T>;
+  static constexpr long W = lanes<T>;
+
+ public:
+  ForwardMember(const Forward<T>& s, Plan plan, long member, Barrier* barrier, T* memory, long rows)
+      : Base(s, plan, member, barrier), s_(s), buffers_(s, memory, rows), own_h_(Base::units(plain_panels(s.width()))),
+        own_c_(Base::units(recurrent_panels(s))) {}
+
+  void run() {
+    long count = 0;
+    for (long i = 0; i < s_.end - s_.begin; ++i) {
+      const long t = s_.reverse ? s_.end - 1 - i : s_.begin + i;
+      const bool is_last = i + 1 == s_.end - s_.begin;
+      const long previous = count;
+      count = mine(active(t));
+      const long next = is_last ? 0 : mine(active(s_.reverse ? t - 1 : t + 1));
+      now_ = buffers_.h[i % 2];
+      next_ = buffers_.h[1 - i % 2];
+      if (prepare(t, previous, count)) meet();
+      step(t, count);
+      meet();
+      for (long row = next; row < count; ++row) leave(row);
+    }
+  }
+
+ private:
+  // Rows that join take up the carried state, rows that begin a new sequence the initial one.
+  bool prepare(long t, long previous, long count) {
+    bool has_changed = previous < count;
+    for (long row = previous; row < count; ++row) enter(row, s_.h, s_.c);
+    if (!s_.reset) return has_changed;
+    for (long row = 0; row < count; ++row)
+      if (Base::begins(t, row)) enter(row, s_.initial_h, s_.initial_c), has_changed = true;
+    return has_changed;
+  }
+
+  void enter(long row, const T* h, const T* c) {
+    Base::copy(now_.at(row), h + column(row) * s_.width(), own_h_);
+    if constexpr (cell == Cell::lstm) Base::copy(buffers_.c.at(row), c + column(row) * s_.hidden, own_c_);
+  }
+
+  void leave(long row) {
+    Base::copy(s_.h + column(row) * s_.width(), next_.at(row), own_h_);
+    if constexpr (cell == Cell::lstm) Base::copy(s_.c + column(row) * s_.hidden, buffers_.c.at(row), own_c_);
+  }
+
+  T* gates(long t, long row) const { return s_.gates + (packed_row(t, row) - s_.first_gates_row) * G * s_.hidden; }
+  T* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
+  T* output(long t, long row) const { return s_.output + padded_row(t, row) * s_.width(); }
+
+  void put_h(long t, long row, long unit, V h) {
+    store(next_.at(row) + unit, h);
+    store(output(t, row) + unit, h, s_.width() - unit);
+  }
+
+  void step(long t, long count) {
+    if constexpr (cell == Cell::lstm) step_lstm(t, count);
+    if constexpr (cell == Cell::gru) step_gru(t, count);
+    if constexpr (cell == Cell::gru_reset_before) step_gru_reset_before(t, count);
+    if constexpr (cell == Cell::rnn_tanh || cell == Cell::rnn_relu) step_rnn(t, count);
+  }
+
+  const T* added_bias() const { return s_.bias + packed_size<T>(recurrent_panels(s_), 1); }
+
+  void step_rnn(long t, long count) {
+    const long H = s_.hidden;
+    const T* bias = added_bias();
+    Base::template product<4>(recurrent_panels(s_), s_.weight_hh, s_.bias, now_, H, count, [&](long row, long first, const T* tile) {
+      const T* x = gates(t, row);
+      for (long unit = first; unit < first + 4 * W && unit < H; unit += W) {
+        const V a = load(tile + unit - first) + (load(x + unit, H - unit) + load(bias + unit));
+        put_h(t, row, unit, Rnn<T>::step(a, cell == Cell::rnn_relu));
+      }
+    });
+  }
+
+  void step_lstm(long t, long count) {
+    const long H = s_.hidden;
+    const T* bias = added_bias();
+    Base::template product<4>(recurrent_panels(s_), s_.weight_hh, s_.bias, now_, s_.width(), count,
+               [&](long row, long unit, const T* tile) {
+                 T* gate = gates(t, row) + unit;
+                 T* c = buffers_.c.at(row) + unit;
+                 const T* b = bias + unit * 4;
+                 const long n = H - unit;
+                 const auto it = Lstm<T>::step(load(tile) + (load(gate, n) + load(b)),
+                                               load(tile + W) + (load(gate + H, n) + load(b + W)),
+                                               load(tile + 2 * W) + (load(gate + 2 * H, n) + load(b + 2 * W)),
+                                               load(tile + 3 * W) + (load(gate + 3 * H, n) + load(b + 3 * W)), load(c));
+                 store(c, it.c);
+                 if (s_.kept) {
+                   store(gate, it.i, n);
+                   store(gate + H, it.f, n);
+                   store(gate + 2 * H, it.g, n);
+                   store(gate + 3 * H, it.o, n);
+                   store(kept(t, row) + unit, it.c, n);
+                 }
+                 if (s_.projected)
+                   store(buffers_.m.at(row) + unit, it.m);
+                 else
+                   put_h(t, row, unit, it.m);
+               });
+    if (!s_.projected) return;
+    meet();
+    Base::template product<4>(plain_panels(s_.projected), s_.weight_hr, nullptr, buffers_.m, H, count,
+               [&](long row, long first, const T* tile) {
+                 for (long unit = first; unit < first + 4 * W && unit < s_.projected; unit += W)
+                   put_h(t, row, unit, load(tile + unit - first));
+               });
+  }
+
+  void step_gru(long t, long count) {
+    const long H = s_.hidden;
+    const T* bias = added_bias();
+    Base::template product<3>(recurrent_panels(s_), s_.weight_hh, s_.bias, now_, H, count, [&](long row, long unit, const T* tile) {
+      T* gate = gates(t, row) + unit;
+      const T* b = bias + unit * 3;
+      const long n = H - unit;
+      const V r = sigmoid<T>(load(tile) + (load(gate, n) + load(b)));
+      const V z = sigmoid<T>(load(tile + W) + (load(gate + H, n) + load(b + W)));
+      const V u = load(tile + 2 * W);
+      const V candidate = tanh<T>(load(gate + 2 * H, n) + load(b + 2 * W) + r * u);
+      if (s_.kept) {
+        store(gate, r, n);
+        store(gate + H, z, n);
+        store(gate + 2 * H, candidate, n);
+        store(kept(t, row) + unit, u, n);
+      }
+      put_h(t, row, unit, Gru<T>::mix(z, candidate, load(now_.at(row) + unit)));
+    });
+  }
+
+  void step_gru_reset_before(long t, long count) {
+    const long H = s_.hidden;
+    const T* bias = added_bias();
+    Base::template product<4>(recurrent_panels(s_), s_.weight_hh, s_.bias, now_, H, count, [&](long row, long first, const T* tile) {
+      for (long u = 0; u < 2 && first + u * W < H; ++u) {
+        const long unit = first + u * W, n = H - unit;
+        T* gate = gates(t, row) + unit;
+        const T* b = bias + (first * 2 + u * 2 * W);
+        const V r = sigmoid<T>(load(tile + 2 * u * W) + (load(gate, n) + load(b)));
+        const V z = sigmoid<T>(load(tile + (2 * u + 1) * W) + (load(gate + H, n) + load(b + W)));
+        store(gate, r, n);
+        store(gate + H, z, n);
+        store(buffers_.m.at(row) + unit, r * load(now_.at(row) + unit));
+      }
+    });
+    meet();
+    const T* bias_n = s_.bias + 2 * packed_size<T>(recurrent_panels(s_), 1);
+    Base::template product<4>(plain_panels(H), s_.weight_n, bias_n, buffers_.m, H, count, [&](long row, long first, const T* tile) {
+      T* gate = gates(t, row);
+      for (long unit = first; unit < first + 4 * W && unit < H; unit += W) {
+        const long n = H - unit;
+        const V candidate = tanh<T>(load(tile + unit - first) + load(gate + 2 * H + unit, n));
+        store(gate + 2 * H + unit, candidate, n);
+        put_h(t, row, unit, Gru<T>::mix(load(gate + H + unit, n), candidate, load(now_.at(row) + unit)));
+      }
+    });
+  }
+
+  static constexpr long G = gate_count(cell);
+  const Forward<T>& s_;
+  const ForwardBuffers<T> buffers_;
+  const Range own_h_, own_c_;
+  Rows<T> now_, next_;
+};
+
+// Backward -----------------------------------------------------------------------------------------------------------
+
+template <class T>
+struct BackwardBuffers {
+  Rows<T> dh, dc, da[2], da_n;
+
+  static long size(const Backward<T>& s, long rows) {
+    const long one = row_stride<T>(s.hidden);
+    return rows * (row_stride<T>(s.width()) + 2 * row_stride<T>(joint_gates(s.cell) * s.hidden) + 2 * one);
+  }
+
+  BackwardBuffers(const Backward<T>& s, T* memory, long rows) {
+    dh = {memory, row_stride<T>(s.width())}, memory += rows * dh.stride;
+    for (Rows<T>& buffer : da)
+      buffer = {memory, row_stride<T>(joint_gates(s.cell) * s.hidden)}, memory += rows * buffer.stride;
+    dc = {memory, row_stride<T>(s.hidden)}, memory += rows * dc.stride;
+    da_n = {memory, row_stride<T>(s.hidden)};
+  }
+};
+
+template <class T, Cell cell>
+class BackwardMember : Member<T> {
+  using Base = Member<T>;
+  using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::padded_row;
+  using V = Vector<T>;
+  static constexpr long W = lanes<T>;
+
+ public:
+  BackwardMember(const Backward<T>& s, Plan plan, long member, Barrier* barrier, T* memory, long rows)
+      : Base(s, plan, member, barrier), s_(s), buffers_(s, memory, rows), own_h_(Base::units(plain_panels(s.width()))),
+        own_(Base::units(plain_panels(s.hidden))) {}
+
+  void run() {
+    long count = 0;
+    for (long i = 0; i < s_.end - s_.begin; ++i) {
+      const long t = s_.reverse ? s_.begin + i : s_.end - 1 - i;
+      const bool is_last = i + 1 == s_.end - s_.begin;
+      const long previous = count;
+      count = mine(active(t));
+      const long next = is_last ? 0 : mine(active(s_.reverse ? t + 1 : t - 1));
+      da_ = buffers_.da[i % 2];
+      for (long row = previous; row < count; ++row) enter(row);
+      if (s_.h_prev)
+        for (long row = 0; row < count; ++row)
+          Base::copy(s_.h_prev + grad_row(t, row) * s_.width(), h_before(t, row), own_h_);
+      step_backward(t, count);
+      if (s_.reset) begin_anew(t, count);
+      for (long row = next; row < count; ++row) leave(row);
+    }
+  }
+
+ private:
+  void enter(long row) {
+    Base::copy(buffers_.dh.at(row), s_.grad_h + column(row) * s_.width(), own_h_);
+    if constexpr (cell == Cell::lstm) Base::copy(buffers_.dc.at(row), s_.grad_c + column(row) * s_.hidden, own_);
+  }
+
+  void leave(long row) {
+    Base::copy(s_.grad_h + column(row) * s_.width(), buffers_.dh.at(row), own_h_);
+    if constexpr (cell == Cell::lstm) Base::copy(s_.grad_c + column(row) * s_.hidden, buffers_.dc.at(row), own_);
+  }
+
+  // The state before a sequence's first step was the initial one: its gradient goes there and nothing goes further.
+  void begin_anew(long t, long count) {
+    for (long row = 0; row < count; ++row) {
+      if (!Base::begins(t, row)) continue;
+      move(s_.grad_initial_h + column(row) * s_.width(), buffers_.dh.at(row), own_h_);
+      if constexpr (cell == Cell::lstm) move(s_.grad_initial_c + column(row) * s_.hidden, buffers_.dc.at(row), own_);
+    }
+  }
+
+  static void move(T* to, T* from, Range columns) {
+    for (long j = columns.begin; j < columns.end; ++j) to[j] += from[j], from[j] = T(0);
+  }
+
+  long grad_row(long t, long row) const { return packed_row(t, row) - s_.first_grad_row; }
+  const T* gates(long t, long row) const { return s_.gates + packed_row(t, row) * G * s_.hidden; }
+  const T* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
+  T* grad_gates(long t, long row) const {
+    return s_.grad_gates + grad_row(t, row) * (cell == Cell::gru ? 4 : G) * s_.hidden;
+  }
+  const T* h_before(long t, long row) const {
+    if (Base::is_first(t, row)) return s_.initial_h + column(row) * s_.width();
+    return s_.output + padded_row(Base::before(t), row) * s_.width();
+  }
+  const T* c_before(long t, long row) const {
+    if (Base::is_first(t, row)) return s_.initial_c + column(row) * s_.hidden;
+    return kept(Base::before(t), row);
+  }
+  const T* grad_output(long t, long row) const { return s_.grad_output + padded_row(t, row) * s_.width(); }
+
+  // What reaches h_t: from later steps, and from the step's own loss.
+  V reaching(long row, long unit, const T* own_loss) const {
+    const V dh = load(buffers_.dh.at(row) + unit);
+    return own_loss ? dh + load(own_loss + unit, s_.width() - unit) : dh;
+  }
+  const T* own_loss(long t, long row) const { return s_.grad_output ? grad_output(t, row) : nullptr; }
+
+  void step_backward(long t, long count) {
+    if constexpr (cell == Cell::lstm) step_lstm(t, count);
+    if constexpr (cell == Cell::gru) step_gru(t, count);
+    if constexpr (cell == Cell::gru_reset_before) step_gru_reset_before(t, count);
+    if constexpr (cell == Cell::rnn_tanh || cell == Cell::rnn_relu) step_rnn(t, count);
+  }
+
+  // dh = what went past the weights, if anything, + W_hh^T da.
+  void through_weights(long count, bool has_bypass) {
+    meet();
+    Base::template product<4>(plain_panels(s_.width()), s_.weight_hh, nullptr, da_, joint_gates(cell) * s_.hidden, count,
+               [&](long row, long first, const T* tile) {
+                 T* dh = buffers_.dh.at(row);
+                 for (long unit = first; unit < first + 4 * W && unit < s_.width(); unit += W) {
+                   const V through = load(tile + unit - first);
+                   store(dh + unit, has_bypass ? load(dh + unit) + through : through);
+                 }
+               });
+  }
+
+  void step_rnn(long t, long count) {
+    const long H = s_.hidden;
+    for (long row = 0; row < count; ++row) {
+      const T* h = s_.output + padded_row(t, row) * H;
+      const T* loss = own_loss(t, row);
+      T* grad = grad_gates(t, row);
+      for (long unit = own_.begin; unit < own_.end; unit += W) {
+        const long n = H - unit;
+        const V da = Rnn<T>::step_backward(reaching(row, unit, loss), load(h + unit, n), cell == Cell::rnn_relu);
+        store(da_.at(row) + unit, da, n);
+        store(grad + unit, da, n);
+      }
+    }
+    through_weights(count, false);
+  }
+
+  void lstm_unit(long t, long row, long unit, V dm) {
+    const long H = s_.hidden, n = H - unit;
+    const T* gate = gates(t, row) + unit;
+    T* dc = buffers_.dc.at(row) + unit;
+    const auto d = Lstm<T>::step_backward(dm, load(dc), load(gate, n), load(gate + H, n), load(gate + 2 * H, n),
+                                          load(gate + 3 * H, n), load(kept(t, row) + unit, n),
+                                          load(c_before(t, row) + unit, n));
+    store(dc, d.c_prev);
+    T* grad = grad_gates(t, row) + unit;
+    T* da = da_.at(row) + unit;
+    const V parts[] = {d.a_i, d.a_f, d.a_g, d.a_o};
+    for (int g = 0; g < 4; ++g) {
+      store(da + g * H, parts[g], n);
+      store(grad + g * H, parts[g], n);
+    }
+    if (s_.projected) store(s_.extra + grad_row(t, row) * H + unit, d.m, n);
+  }
+
+  void step_lstm(long t, long count) {
+    if (s_.projected) {
+      for (long row = 0; row < count; ++row)
+        for (long unit = own_h_.begin; unit < own_h_.end; unit += W) {
+          const V dh = reaching(row, unit, own_loss(t, row));
+          store(buffers_.dh.at(row) + unit, dh, s_.projected - unit);
+          store(s_.grad_hidden + grad_row(t, row) * s_.projected + unit, dh, s_.projected - unit);
+        }
+      meet();
+      Base::template product<4>(plain_panels(s_.hidden), s_.weight_hr, nullptr, buffers_.dh, s_.projected, count,
+                 [&](long row, long first, const T* tile) {
+                   for (long unit = first; unit < first + 4 * W && unit < s_.hidden; unit += W)
+                     lstm_unit(t, row, unit, load(tile + unit - first));
+                 });
+    } else {
+      for (long row = 0; row < count; ++row)
+        for (long unit = own_.begin; unit < own_.end; unit += W)
+          lstm_unit(t, row, unit, reaching(row, unit, own_loss(t, row)));
+    }
+    through_weights(count, false);
+  }
+
+  void step_gru(long t, long count) {
+    const long H = s_.hidden;
+    for (long row = 0; row < count; ++row) {
+      const T* gate = gates(t, row);
+      const T* h_prev = h_before(t, row);
+      const T* loss = own_loss(t, row);
+      const T* u = kept(t, row);
+      T* grad = grad_gates(t, row);
+      T* da = da_.at(row);
+      for (long unit = own_.begin; unit < own_.end; unit += W) {
+        const long n = H - unit;
+        const V r = load(gate + unit, n);
+        const auto d = Gru<T>::mix_backward(reaching(row, unit, loss), load(gate + H + unit, n),
+                                            load(gate + 2 * H + unit, n), load(h_prev + unit, n));
+        const V a_r = Gru<T>::sigmoid_backward(d.a_n * load(u + unit, n), r);
+        const V du = d.a_n * r;
+        store(buffers_.dh.at(row) + unit, d.h_prev);
+        store(da + unit, a_r, n);
+        store(da + H + unit, d.a_z, n);
+        store(da + 2 * H + unit, du, n);
+        store(grad + unit, d.a_n, n);
+        store(grad + H + unit, a_r, n);
+        store(grad + 2 * H + unit, d.a_z, n);
+        store(grad + 3 * H + unit, du, n);
+      }
+    }
+    through_weights(count, true);
+  }
+
+  void step_gru_reset_before(long t, long count) {
+    const long H = s_.hidden;
+    for (long row = 0; row < count; ++row) {
+      const T* gate = gates(t, row);
+      const T* h_prev = h_before(t, row);
+      const T* loss = own_loss(t, row);
+      T* grad = grad_gates(t, row);
+      for (long unit = own_.begin; unit < own_.end; unit += W) {
+        const long n = H - unit;
+        const auto d = Gru<T>::mix_backward(reaching(row, unit, loss), load(gate + H + unit, n),
+                                            load(gate + 2 * H + unit, n), load(h_prev + unit, n));
+        store(buffers_.dh.at(row) + unit, d.h_prev);
+        store(buffers_.da_n.at(row) + unit, d.a_n, n);
+        store(da_.at(row) + H + unit, d.a_z, n);
+        store(grad + H + unit, d.a_z, n);
+        store(grad + 2 * H + unit, d.a_n, n);
+      }
+    }
+    meet();
+    Base::template product<4>(plain_panels(H), s_.weight_n, nullptr, buffers_.da_n, H, count,
+               [&](long row, long first, const T* tile) {
+                 const T* gate = gates(t, row);
+                 const T* before = h_before(t, row);
+                 T* dh = buffers_.dh.at(row);
+                 for (long unit = first; unit < first + 4 * W && unit < H; unit += W) {
+                   const long n = H - unit;
+                   const V dv = load(tile + unit - first), r = load(gate + unit, n), h_prev = load(before + unit, n);
+                   const V a_r = Gru<T>::sigmoid_backward(dv * h_prev, r);
+                   store(dh + unit, load(dh + unit) + dv * r);
+                   store(da_.at(row) + unit, a_r, n);
+                   store(grad_gates(t, row) + unit, a_r, n);
+                   store(s_.extra + grad_row(t, row) * H + unit, r * h_prev, n);
+                 }
+               });
+    through_weights(count, true);
+  }
+
+  static constexpr long G = gate_count(cell);
+  const Backward<T>& s_;
+  const BackwardBuffers<T> buffers_;
+  const Range own_h_, own_;
+  Rows<T> da_;
+};
+
+// One call -----------------------------------------------------------------------------------------------------------
+
+template <class T, class Call, template <class, Cell> class Worker, class Buffers>
+struct Run {
+  const Call* call;
+  T* memory;
+  Barrier* barriers;
+  void (*work)(const Run&, long member, long members);
+
+  template <Cell cell>
+  static void work_on(const Run& run, long member, long members) {
+    const Plan p = plan(*run.call, members);
+    const long rows = (run.call->batch + p.groups - 1) / p.groups, group = member / p.parts;
+    Worker<T, cell>(*run.call, p, member, run.barriers + group, run.memory + group * Buffers::size(*run.call, rows),
+                    rows)
+        .run();
+  }
+
+  static auto choose(Cell cell) {
+    switch (cell) {
+      case Cell::lstm: return work_on<Cell::lstm>;
+      case Cell::gru: return work_on<Cell::gru>;
+      case Cell::gru_reset_before: return work_on<Cell::gru_reset_before>;
+      case Cell::rnn_relu: return work_on<Cell::rnn_relu>;
+      default: return work_on<Cell::rnn_tanh>;
+    }
+  }
+
+  static bool go(const Call& call) {
+    const int threads = useful_threads(call);
+    const size_t bytes = sizeof(T) * Buffers::size(call, call.batch + threads), line = 64;
+    void* memory = aligned_alloc(line, (bytes + line - 1) / line * line);
+    if (!memory) return false;
+    memset(memory, 0, bytes);
+    Barrier* barriers = new Barrier[threads];
+    Run run{&call, static_cast<T*>(memory), barriers, choose(call.cell)};
+    run_together(
+        threads,
+        [](void* context, int member, int members) {
+          const Run& it = *static_cast<const Run*>(context);
+          it.work(it, member, members);
+        },
+        &run);
+    delete[] barriers;
+    free(memory);
+    return true;
+  }
+};
+
+template <class T>
+bool forward(const Forward<T>& s) {
+  return Run<T, Forward<T>, ForwardMember, ForwardBuffers<T>>::go(s);
+}
+
+template <class T>
+bool backward(const Backward<T>& s) {
+  return Run<T, Backward<T>, BackwardMember, BackwardBuffers<T>>::go(s);
+}
+
+template <class T>
+long columns_size(long columns, long depth) {
+  return packed_size<T>(plain_panels(columns), depth);
+}
+
+template <class T>
+void pack_columns(long columns, long depth, const T* source, long column_stride, long depth_stride, T* packed,
+                  int threads) {
+  pack<T>({plain_panels(columns), depth, source, column_stride, depth_stride, packed}, threads);
+}
+
+// Below this many multiplications a product is done by the calling thread.
+constexpr long worth_sharing = 200000;
+
+template <class T>
+void multiply_rows_by(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
+                      long out_stride, int threads) {
+  RowProduct<T> it{rows, depth, columns, a, a_stride, packed, out, out_stride};
+  run_together(rows * depth * columns < worth_sharing ? 1 : threads, RowProduct<T>::work, &it);
+}
+
+template <class T>
+bool add_outer(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum, T* bias,
+               int threads) {
+  if (rows * left * right < worth_sharing) threads = 1;
+  const size_t line = 64, bytes = sizeof(T) * threads * OuterProduct<T>::workspace_size(left);
+  T* workspace = static_cast<T*>(aligned_alloc(line, (bytes + line - 1) / line * line));
+  if (!workspace) return false;
+  OuterProduct<T> it{rows, left, right, a, a_stride, b, b_stride, sum, bias, workspace};
+  run_together(threads, OuterProduct<T>::work, &it);
+  free(workspace);
+  return true;
+}
+
+template <class T>
+constexpr Kernels<T> kernels{forward_sizes<T>, backward_sizes<T>, pack_forward<T>,     pack_backward<T>, forward<T>,
+                             backward<T>,      columns_size<T>,   pack_columns<T>,     multiply_rows_by<T>, add_outer<T>};
+
+}  // namespace
+
+#define THROUGHTIME_NAME_OF(name) #name
+#define THROUGHTIME_NAME(name) THROUGHTIME_NAME_OF(name)
+const InstructionSet instruction_set{THROUGHTIME_NAME(THROUGHTIME_ISA), kernels<float>, kernels<double>};
+
+}  // namespace throughtime::THROUGHTIME_ISA

@@ -1,0 +1,99 @@
+// A cell through time: what a call says. The time loop itself is sequence.cpp, compiled once for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace throughtime {
+
+enum class Cell : int { rnn_tanh, rnn_relu, lstm, gru, gru_reset_before };
+
+constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell >= Cell::gru ? 3 : 1; }
+
+// Rows are sequences, by rank: longest first, so that those which take part in step t are the first `rows[t]` of them.
+// Arrays called packed hold only those, step after step: row `rank` of step t is at first_row[t] + rank, exactly as in
+// torch's PackedSequence. Without lengths rows[t] = B, and packed and (T, B, .) are one.
+struct Layout {
+  Cell cell;
+  bool reverse;
+  int threads;
+  long begin, end;         // the steps of this call; the state is carried from call to call
+  long steps, batch;       // T, B
+  long hidden, projected;  // H, and P or 0
+  const int64_t* rows;       // (T,) or null
+  const int64_t* first_row;  // (T,) or null
+  const int64_t* order;      // (B,) rank -> column of the batch, or null
+  const uint8_t* reset;      // (T, B) or null
+
+  long width() const { return projected ? projected : hidden; }
+};
+
+template <class T>
+struct Forward : Layout {
+  T* gates;             // packed (., G*H): W_ih x on entry, the gates' values on return
+  long first_gates_row;  // the packed row at which `gates` begins
+  T* kept;              // packed (., H): LSTM c, GRU (reset after) u; or null
+  T* output;            // (T, B, P); rows past a row's end are not written
+  T *h, *c;             // (B, P), (B, H): state before this call on entry, after it on return
+  const T *initial_h, *initial_c;
+  const T *weight_hh, *weight_n, *weight_hr, *bias;  // packed by pack_forward
+};
+
+template <class T>
+struct Backward : Layout {
+  const T *gates, *kept, *output;  // as `forward` left them; `gates` from row 0
+  const T* grad_output;            // (T, B, P) or null
+  T *grad_h, *grad_c;              // (B, P), (B, H): gradient of the state after this call on entry, before on return
+  T *grad_initial_h, *grad_initial_c;  // (B, .): resets add to them; null without resets
+  const T *initial_h, *initial_c;
+  long first_grad_row;  // the packed row at which the five below begin
+  T* grad_gates;        // packed (., G*H): da; GRU (reset after) (., 4H): da_n, da_r, da_z, da_n * r
+  T* h_prev;            // packed (., P) or null
+  T* extra;             // packed (., H): r * h_prev of GRU (reset before), m of a projected LSTM
+  T* grad_hidden;       // packed (., P): dh of a projected LSTM
+  const T *weight_hh, *weight_n, *weight_hr;  // packed by pack_backward
+};
+
+// Sizes, in elements, of the packed weights.
+struct PackedSizes {
+  long weight_hh, weight_n, weight_hr, bias;
+};
+
+// One instruction set's code for one element type. Functions return false when memory runs out.
+template <class T>
+struct Kernels {
+  PackedSizes (*forward_sizes)(const Layout&);
+  PackedSizes (*backward_sizes)(const Layout&);
+  void (*pack_forward)(const Layout&, const T* weight_hh, const T* weight_hr, const T* bias_ih, const T* bias_hh,
+                       T* packed_hh, T* packed_n, T* packed_hr, T* packed_bias);
+  void (*pack_backward)(const Layout&, const T* weight_hh, const T* weight_hr, T* packed_hh, T* packed_n, T* packed_hr);
+  bool (*forward)(const Forward<T>&);
+  bool (*backward)(const Backward<T>&);
+
+  // The products outside the time loop: element (k, column) of the packed matrix is at
+  // source[column * column_stride + k * depth_stride]; `add_outer` adds a^T b to sum and the sums of a's rows to bias.
+  long (*columns_size)(long columns, long depth);
+  void (*pack_columns)(long columns, long depth, const T* source, long column_stride, long depth_stride, T* packed,
+                       int threads);
+  void (*multiply_rows_by)(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
+                           long out_stride, int threads);
+  bool (*add_outer)(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum,
+                    T* bias, int threads);
+};
+
+struct InstructionSet {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+namespace avx512 {
+extern const InstructionSet instruction_set;
+}
+namespace avx2 {
+extern const InstructionSet instruction_set;
+}
+namespace generic {
+extern const InstructionSet instruction_set;
+}
+
+}  // namespace throughtime

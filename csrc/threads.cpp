@@ -1,0 +1,82 @@
+#include "threads.h"
+
+#include <dlfcn.h>
+
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace throughtime {
+namespace {
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct OpenMp {
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+  int (*thread)();
+  int (*threads)();
+};
+
+// GOMP_parallel is the stable entry point of GCC's runtime, and LLVM's has it too.
+const OpenMp& openmp() {
+  static const OpenMp found = [] {
+    OpenMp o{};
+    o.parallel = reinterpret_cast<decltype(o.parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    o.thread = reinterpret_cast<decltype(o.thread)>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+    o.threads = reinterpret_cast<decltype(o.threads)>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
+    if (!o.thread || !o.threads) o.parallel = nullptr;
+    return o;
+  }();
+  return found;
+}
+
+struct Work {
+  void (*body)(void*, int, int);
+  void* context;
+};
+
+}  // namespace
+
+void run_together(int threads, void (*body)(void*, int, int), void* context) {
+  if (threads <= 1) return body(context, 0, 1);
+  if (openmp().parallel) {
+    Work work{body, context};
+    return openmp().parallel(
+        [](void* w) {
+          auto* it = static_cast<Work*>(w);
+          it->body(it->context, openmp().thread(), openmp().threads());
+        },
+        &work, static_cast<unsigned>(threads), 0);
+  }
+  std::vector<std::thread> others;
+  for (int member = 1; member < threads; ++member) others.emplace_back(body, context, member, threads);
+  body(context, 0, threads);
+  for (auto& other : others) other.join();
+}
+
+void Barrier::wait(int members) {
+  constexpr int spins = 4000;  // tens of microseconds: longer than a step's imbalance, shorter than a time slice
+  const int round = round_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
+    if (spin < spins)
+      relax();
+    else
+      std::this_thread::yield();
+  }
+}
+
+}  // namespace throughtime

@@ -1,0 +1,518 @@
+"""The native CPU kernels: one layer in one direction, forward and backward through time.
+
+The equations stand in `throughtime.cells`; the time loop is C++ (`csrc/`), chosen for the machine's instruction set when
+it is loaded. Work is divided so that the time loop does only what must be sequential: x W_ihᵀ for all steps is one
+product before it, and the weights' gradients are one product after it. Both go in stretches of steps, so that
+what one writes is still in the cache when the other reads it, and the backward pass needs little memory of its own.
+
+Rows are sorted by length inside, and only real steps have a place in the arrays (torch's PackedSequence order):
+time and memory are proportional to the sum of the lengths.
+
+Kept for the backward pass, in floats per real step, besides input and output: LSTM 5 H, GRU 4 H, GRU with the reset
+gate before the product 3 H, RNN none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    _native: Any = import_module("throughtime.kernels._native")
+except ImportError as error:
+    _native = None
+    _missing = f"the native kernels aren't built ({error}); install throughtime where a C++17 compiler is"
+
+_CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
+_GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+_DTYPES = (torch.float32, torch.float64)
+
+_STRETCH = 8 << 20  # bytes of gates that the cache holds from one pass over them to the next
+
+
+def refusal(cell: str, input: Tensor) -> str | None:
+    """Return why the native kernels can't serve a request, or `None` where they can."""
+    if _native is None:
+        return _missing
+    if cell not in _CELLS:
+        return f"they have no {cell} cell"
+    if input.device.type != "cpu" or input.dtype not in _DTYPES:
+        return f"they compute float32 and float64 on the CPU, not {input.dtype} on {input.device.type}"
+    return None
+
+
+def description() -> str:
+    """Say in a line what the kernels are, or why there are none."""
+    return _missing if _native is None else f"C++ kernels for the CPU, {instruction_set()}"
+
+
+def saved_widths(cell: str, hidden: int) -> list[int]:
+    """Return the widths of what `forward` keeps; each has a row for every real step of every sequence."""
+    if cell.startswith("rnn"):
+        return []
+    return [_GATES[cell] * hidden, *([hidden] if cell in ("lstm", "gru") else [])]
+
+
+def instruction_set() -> str:
+    """Name the instruction set in use: avx512, avx2 or generic."""
+    return _native.instruction_set()
+
+
+def instruction_sets() -> list[str]:
+    """Name those that this machine can run, the fastest first."""
+    return _native.instruction_sets()
+
+
+def use_instruction_set(name: str) -> None:
+    """Use another instruction set from now on, in the whole process: for tests and measurements."""
+    _native.use_instruction_set(name)
+
+
+class Gradient(NamedTuple):
+    """Gradients for the input (or `None`), the initial state and the parameters."""
+
+    input: Tensor | None
+    initial: list[Tensor]
+    parameters: list[Tensor]
+
+
+def forward(
+    cell: str,
+    input: Tensor,
+    initial: list[Tensor],
+    parameters: list[Tensor],
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    keep: bool = True,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Run one layer in one direction.
+
+    Args:
+        cell: Key of `throughtime.cells.CELLS`.
+        input: (T, B, I), float32 or float64.
+        initial: [h_0] or [h_0, c_0], each (B, ·).
+        parameters: weight_ih, weight_hh[, bias_ih, bias_hh][, weight_hr], as torch has them.
+        lengths: Real steps of each row (B,), int64, in any order, 0 to T; `None` means T.
+        reset: Where a new sequence begins (T, B), bool.
+        reverse: Run from the last step to the first.
+        keep: Whether a backward pass will follow.
+
+    Returns:
+        The output (T, B, P), zero past a row's end; the final state; and what `backward` needs (empty unless `keep`).
+    """
+    call = _Call(cell, input, initial, parameters, lengths, reset, reverse)
+    weights, rows, layout = call.weights, call.rows, call.layout
+    packed = _pack_forward(call)
+    x = rows.compact(input)
+    width = weights.gates * weights.hidden
+    output = call.new_output()
+    final = [s.clone(memory_format=torch.contiguous_format) for s in call.initial]
+    product = _RowProduct(weights.weight_ih, transposed=True)
+    stretches = list(rows.stretches(width, input.element_size()))
+    held = rows.count if keep else max(s.last_row - s.first_row for s in stretches)
+    gates = input.new_empty((held, width))
+    kept = [input.new_empty((rows.count, weights.hidden))] if keep and cell in ("lstm", "gru") else []
+    for stretch in reversed(stretches) if reverse else stretches:
+        base = 0 if keep else stretch.first_row
+        first, last = stretch.first_row, stretch.last_row
+        product.write(x[first:last], gates[first - base : last - base])
+        layout.forward(
+            *(stretch.begin, stretch.end, gates.data_ptr(), base, _address(kept), output.data_ptr()),
+            *_addresses(final),
+            *_addresses(call.initial),
+            *(_address([p]) for p in packed),
+        )
+    return output, final, [gates, *kept] if keep and cell[:3] != "rnn" else []
+
+
+def backward(
+    cell: str,
+    grad_output: Tensor | None,
+    grad_final: list[Tensor],
+    input: Tensor,
+    initial: list[Tensor],
+    parameters: list[Tensor],
+    output: Tensor,
+    saved: list[Tensor],
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    needs_input: bool = True,
+) -> Gradient:
+    """Backpropagate through time.
+
+    Args:
+        cell: As in `forward`.
+        grad_output: ∂L/∂output (T, B, P), or `None` for zero; its values past a row's end don't matter.
+        grad_final: Gradient of the final state, shaped like it.
+        input: As in `forward`.
+        initial: As in `forward`.
+        parameters: As in `forward`.
+        output: What `forward` returned.
+        saved: What `forward` returned; it isn't changed.
+        lengths: As in `forward`.
+        reset: As in `forward`.
+        reverse: As in `forward`.
+        needs_input: Whether the input's gradient is wanted.
+    """
+    call = _Call(cell, input, initial, parameters, lengths, reset, reverse)
+    rows, layout = call.rows, call.layout
+    packed = _pack_backward(call)
+    x = rows.compact(input)
+    sums = _Sums(cell, call, x, needs_input)
+    grad_output = None if grad_output is None else grad_output.contiguous()
+    grad_state = [g.clone(memory_format=torch.contiguous_format) for g in grad_final]
+    grad_anew = [torch.zeros_like(g) for g in grad_state] if reset is not None else []
+    stretches = list(rows.stretches(_gradient_width(cell, call.weights.hidden), input.element_size()))
+    work = _new_workspace(cell, call, max(s.last_row - s.first_row for s in stretches))
+    for stretch in stretches if reverse else reversed(stretches):
+        layout.backward(
+            *(stretch.begin, stretch.end, _address(saved[:1]), _address(saved[1:]), output.data_ptr()),
+            0 if grad_output is None else grad_output.data_ptr(),
+            *_addresses(grad_state),
+            *_addresses(grad_anew),
+            *_addresses(call.initial),
+            stretch.first_row,
+            *(_address([t]) for t in work),
+            *(_address([p]) for p in packed),
+        )
+        sums.add(stretch, work, output)
+    if grad_anew:
+        grad_state = [a + b for a, b in zip(grad_state, grad_anew, strict=True)]
+    grad_input = None if sums.input is None else rows.spread(sums.input, input.shape)
+    return Gradient(grad_input, grad_state, sums.to_list())
+
+
+class _Weights(NamedTuple):
+    gates: int
+    hidden: int
+    projected: int
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    weight_hr: Tensor | None
+
+
+def _read_weights(cell: str, parameters: list[Tensor]) -> _Weights:
+    tensors: list[Tensor | None] = [p.contiguous() for p in parameters]
+    if len(tensors) < 4:
+        tensors[2:2] = [None, None]
+    if len(tensors) < 5:
+        tensors.append(None)
+    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = tensors
+    assert weight_ih is not None
+    assert weight_hh is not None
+    projected = 0 if weight_hr is None else weight_hr.shape[0]
+    hidden = weight_hh.shape[0] // _GATES[cell]
+    return _Weights(_GATES[cell], hidden, projected, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+
+
+class _Stretch(NamedTuple):
+    """Some steps of the sequence and where their rows lie in packed arrays."""
+
+    begin: int
+    end: int
+    first_row: int
+    last_row: int
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which rows take part in which step, longest first; with every row in every step, nothing need be said."""
+
+    steps: int
+    batch: int
+    lengths: Tensor | None
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """Column of the batch, for each rank (B,)."""
+        return None if self.lengths is None else self.lengths.argsort(descending=True, stable=True)
+
+    @cached_property
+    def _active(self) -> Tensor:
+        assert self.lengths is not None
+        return torch.arange(self.steps)[:, None] < self.lengths[self.order]
+
+    @cached_property
+    def rows(self) -> Tensor | None:
+        """How many take part in each step (T,)."""
+        return None if self.lengths is None else self._active.sum(1)
+
+    @cached_property
+    def first_row(self) -> Tensor | None:
+        """Where a step's rows begin in packed arrays (T,)."""
+        return None if self.rows is None else self.rows.cumsum(0) - self.rows
+
+    @cached_property
+    def index(self) -> Tensor:
+        """Row of the padded (T · B, ·) array, for each row of the packed one."""
+        assert self.order is not None
+        padded = torch.arange(self.steps)[:, None] * self.batch + self.order
+        return padded[self._active]
+
+    @property
+    def count(self) -> int:
+        """Rows of a packed array: the sum of the lengths."""
+        return self.steps * self.batch if self.lengths is None else len(self.index)
+
+    def compact(self, padded: Tensor) -> Tensor:
+        """(T, B, ·) to packed."""
+        flat = padded.flatten(0, 1)
+        return flat if self.lengths is None else flat.index_select(0, self.index)
+
+    def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
+        """Packed to (T, B, ·), with zeros elsewhere."""
+        if self.lengths is None:
+            return packed.view(shape)
+        return packed.new_zeros((self.steps * self.batch, shape[-1])).index_copy_(0, self.index, packed).view(shape)
+
+    def stretches(self, width: int, element_size: int) -> Iterator[_Stretch]:
+        """Cut the steps into stretches whose gates fit the cache."""
+        steps = max(1, _STRETCH // max(1, self.batch * width * element_size))
+        ends = [*range(steps, self.steps, steps), self.steps]
+        if self.rows is None:
+            last_rows = [end * self.batch for end in ends]
+        else:
+            last_rows = self.rows.cumsum(0)[[end - 1 for end in ends]].tolist()
+        yield from map(_Stretch, [0, *ends], ends, [0, *last_rows], last_rows)
+
+
+class _Call:
+    """A request, checked and laid out."""
+
+    def __init__(
+        self,
+        cell: str,
+        input: Tensor,
+        initial: list[Tensor],
+        parameters: list[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        reverse: bool,
+    ) -> None:
+        steps, batch, _ = input.shape
+        self.weights = _read_weights(cell, parameters)
+        self.initial = [s.contiguous() for s in initial]
+        _check(cell, input, self.initial, self.weights, lengths, reset)
+        if lengths is not None and bool((lengths == steps).all()):
+            lengths = None
+        self.rows = _Rows(steps, batch, lengths)
+        self.reset = None if reset is None else reset.contiguous()
+        self.reverse = reverse
+        self.input = input
+        self.layout = _kind(input)(
+            *(_CELLS[cell], bool(reverse), torch.get_num_threads(), steps, batch),
+            *(self.weights.hidden, self.weights.projected),
+            *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
+        )
+
+    @property
+    def width(self) -> int:
+        """P, the width of h."""
+        return self.weights.projected or self.weights.hidden
+
+    def new_output(self) -> Tensor:
+        """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
+        shape = (self.rows.steps, self.rows.batch, self.width)
+        return self.input.new_empty(shape) if self.rows.lengths is None else self.input.new_zeros(shape)
+
+
+def _check(
+    cell: str,
+    input: Tensor,
+    initial: list[Tensor],
+    weights: _Weights,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> None:
+    """Check everything that native code would otherwise read out of bounds."""
+    if (reason := refusal(cell, input)) is not None:
+        raise NotImplementedError(reason)
+    steps, batch, features = input.shape
+    hidden, gate_rows, width = weights.hidden, weights.gates * weights.hidden, weights.projected or weights.hidden
+    expected = [
+        ("weight_ih", weights.weight_ih, (gate_rows, features)),
+        ("weight_hh", weights.weight_hh, (gate_rows, width)),
+        ("bias_ih", weights.bias_ih, (gate_rows,)),
+        ("bias_hh", weights.bias_hh, (gate_rows,)),
+        ("weight_hr", weights.weight_hr, (width, hidden)),
+        *zip(("h_0", "c_0"), initial, ((batch, width), (batch, hidden)), strict=False),
+    ]
+    for name, tensor, shape in expected:
+        if tensor is None:
+            continue
+        if tensor.shape != shape or tensor.dtype != input.dtype or tensor.device != input.device:
+            given = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+            raise ValueError(f"{name} is {given}; expected {shape} {input.dtype} on {input.device}")
+    if len(initial) != (2 if cell == "lstm" else 1) or (weights.projected and cell != "lstm"):
+        raise ValueError(f"{len(initial)} state tensors, projection {weights.projected}: not what a {cell} has")
+    if lengths is not None:
+        if lengths.shape != (batch,) or lengths.dtype != torch.int64 or lengths.device.type != "cpu":
+            raise ValueError(f"lengths must be int64 ({batch},) on the CPU, not {lengths.dtype} {tuple(lengths.shape)}")
+        if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+            raise ValueError(f"lengths must lie in 0 ... {steps}, the number of steps; {lengths.tolist()} don't")
+    if reset is not None and (reset.shape != (steps, batch) or reset.dtype != torch.bool or reset.device.type != "cpu"):
+        raise ValueError(f"reset must be bool ({steps}, {batch}) on the CPU, not {reset.dtype} {tuple(reset.shape)}")
+
+
+class _Workspace(NamedTuple):
+    """What one stretch of the backward loop yields for the products after it, in packed rows.
+
+    Attributes:
+        grad_gates: ∂a, (·, G·H). GRU with the reset gate after the product, (·, 4 H): ∂a_n, ∂a_r, ∂a_z, ∂a_n ⊙ r, so
+            that both what meets W_ih and what meets W_hh lies together.
+        h_prev: (·, P), where the output shifted by a step isn't it.
+        extra: (·, H), r ⊙ h_prev of a GRU with the reset gate before the product, m of a projected LSTM.
+        grad_hidden: ∂h of a projected LSTM (·, P).
+    """
+
+    grad_gates: Tensor
+    h_prev: Tensor | None
+    extra: Tensor | None
+    grad_hidden: Tensor | None
+
+
+def _new_workspace(cell: str, call: _Call, rows: int) -> _Workspace:
+    def new(columns: int, wanted: bool = True) -> Tensor | None:
+        return call.input.new_empty((rows, columns)) if wanted else None
+
+    hidden, projected = call.weights.hidden, call.weights.projected
+    grad_gates = call.input.new_empty((rows, _gradient_width(cell, hidden)))
+    is_cut = call.rows.lengths is not None or call.reset is not None
+    extra = new(hidden, cell == "gru_reset_before" or bool(projected))
+    return _Workspace(grad_gates, new(call.width, is_cut), extra, new(projected, bool(projected)))
+
+
+def _gradient_width(cell: str, hidden: int) -> int:
+    return (4 if cell == "gru" else _GATES[cell]) * hidden
+
+
+class _Sums:
+    """The gradients that are sums over all steps: one product for each stretch."""
+
+    def __init__(self, cell: str, call: _Call, x: Tensor, needs_input: bool) -> None:
+        weights = call.weights
+        self.cell, self.call, self.x = cell, call, x
+        self.input = torch.empty_like(x) if needs_input else None
+        self.weight_ih = torch.zeros_like(weights.weight_ih)
+        self.weight_hh = torch.zeros_like(weights.weight_hh)
+        self.weight_hr = None if weights.weight_hr is None else torch.zeros_like(weights.weight_hr)
+        self.bias = None if weights.bias_ih is None else x.new_zeros(_gradient_width(cell, weights.hidden))
+        if needs_input:  # the kernels yield a GRU's ∂a in the order n, r, z
+            weight = weights.weight_ih.roll(weights.hidden, 0) if cell == "gru" else weights.weight_ih
+            self._through_weight_ih = _RowProduct(weight)
+
+    def add(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> None:
+        """Add what a stretch of the backward loop has yielded."""
+        hidden, rows = self.call.weights.hidden, stretch.last_row - stretch.first_row
+        da = work.grad_gates[:rows]
+        da_ih = da[:, : 3 * hidden] if self.cell == "gru" else da
+        x = self.x[stretch.first_row : stretch.last_row]
+        _add_outer(self.weight_ih, da_ih, x, None if self.bias is None else self.bias[: da_ih.shape[1]])
+        if self.input is not None:
+            self._through_weight_ih.write(da_ih, self.input[stretch.first_row : stretch.last_row])
+        if self.cell == "gru_reset_before":
+            assert work.extra is not None
+            _add_outer(self.weight_hh[2 * hidden :], da[:, 2 * hidden :], work.extra[:rows])
+        if self.weight_hr is not None:
+            assert work.extra is not None
+            assert work.grad_hidden is not None
+            _add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
+        da_hh = {"gru": da[:, hidden:], "gru_reset_before": da[:, : 2 * hidden]}.get(self.cell, da)
+        weight_hh = self.weight_hh[: da_hh.shape[1]]
+        for first, h_prev in self._h_before(stretch, work, output):
+            _add_outer(weight_hh, da_hh[first : first + len(h_prev)], h_prev)
+        if self.bias is not None and self.cell == "gru":  # ∂a_n ⊙ r, which only b_hh meets
+            self.bias[3 * hidden :] += da[:, 3 * hidden :].sum(0)
+
+    def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """H before each of the stretch's rows, in pieces: (first row, h)."""
+        steps, batch, width = output.shape
+        begin, end = stretch.begin, stretch.end
+        if work.h_prev is not None:
+            yield 0, work.h_prev[: stretch.last_row - stretch.first_row]
+            return
+        start = steps - 1 if self.call.reverse else 0
+        if begin <= start < end:
+            yield (start - begin) * batch, self.call.initial[0]
+        others = range(begin, min(end, start)) if self.call.reverse else range(max(begin, 1), end)
+        if len(others):
+            shift = 1 if self.call.reverse else -1
+            before = output[others.start + shift : others.stop + shift]
+            yield (others.start - begin) * batch, before.reshape(-1, width)
+
+    def to_list(self) -> list[Tensor]:
+        """Gradients of the parameters, in torch's order."""
+        hidden, weight_ih, bias_ih, bias_hh = self.call.weights.hidden, self.weight_ih, self.bias, None
+        if self.cell == "gru":
+            weight_ih = weight_ih.roll(-hidden, 0)
+        if self.bias is not None and self.cell == "gru":
+            bias_ih, bias_hh = self.bias[: 3 * hidden].roll(-hidden), self.bias[hidden:].clone()
+        elif self.bias is not None:
+            bias_hh = self.bias.clone()
+        tensors = [weight_ih, self.weight_hh, bias_ih, bias_hh, self.weight_hr]
+        return [tensor for tensor in tensors if tensor is not None]
+
+
+def _kind(tensor: Tensor) -> Any:
+    return _native.LayoutF32 if tensor.dtype == torch.float32 else _native.LayoutF64
+
+
+class _RowProduct:
+    """rows · weight, or rows · weightᵀ, with the weight packed once."""
+
+    def __init__(self, weight: Tensor, transposed: bool = False) -> None:
+        depth, self.columns = weight.shape[::-1] if transposed else weight.shape
+        column_stride, depth_stride = weight.stride() if transposed else weight.stride()[::-1]
+        self.packed = weight.new_empty(_kind(weight).columns_size(self.columns, depth))
+        _kind(weight).pack_columns(
+            *(self.columns, depth, weight.data_ptr(), column_stride, depth_stride, self.packed.data_ptr()),
+            torch.get_num_threads(),
+        )
+
+    def write(self, rows: Tensor, out: Tensor) -> None:
+        """Write the product of `rows` (·, depth) to `out` (·, columns)."""
+        _kind(rows).multiply_rows_by(
+            *(*rows.shape, self.columns, rows.data_ptr(), rows.stride(0), self.packed.data_ptr(), out.data_ptr()),
+            *(out.stride(0), torch.get_num_threads()),
+        )
+
+
+def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
+    """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
+    _kind(sum).add_outer(
+        *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
+        *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
+    )
+
+
+def _pack_forward(call: _Call) -> list[Tensor]:
+    """Weights in the order in which the forward loop reads them: W_hh, (reset before) its n, W_hr, biases."""
+    weights = call.weights
+    packed = [call.input.new_empty(size) for size in call.layout.forward_sizes()]
+    tensors = (weights.weight_hh, weights.weight_hr, weights.bias_ih, weights.bias_hh)
+    call.layout.pack_forward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
+    return packed
+
+
+def _pack_backward(call: _Call) -> list[Tensor]:
+    """Weights in the order in which the backward loop reads them: W_hh, (reset before) its n, W_hr."""
+    packed = [call.input.new_empty(size) for size in call.layout.backward_sizes()[:3]]
+    tensors = (call.weights.weight_hh, call.weights.weight_hr)
+    call.layout.pack_backward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
+    return packed
+
+
+def _address(tensors: list[Any]) -> int:
+    return tensors[0].data_ptr() if tensors and tensors[0] is not None else 0
+
+
+def _addresses(state: list[Tensor]) -> tuple[int, int]:
+    return _address(state[:1]), _address(state[1:])
