@@ -2,6 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from throughtime.app import progress
 from throughtime.app.progress import LiveLine, PlainLines, display, duration, figures
@@ -102,6 +103,7 @@ def test_a_mistake_before_the_first_step_leaves_a_terminal_clean(capsys: pytest.
 
 
 def test_what_is_trained_is_said_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = torch.get_rng_state()
     observe = progress.observed(PlainLines("char"), run)
     for share in (0.1, 0.2):
         observe(report(share))
@@ -109,3 +111,4 @@ def test_what_is_trained_is_said_once(run: Path, capsys: pytest.CaptureFixture[s
     assert err.count("model: LSTM, 1 layer of 8, one-hot input: ") == 1
     assert err.count(" characters to train on, ") == 1
     assert err.count("step ") == 2
+    assert torch.equal(torch.get_rng_state(), drawn)  # or a resumed run would differ from one that was never stopped
