@@ -122,7 +122,28 @@ void bind(nb::module_& module, const char* name) {
       .def("pack_forward", &L::pack_forward)
       .def("pack_backward", &L::pack_backward)
       .def("forward", &L::forward)
-      .def("backward", &L::backward);
+      .def("backward", &L::backward)
+      .def_static("columns_size", [](long columns, long depth) { return kernels<T>().columns_size(columns, depth); })
+      .def_static("pack_columns",
+                  [](long columns, long depth, Address source, long column_stride, long depth_stride, Address packed,
+                     int threads) {
+                    nb::gil_scoped_release release;
+                    kernels<T>().pack_columns(columns, depth, at<const T>(source), column_stride, depth_stride,
+                                              at<T>(packed), threads);
+                  })
+      .def_static("multiply_rows_by",
+                  [](long rows, long depth, long columns, Address a, long a_stride, Address packed, Address out,
+                     long out_stride, int threads) {
+                    nb::gil_scoped_release release;
+                    kernels<T>().multiply_rows_by(rows, depth, columns, at<const T>(a), a_stride, at<const T>(packed),
+                                                  at<T>(out), out_stride, threads);
+                  })
+      .def_static("add_outer", [](long rows, long left, long right, Address a, long a_stride, Address b, long b_stride,
+                                  Address sum, Address bias, int threads) {
+        nb::gil_scoped_release release;
+        check(kernels<T>().add_outer(rows, left, right, at<const T>(a), a_stride, at<const T>(b), b_stride, at<T>(sum),
+                                     at<T>(bias), threads));
+      });
 }
 
 }  // namespace

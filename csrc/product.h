@@ -16,25 +16,28 @@ constexpr int tile_rows = THROUGHTIME_VECTOR_BYTES == 64 ? (vectors <= 3 ? 8 : 6
 // As many rows as leave their results (rows x 4 vectors) in the L1 cache.
 constexpr long block_rows = 48;
 
-// As many depths as leave a piece of a panel in the L2 cache while all rows of a block pass over it.
-constexpr long block_depth = 256;
+// Sums are made of pieces this long, each begun at zero: rounding errors grow with the root of a piece's length and of
+// the number of pieces, not with the root of the whole depth. A piece of a panel also fits the L1 cache while all rows
+// of a block pass over it.
+constexpr long block_depth = 64;
 
-template <class T, int vectors, int rows>
-THROUGHTIME_INLINE void multiply_tile(long depth, const T* a, long a_stride, const T* panel, const T* start, T* tile) {
+// tile (rows, vectors * W) = start + a . panel, or, if `adds`, the tile itself + a . panel.
+template <class T, int vectors, int rows, bool adds>
+THROUGHTIME_INLINE void multiply_tile(long depth, const T* a, long row_stride, long depth_stride, const T* panel,
+                                      const T* start, T* tile) {
   constexpr long W = lanes<T>;
   Vector<T> sum[rows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v)
-      sum[r][v] = start == nullptr ? load(tile + (r * vectors + v) * W) : load(start + v * W);
+    for (int v = 0; v < vectors; ++v) sum[r][v] = adds ? Vector<T>{} : load(start + v * W);
   for (long k = 0; k < depth; ++k) {
     Vector<T> b[vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) b[v] = load(panel + (k * vectors + v) * W);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-      const Vector<T> x = splat(a[r * a_stride + k]);
+      const Vector<T> x = splat(a[r * row_stride + k * depth_stride]);
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) sum[r][v] += x * b[v];
     }
@@ -42,33 +45,41 @@ THROUGHTIME_INLINE void multiply_tile(long depth, const T* a, long a_stride, con
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) store(tile + (r * vectors + v) * W, sum[r][v]);
+    for (int v = 0; v < vectors; ++v) {
+      T* to = tile + (r * vectors + v) * W;
+      store(to, adds ? load(to) + sum[r][v] : sum[r][v]);
+    }
 }
 
-template <class T, int vectors, int rows>
+template <class T, int vectors, int rows, bool adds>
 THROUGHTIME_INLINE void multiply_rows(long count, long depth, const T* a, long a_stride, const T* panel,
                                       const T* start, T* tile) {
   if constexpr (rows > 0) {
-    if (count == rows) return multiply_tile<T, vectors, rows>(depth, a, a_stride, panel, start, tile);
-    multiply_rows<T, vectors, rows - 1>(count, depth, a, a_stride, panel, start, tile);
+    if (count == rows) return multiply_tile<T, vectors, rows, adds>(depth, a, a_stride, 1, panel, start, tile);
+    multiply_rows<T, vectors, rows - 1, adds>(count, depth, a, a_stride, panel, start, tile);
+  }
+}
+
+// One piece of the depth for all rows of a block, in tiles of even height: 8 rows are 4 + 4, not 6 + 2.
+template <class T, int vectors, bool adds>
+__attribute__((noinline)) void multiply_piece(long rows, long depth, const T* a, long a_stride, const T* panel,
+                                              const T* start, T* tile) {
+  constexpr int height = tile_rows<vectors>;
+  const long tiles = (rows + height - 1) / height;
+  for (long i = 0; i < tiles; ++i) {
+    const long r = i * rows / tiles;
+    multiply_rows<T, vectors, height, adds>((i + 1) * rows / tiles - r, depth, a + r * a_stride, a_stride, panel, start,
+                                            tile + r * vectors * lanes<T>);
   }
 }
 
 // tile (rows, vectors * W) = start + a (rows, depth) . panel, with rows <= block_rows.
 template <class T, int vectors>
-__attribute__((noinline)) void multiply(long rows, long depth, const T* a, long a_stride, const T* panel,
-                                        const T* start, T* tile) {
-  constexpr long W = lanes<T>;
-  const long tiles = (rows + tile_rows<vectors> - 1) / tile_rows<vectors>;
-  for (long k = 0; k == 0 || k < depth; k += block_depth) {
-    const long piece = depth - k < block_depth ? depth - k : block_depth;
-    for (long i = 0; i < tiles; ++i) {  // tiles of even height: 8 rows are 4 + 4, not 6 + 2
-      const long r = i * rows / tiles;
-      multiply_rows<T, vectors, tile_rows<vectors>>((i + 1) * rows / tiles - r, piece, a + r * a_stride + k, a_stride,
-                                                    panel + k * vectors * W, start, tile + r * vectors * W);
-    }
-    start = nullptr;
-  }
+void multiply(long rows, long depth, const T* a, long a_stride, const T* panel, const T* start, T* tile) {
+  multiply_piece<T, vectors, false>(rows, depth < block_depth ? depth : block_depth, a, a_stride, panel, start, tile);
+  for (long k = block_depth; k < depth; k += block_depth)
+    multiply_piece<T, vectors, true>(rows, depth - k < block_depth ? depth - k : block_depth, a + k, a_stride,
+                                     panel + k * vectors * lanes<T>, nullptr, tile);
 }
 
 // Where a packed matrix's columns come from: column (panel p, gate g, unit vector u, lane l) is unit

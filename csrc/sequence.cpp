@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "cells.h"
+#include "dense.h"
 #include "product.h"
 #include "threads.h"
 
@@ -55,12 +56,6 @@ PackedSizes backward_sizes(const Layout& s) {
   if (s.projected) sizes.weight_hr = packed_size<T>(plain_panels(s.hidden), s.projected);
   return sizes;
 }
-
-struct Range {
-  long begin, end;
-};
-
-Range share(long count, long part, long parts) { return {count * part / parts, count * (part + 1) / parts}; }
 
 template <class T>
 struct PackTask {
@@ -722,8 +717,42 @@ bool backward(const Backward<T>& s) {
 }
 
 template <class T>
-constexpr Kernels<T> kernels{forward_sizes<T>, backward_sizes<T>, pack_forward<T>,
-                             pack_backward<T>, forward<T>,        backward<T>};
+long columns_size(long columns, long depth) {
+  return packed_size<T>(plain_panels(columns), depth);
+}
+
+template <class T>
+void pack_columns(long columns, long depth, const T* source, long column_stride, long depth_stride, T* packed,
+                  int threads) {
+  pack<T>({plain_panels(columns), depth, source, column_stride, depth_stride, packed}, threads);
+}
+
+// Below this many multiplications a product is done by the calling thread.
+constexpr long worth_sharing = 200000;
+
+template <class T>
+void multiply_rows_by(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
+                      long out_stride, int threads) {
+  RowProduct<T> it{rows, depth, columns, a, a_stride, packed, out, out_stride};
+  run_together(rows * depth * columns < worth_sharing ? 1 : threads, RowProduct<T>::work, &it);
+}
+
+template <class T>
+bool add_outer(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum, T* bias,
+               int threads) {
+  if (rows * left * right < worth_sharing) threads = 1;
+  const size_t line = 64, bytes = sizeof(T) * threads * OuterProduct<T>::workspace_size(left);
+  T* workspace = static_cast<T*>(aligned_alloc(line, (bytes + line - 1) / line * line));
+  if (!workspace) return false;
+  OuterProduct<T> it{rows, left, right, a, a_stride, b, b_stride, sum, bias, workspace};
+  run_together(threads, OuterProduct<T>::work, &it);
+  free(workspace);
+  return true;
+}
+
+template <class T>
+constexpr Kernels<T> kernels{forward_sizes<T>, backward_sizes<T>, pack_forward<T>,     pack_backward<T>, forward<T>,
+                             backward<T>,      columns_size<T>,   pack_columns<T>,     multiply_rows_by<T>, add_outer<T>};
 
 }  // namespace
 

@@ -135,14 +135,19 @@ THROUGHTIME_INLINE Vector<T> sigmoid(Vector<T> x) {
   return T(1) / (power * q + (power + T(1)));
 }
 
-// expm1(2x) / (expm1(2x) + 2) keeps its relative accuracy at small x.
+// With e = expm1(2|x|): e / (e + 2) keeps its relative accuracy at small x, 1 - 2 / (e + 2) is the closer one to 1.
 template <class T>
 THROUGHTIME_INLINE Vector<T> tanh(Vector<T> x) {
   using E = Exponential<T>;
-  Vector<T> power;
-  const Vector<T> q = E::parts(clamp(x + x, -E::tanh_end, E::tanh_end), power);
-  const Vector<T> e = power * q + (power - T(1));
-  return e / (e + T(2));
+  using V = Vector<T>;
+  const V size = x < T(0) ? -x : x;
+  V power;
+  const V q = E::parts(clamp(size + size, T(0), E::tanh_end), power);
+  const V e = power * q + (power - T(1));
+  const auto is_small = e < T(1);
+  const V fraction = (is_small ? e : T(2) - V{}) / (e + T(2));
+  const V y = is_small ? fraction : T(1) - fraction;
+  return x < T(0) ? -y : y;
 }
 
 }  // namespace throughtime::THROUGHTIME_ISA

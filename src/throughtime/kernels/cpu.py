@@ -100,6 +100,7 @@ def forward(
     width = weights.gates * weights.hidden
     output = call.new_output()
     final = [s.clone(memory_format=torch.contiguous_format) for s in call.initial]
+    product = _RowProduct(weights.weight_ih, transposed=True)
     stretches = list(rows.stretches(width, input.element_size()))
     held = rows.count if keep else max(s.last_row - s.first_row for s in stretches)
     gates = input.new_empty((held, width))
@@ -107,7 +108,7 @@ def forward(
     for stretch in reversed(stretches) if reverse else stretches:
         base = 0 if keep else stretch.first_row
         first, last = stretch.first_row, stretch.last_row
-        torch.mm(x[first:last], weights.weight_ih.t(), out=gates[first - base : last - base])
+        product.write(x[first:last], gates[first - base : last - base])
         layout.forward(
             *(stretch.begin, stretch.end, gates.data_ptr(), base, _address(kept), output.data_ptr()),
             *_addresses(final),
@@ -249,7 +250,7 @@ class _Rows:
 
     def compact(self, padded: Tensor) -> Tensor:
         """(T, B, ·) to packed."""
-        flat = padded.reshape(self.steps * self.batch, -1)
+        flat = padded.reshape(self.steps * self.batch, padded.shape[-1])
         return flat if self.lengths is None else flat.index_select(0, self.index)
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
@@ -292,8 +293,7 @@ class _Call:
         self.reset = None if reset is None else reset.contiguous()
         self.reverse = reverse
         self.input = input
-        kind = _native.LayoutF32 if input.dtype == torch.float32 else _native.LayoutF64
-        self.layout = kind(
+        self.layout = _kind(input)(
             *(_CELLS[cell], bool(reverse), torch.get_num_threads(), steps, batch),
             *(self.weights.hidden, self.weights.projected),
             *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
@@ -391,7 +391,9 @@ class _Sums:
         self.weight_hh = torch.zeros_like(weights.weight_hh)
         self.weight_hr = None if weights.weight_hr is None else torch.zeros_like(weights.weight_hr)
         self.bias = None if weights.bias_ih is None else x.new_zeros(_gradient_width(cell, weights.hidden))
-        self._weight_ih = weights.weight_ih.roll(weights.hidden, 0) if cell == "gru" else weights.weight_ih
+        if needs_input:  # the kernels yield a GRU's ∂a in the order n, r, z
+            weight = weights.weight_ih.roll(weights.hidden, 0) if cell == "gru" else weights.weight_ih
+            self._through_weight_ih = _RowProduct(weight)
 
     def add(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> None:
         """Add what a stretch of the backward loop has yielded."""
@@ -399,21 +401,21 @@ class _Sums:
         da = work.grad_gates[:rows]
         da_ih = da[:, : 3 * hidden] if self.cell == "gru" else da
         x = self.x[stretch.first_row : stretch.last_row]
-        self.weight_ih.addmm_(da_ih.t(), x)
+        _add_outer(self.weight_ih, da_ih, x, None if self.bias is None else self.bias[: da_ih.shape[1]])
         if self.input is not None:
-            torch.mm(da_ih, self._weight_ih, out=self.input[stretch.first_row : stretch.last_row])
-        if self.bias is not None:
-            self.bias += da.sum(0)
+            self._through_weight_ih.write(da_ih, self.input[stretch.first_row : stretch.last_row])
         if self.cell == "gru_reset_before":
             assert work.extra is not None
-            self.weight_hh[2 * hidden :].addmm_(da[:, 2 * hidden :].t(), work.extra[:rows])
+            _add_outer(self.weight_hh[2 * hidden :], da[:, 2 * hidden :], work.extra[:rows])
         if self.weight_hr is not None:
             assert work.extra is not None and work.grad_hidden is not None
-            self.weight_hr.addmm_(work.grad_hidden[:rows].t(), work.extra[:rows])
+            _add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
         da_hh = {"gru": da[:, hidden:], "gru_reset_before": da[:, : 2 * hidden]}.get(self.cell, da)
         weight_hh = self.weight_hh[: da_hh.shape[1]]
         for first, h_prev in self._h_before(stretch, work, output):
-            weight_hh.addmm_(da_hh[first : first + len(h_prev)].t(), h_prev)
+            _add_outer(weight_hh, da_hh[first : first + len(h_prev)], h_prev)
+        if self.bias is not None and self.cell == "gru":  # ∂a_n ⊙ r, which only b_hh meets
+            self.bias[3 * hidden :] += da[:, 3 * hidden :].sum(0)
 
     def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
         """h before each of the stretch's rows, in pieces: (first row, h)."""
@@ -429,7 +431,7 @@ class _Sums:
         if len(others):
             shift = 1 if self.call.reverse else -1
             before = output[others.start + shift : others.stop + shift]
-            yield (others.start - begin) * batch, before.reshape(-1, width)
+            yield (others.start - begin) * batch, before.reshape(len(others) * batch, width)
 
     def to_list(self) -> list[Tensor]:
         """Gradients of the parameters, in torch's order."""
@@ -442,6 +444,38 @@ class _Sums:
             bias_hh = self.bias.clone()
         tensors = [weight_ih, self.weight_hh, bias_ih, bias_hh, self.weight_hr]
         return [tensor for tensor in tensors if tensor is not None]
+
+
+def _kind(tensor: Tensor) -> Any:
+    return _native.LayoutF32 if tensor.dtype == torch.float32 else _native.LayoutF64
+
+
+class _RowProduct:
+    """rows · weight, or rows · weightᵀ, with the weight packed once."""
+
+    def __init__(self, weight: Tensor, transposed: bool = False) -> None:
+        depth, self.columns = weight.shape[::-1] if transposed else weight.shape
+        column_stride, depth_stride = weight.stride() if transposed else weight.stride()[::-1]
+        self.packed = weight.new_empty(_kind(weight).columns_size(self.columns, depth))
+        _kind(weight).pack_columns(
+            *(self.columns, depth, weight.data_ptr(), column_stride, depth_stride, self.packed.data_ptr()),
+            torch.get_num_threads(),
+        )
+
+    def write(self, rows: Tensor, out: Tensor) -> None:
+        """Write the product of `rows` (·, depth) to `out` (·, columns)."""
+        _kind(rows).multiply_rows_by(
+            *(*rows.shape, self.columns, rows.data_ptr(), rows.stride(0), self.packed.data_ptr(), out.data_ptr()),
+            *(out.stride(0), torch.get_num_threads()),
+        )
+
+
+def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
+    """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
+    _kind(sum).add_outer(
+        *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
+        *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
+    )
 
 
 def _pack_forward(call: _Call) -> list[Tensor]:

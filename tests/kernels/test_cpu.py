@@ -1,0 +1,290 @@
+"""The native kernels against the equations: outputs and every gradient, with fresh memory full of NaN."""
+
+from itertools import product
+
+import pytest
+import torch
+from comparison import GRADIENT_FACTOR, OUTPUT_FACTOR, assert_as_accurate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from throughtime.cells import CELLS, Parameters, sequence
+from throughtime.kernels import cpu
+
+pytestmark = pytest.mark.skipif(
+    cpu.refusal("lstm", torch.zeros(1)) is not None, reason="the native kernels aren't built"
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory_holds_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=cpu.instruction_sets() if cpu.refusal("lstm", torch.zeros(1)) is None else [])
+def instruction_set(request):
+    cpu.use_instruction_set(request.param)
+    yield request.param
+    cpu.use_instruction_set(cpu.instruction_sets()[0])
+
+
+class Request:
+    """One layer's arguments in float64, and gradients to send back."""
+
+    def __init__(
+        self, cell, steps, batch, hidden, *, inputs=3, projection=0, bias=True, ragged=False, resets=False, reverse=False
+    ):
+        width, rows = projection or hidden, CELLS[cell].gates * hidden
+        shapes = [(rows, inputs), (rows, width)] + [(rows,), (rows,)] * bias + [(projection, hidden)] * (projection > 0)
+        draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
+        self.cell, self.reverse = cell, reverse
+        self.parameters = [draw(*shape) / shape[-1] ** 0.5 for shape in shapes]
+        self.input = draw(steps, batch, inputs)
+        self.initial = [draw(batch, width), draw(batch, hidden)][: CELLS[cell].state_size]
+        self.lengths = torch.randint(0, steps + 1, (batch,)) if ragged else None
+        self.reset = torch.rand(steps, batch) < 0.3 if resets else None
+        self.grad_output = draw(steps, batch, width)
+        self.grad_final = [torch.randn_like(s) for s in self.initial]
+
+    def by_kernels(self, dtype=torch.float64) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs with final state, and gradients of input, initial state and parameters."""
+        cast = lambda tensors: [t.to(dtype) for t in tensors]  # noqa: E731
+        given = (self.input.to(dtype), cast(self.initial), cast(self.parameters))
+        rest = (self.lengths, self.reset, self.reverse)
+        output, final, saved = cpu.forward(self.cell, *given, *rest)
+        gradient = cpu.backward(
+            self.cell, self.grad_output.to(dtype), cast(self.grad_final), *given, output, saved, *rest
+        )
+        return [output, *final], [gradient.input, *gradient.initial, *gradient.parameters]
+
+    def by_equations(self, dtype=torch.float64) -> tuple[list[Tensor], list[Tensor]]:
+        cell, rest = CELLS[self.cell], (self.lengths, self.reset, self.reverse)
+        state = tuple(s.to(dtype) for s in self.initial)
+        parameters = Parameters.from_list([p.to(dtype) for p in self.parameters])
+        result = sequence.forward(cell, self.input.to(dtype), state, parameters, *rest)
+        gradient = sequence.backward(
+            *(cell, self.grad_output.to(dtype), tuple(g.to(dtype) for g in self.grad_final), result.saved, parameters),
+            *rest,
+        )
+        return (
+            [result.outputs, *result.final_state],
+            [gradient.inputs, *gradient.initial_state, *gradient.parameters.to_list()],
+        )
+
+    def names(self) -> list[str]:
+        parameters = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: len(self.parameters) // 2 * 2]
+        parameters += ["weight_hr"] * (len(self.parameters) % 2)
+        return ["input", *["h_0", "c_0"][: len(self.initial)], *parameters]
+
+
+def assert_exact(request: Request) -> None:
+    for actual, expected in zip(request.by_kernels(), request.by_equations(), strict=True):
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=0, atol=1e-12 * max(1.0, e.abs().max().item() if e.numel() else 0))
+
+
+def assert_accurate(request: Request) -> None:
+    exact, honest, actual = request.by_equations(), request.by_equations(torch.float32), request.by_kernels(torch.float32)
+    assert_as_accurate(actual[0], honest[0], exact[0], OUTPUT_FACTOR, ["output", "h_n", "c_n"][: len(exact[0])])
+    assert_as_accurate(actual[1], honest[1], exact[1], GRADIENT_FACTOR, request.names())
+
+
+@given(
+    cell=st.sampled_from(list(CELLS)),
+    steps=st.integers(1, 8),
+    batch=st.integers(1, 9),
+    hidden=st.sampled_from([1, 7, 16, 33, 63, 130]),
+    project=st.booleans(),
+    bias=st.booleans(),
+    ragged=st.booleans(),
+    resets=st.booleans(),
+    reverse=st.booleans(),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=150)
+def test_float64_is_exact(cell, steps, batch, hidden, project, bias, ragged, resets, reverse, threads, seed):
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    projection = (hidden + 1) // 2 if project and cell == "lstm" else 0
+    try:
+        assert_exact(
+            Request(
+                *(cell, steps, batch, hidden),
+                **{"projection": projection, "bias": bias, "ragged": ragged, "resets": resets, "reverse": reverse},
+            )
+        )
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("batch", "steps", "hidden"), [(1, 1, 1), (3, 5, 7), (1, 6, 63), (3, 4, 500), (70, 3, 33)])
+def test_float32_errs_no_more_than_an_honest_computation(cell, batch, steps, hidden):
+    for reverse in (False, True):
+        assert_accurate(Request(cell, steps, batch, hidden, inputs=5, reverse=reverse))
+        assert_accurate(Request(cell, steps, batch, hidden, inputs=5, ragged=True, resets=True, reverse=reverse))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_instruction_set(cell, instruction_set):
+    assert cpu.instruction_set() == instruction_set
+    for hidden, ragged in product((3, 37, 70), (False, True)):
+        request = Request(cell, 5, 7, hidden, ragged=ragged, resets=True)
+        assert_exact(request)
+        assert_accurate(request)
+
+
+@pytest.mark.parametrize("steps", [1, 700])
+def test_long_sequences_cross_the_stretches(monkeypatch, steps):
+    monkeypatch.setattr(cpu, "_STRETCH", 1000)
+    for cell, ragged, reverse in product(("lstm", "gru"), (False, True), (False, True)):
+        assert_exact(Request(cell, min(steps, 40), 3, 5, ragged=ragged, resets=ragged, reverse=reverse))
+
+
+def test_a_permuted_gate_is_caught():
+    request = Request("lstm", 4, 3, 7)
+    exact, honest = request.by_equations(), request.by_equations(torch.float32)
+    for parameter in (0, 1):
+        request.parameters[parameter] = request.parameters[parameter].roll(7, 0)
+    with pytest.raises(AssertionError):
+        assert_as_accurate(request.by_kernels(torch.float32)[0], honest[0], exact[0], OUTPUT_FACTOR)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_padding_is_neither_read_nor_left_unwritten(cell):
+    request = Request(cell, 6, 5, 9, resets=True)
+    request.lengths = torch.tensor([3, 0, 6, 1, 6])
+    past = torch.arange(6)[:, None] >= request.lengths
+    expected = request.by_equations()
+    request.input[past] = torch.nan
+    request.grad_output[past] = torch.nan
+    outputs, gradients = request.by_kernels()
+    assert (outputs[0][past] == 0).all()
+    assert (gradients[0][past] == 0).all()
+    for a, e in zip([*outputs, *gradients], [*expected[0], *expected[1]], strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(cell, two_threads):
+    """Bit for bit, whatever the batch, its order and the number of threads."""
+    request = Request(cell, 5, 23, 40, inputs=8)
+    x, state = request.input.float(), [s.float() for s in request.initial]
+    parameters = [p.float() for p in request.parameters]
+    _, together, _ = cpu.forward(cell, x, state, parameters)
+    for rows in ([4], [7, 4], [20, 4, 1, 0, 2, 3, 5]):
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            lengths = torch.full((len(rows),), 5)
+            lengths[rows.index(4) - 1] = 5 if len(rows) == 1 else 3
+            _, final, _ = cpu.forward(cell, x[:, rows], [s[rows] for s in state], parameters, lengths)
+            for a, e in zip(final, together, strict=True):
+                assert torch.equal(a[rows.index(4)], e[4])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_strides_do_not_matter(cell):
+    request = Request(cell, 4, 3, 6)
+    expected = request.by_kernels()
+    request.input = request.input.transpose(0, 2).contiguous().transpose(0, 2)
+    request.grad_output = request.grad_output.transpose(0, 1).contiguous().transpose(0, 1)
+    request.parameters = [p.t().contiguous().t() if p.dim() == 2 else p for p in request.parameters]
+    request.initial = [torch.stack([s, s], 2)[:, :, 0] for s in request.initial]
+    for a, e in zip(request.by_kernels(), expected, strict=True):
+        for b, f in zip(a, e, strict=True):
+            torch.testing.assert_close(b, f, rtol=0, atol=1e-12)
+
+
+def test_saved_tensors_survive_a_backward_pass():
+    request = Request("lstm", 4, 3, 6)
+    output, final, saved = cpu.forward("lstm", request.input, request.initial, request.parameters)
+    before = [t.clone() for t in (output, *final, *saved)]
+    given = (request.input, request.initial, request.parameters, output, saved)
+    first = cpu.backward("lstm", request.grad_output, request.grad_final, *given)
+    again = cpu.backward("lstm", request.grad_output, request.grad_final, *given, needs_input=False)
+    assert all(map(torch.equal, before, (output, *final, *saved)))
+    assert again.input is None
+    assert all(map(torch.equal, first.parameters, again.parameters))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_keep_the_answer_is_the_same(cell):
+    request = Request(cell, 6, 4, 20, ragged=True)
+    arguments = (cell, request.input, request.initial, request.parameters, request.lengths)
+    output, final, _ = cpu.forward(*arguments)
+    lean, lean_final, saved = cpu.forward(*arguments, keep=False)
+    assert not saved
+    assert all(map(torch.equal, (output, *final), (lean, *lean_final)))
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(3, 0), (0, 3)])
+def test_nothing_to_do(steps, batch):
+    request = Request("gru", steps, batch, 4)
+    (output, final), gradients = request.by_kernels()
+    assert output.shape == (steps, batch, 4)
+    torch.testing.assert_close(final, request.initial[0])
+    assert all((g == 0).all() for g in gradients[2:])
+
+
+def test_special_values_pass_through():
+    x = torch.tensor([0.0, -0.0, 1e-30, 50, -50, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])[None, :, None]
+    arguments = (x, [torch.zeros(10, 1)], [torch.ones(1, 1), torch.zeros(1, 1)])
+    output, _, _ = cpu.forward("rnn_tanh", *arguments)
+    torch.testing.assert_close(output, torch.tanh(x), rtol=3e-7, atol=0, equal_nan=True)
+    output, _, _ = cpu.forward("rnn_relu", *arguments)
+    torch.testing.assert_close(output, torch.relu(x), rtol=0, atol=0, equal_nan=True)
+
+
+def test_tanh_is_accurate_everywhere():
+    x = torch.cat([torch.linspace(-12, 12, 20_001), torch.logspace(-20, 0, 2_000)])
+    output, _, _ = cpu.forward("rnn_tanh", x[None, :, None], [torch.zeros(len(x), 1)], [torch.ones(1, 1), torch.zeros(1, 1)])
+    exact = torch.tanh(x.double())
+    units = (output[0, :, 0].double() - exact).abs() / (exact.abs() * torch.finfo(torch.float32).eps + 1e-300)
+    assert units.max() < 2.0
+
+
+BAD = {
+    "weight_hh": (lambda r: r.parameters.__setitem__(1, r.parameters[1][:, :-1]), "weight_hh is"),
+    "state": (lambda r: r.initial.__setitem__(0, r.initial[0][:1]), "h_0 is"),
+    "states": (lambda r: r.initial.pop(), "state tensors"),
+    "long": (lambda r: setattr(r, "lengths", torch.tensor([4, 5, 0])), "number of steps"),
+    "negative": (lambda r: setattr(r, "lengths", torch.tensor([4, -1, 0])), "number of steps"),
+    "lengths": (lambda r: setattr(r, "lengths", torch.tensor([4, 1])), "int64"),
+    "reset": (lambda r: setattr(r, "reset", torch.zeros(4, 2, dtype=torch.bool)), "bool"),
+}
+
+
+@pytest.mark.parametrize("change", BAD)
+def test_bad_input_is_refused_before_native_code_runs(change):
+    request = Request("lstm", 4, 3, 5)
+    spoil, message = BAD[change]
+    spoil(request)
+    with pytest.raises(ValueError, match=message):
+        request.by_kernels()
+
+
+def test_mixed_dtypes_are_refused():
+    request = Request("lstm", 4, 3, 5)
+    request.parameters[0] = request.parameters[0].float()
+    with pytest.raises(ValueError, match=r"weight_ih is .*float32"):
+        cpu.forward("lstm", request.input, request.initial, request.parameters)
+
+
+def test_refusals(monkeypatch):
+    assert cpu.refusal("lstm", torch.zeros(1)) is None
+    assert "no transformer cell" in str(cpu.refusal("transformer", torch.zeros(1)))
+    assert "float16" in str(cpu.refusal("lstm", torch.zeros(1, dtype=torch.float16)))
+    monkeypatch.setattr(cpu, "_native", None)
+    monkeypatch.setattr(cpu, "_missing", "not built", raising=False)
+    assert cpu.refusal("lstm", torch.zeros(1)) == "not built"
