@@ -46,6 +46,7 @@ struct Backward : Layout {
   T *grad_initial_h, *grad_initial_c;  // (B, .): resets add to them; null without resets
   const T *initial_h, *initial_c;
   long first_grad_row;  // the packed row at which the five below begin
+  long grad_stride;     // from one row of grad_gates to the next
   T* grad_gates;        // packed (., G*H): da; GRU (reset after) (., 4H): da_n, da_r, da_z, da_n * r
   T* h_prev;            // packed (., P) or null
   T* extra;             // packed (., H): r * h_prev of GRU (reset before), m of a projected LSTM
@@ -76,7 +77,7 @@ struct Kernels {
                        int threads);
   void (*multiply_rows_by)(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
                            long out_stride, int threads);
-  bool (*add_outer)(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum,
+  void (*add_outer)(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum,
                     T* bias, int threads);
 };
 

@@ -31,7 +31,9 @@ _CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before":
 _GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 _DTYPES = (torch.float32, torch.float64)
 
-_STRETCH = 8 << 20  # bytes of gates that the cache holds from one pass over them to the next
+_APART = 16
+_LARGE = 1 << 20  # bytes from which large pages are asked for
+_STRETCH = 4 << 20  # bytes of gates that the cache holds from one pass over them to the next
 
 
 def refusal(cell: str, input: Tensor) -> str | None:
@@ -103,8 +105,8 @@ def forward(
     product = _RowProduct(weights.weight_ih, transposed=True)
     stretches = list(rows.stretches(width, input.element_size()))
     held = rows.count if keep else max(s.last_row - s.first_row for s in stretches)
-    gates = input.new_empty((held, width))
-    kept = [input.new_empty((rows.count, weights.hidden))] if keep and cell in ("lstm", "gru") else []
+    gates = _new(input, held, width)
+    kept = [_new(input, rows.count, weights.hidden)] if keep and cell in ("lstm", "gru") else []
     for stretch in reversed(stretches) if reverse else stretches:
         base = 0 if keep else stretch.first_row
         first, last = stretch.first_row, stretch.last_row
@@ -165,7 +167,7 @@ def backward(
             *_addresses(grad_state),
             *_addresses(grad_anew),
             *_addresses(call.initial),
-            stretch.first_row,
+            *(stretch.first_row, work.grad_gates.stride(0)),
             *(_address([t]) for t in work),
             *(_address([p]) for p in packed),
         )
@@ -307,7 +309,7 @@ class _Call:
     def new_output(self) -> Tensor:
         """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
         shape = (self.rows.steps, self.rows.batch, self.width)
-        return self.input.new_empty(shape) if self.rows.lengths is None else self.input.new_zeros(shape)
+        return _new(self.input, *shape) if self.rows.lengths is None else self.input.new_zeros(shape)
 
 
 def _check(
@@ -367,10 +369,12 @@ class _Workspace(NamedTuple):
 
 def _new_workspace(cell: str, call: _Call, rows: int) -> _Workspace:
     def new(columns: int, wanted: bool = True) -> Tensor | None:
-        return call.input.new_empty((rows, columns)) if wanted else None
+        return _new(call.input, rows, columns) if wanted else None
 
     hidden, projected = call.weights.hidden, call.weights.projected
-    grad_gates = call.input.new_empty((rows, _gradient_width(cell, hidden)))
+    width = _gradient_width(cell, hidden)
+    # Rows away from powers of two, where reading down a column would meet the same few sets of the cache.
+    grad_gates = _new(call.input, rows, width + _APART)[:, :width]
     is_cut = call.rows.lengths is not None or call.reset is not None
     extra = new(hidden, cell == "gru_reset_before" or bool(projected))
     return _Workspace(grad_gates, new(call.width, is_cut), extra, new(projected, bool(projected)))
@@ -386,7 +390,7 @@ class _Sums:
     def __init__(self, cell: str, call: _Call, x: Tensor, needs_input: bool) -> None:
         weights = call.weights
         self.cell, self.call, self.x = cell, call, x
-        self.input = torch.empty_like(x) if needs_input else None
+        self.input = _new(x, *x.shape) if needs_input else None
         self.weight_ih = torch.zeros_like(weights.weight_ih)
         self.weight_hh = torch.zeros_like(weights.weight_hh)
         self.weight_hr = None if weights.weight_hr is None else torch.zeros_like(weights.weight_hr)
@@ -493,6 +497,13 @@ def _pack_backward(call: _Call) -> list[Tensor]:
     tensors = (call.weights.weight_hh, call.weights.weight_hr)
     call.layout.pack_backward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
     return packed
+
+
+def _new(like: Tensor, *shape: int) -> Tensor:
+    tensor = like.new_empty(shape)
+    if tensor.nbytes >= _LARGE:
+        _native.want_large_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def _address(tensors: list[Any]) -> int:
