@@ -5,6 +5,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -99,13 +103,13 @@ struct TypedLayout : Layout {
 
   void backward(long begin, long end, Address gates, Address kept, Address output, Address grad_output, Address grad_h,
                 Address grad_c, Address grad_initial_h, Address grad_initial_c, Address initial_h, Address initial_c,
-                long first_grad_row, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
+                long first_grad_row, long grad_stride, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
                 Address weight_hh, Address weight_n, Address weight_hr) const {
     nb::gil_scoped_release release;
     check(kernels<T>().backward({between(begin, end), at<const T>(gates), at<const T>(kept), at<const T>(output),
                                  at<const T>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h),
                                  at<T>(grad_initial_c), at<const T>(initial_h), at<const T>(initial_c), first_grad_row,
-                                 at<T>(grad_gates), at<T>(h_prev), at<T>(extra), at<T>(grad_hidden),
+                                 grad_stride, at<T>(grad_gates), at<T>(h_prev), at<T>(extra), at<T>(grad_hidden),
                                  at<const T>(weight_hh), at<const T>(weight_n), at<const T>(weight_hr)}));
   }
 };
@@ -137,13 +141,19 @@ void bind(nb::module_& module, const char* name) {
                     nb::gil_scoped_release release;
                     kernels<T>().multiply_rows_by(rows, depth, columns, at<const T>(a), a_stride, at<const T>(packed),
                                                   at<T>(out), out_stride, threads);
-                  })
-      .def_static("add_outer", [](long rows, long left, long right, Address a, long a_stride, Address b, long b_stride,
-                                  Address sum, Address bias, int threads) {
-        nb::gil_scoped_release release;
-        check(kernels<T>().add_outer(rows, left, right, at<const T>(a), a_stride, at<const T>(b), b_stride, at<T>(sum),
-                                     at<T>(bias), threads));
-      });
+                  });
+}
+
+// Ask for large pages: a fresh array is otherwise given memory 4 KB at a time, which can cost as much as a tenth of a
+// training step. A wish only: where the system doesn't know it, nothing happens.
+void want_large_pages(Address address, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr Address page = 4096;
+  const Address begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
 }
 
 }  // namespace
@@ -153,6 +163,7 @@ NB_MODULE(_native, module) {
   module.def("instruction_sets", &names, "Instruction sets that this machine can run, the fastest first.");
   module.def("instruction_set", [] { return std::string(active->name); }, "The one in use.");
   module.def("use_instruction_set", &use, "name"_a, "Use another one, in the whole process.");
+  module.def("want_large_pages", &want_large_pages);
   bind<float>(module, "LayoutF32");
   bind<double>(module, "LayoutF64");
 }

@@ -1,9 +1,7 @@
-// The products outside the time loop: x W_ih^T for all steps before it, and after it da W_ih and the weights' gradients.
-// MKL does these at 70 to 86 GFLOP/s a core where the panel kernel reaches 110 (docs/log.md), and its bits for one row
-// depend on how many others there are.
+// The products with weights outside the time loop: x W_ih^T for all steps before it, da W_ih after it. The panel kernel
+// does them faster than MKL (docs/log.md), and MKL's bits for one row depend on how many others there are. The weights'
+// gradients, sums over rows, are left to MKL, which is the faster one there.
 #pragma once
-
-#include <cstdlib>
 
 #include "product.h"
 #include "threads.h"
@@ -47,85 +45,6 @@ struct RowProduct {
           for (long v = 0, column = panel * 4 * W; v < 4 && column < columns; ++v, column += W)
             store(out + (first + row) * out_stride + column, load(tile + (row * 4 + v) * W), columns - column);
       }
-    }
-  }
-};
-
-// sum (left, right) += a^T b for a (rows, left), b (rows, right); and bias (left) += a summed over its rows.
-template <class T>
-struct OuterProduct {
-  long rows, left, right;
-  const T* a;
-  long a_stride;
-  const T* b;
-  long b_stride;
-  T* sum;
-  T* bias;      // or null
-  T* workspace;  // workspace_size for each member
-
-  static constexpr int height = tile_rows<4>;
-  static constexpr long depth = 128;  // rows at a time: the packed pieces of a and b stay in the L2 cache
-
-  static long workspace_size(long left) { return depth * (4 * lanes<T> + left + height); }
-
-  static void work(void* context, int member, int members) {
-    const auto& it = *static_cast<const OuterProduct*>(context);
-    const Range tiles = share((it.left + height - 1) / height, member, members);
-    it.part(tiles, it.workspace + member * workspace_size(it.left));
-  }
-
-  void part(Range tiles, T* memory) const {
-    T* packed_b = memory;
-    T* packed_a = memory + depth * 4 * lanes<T>;
-    for (long first = 0; first < rows; first += depth) {
-      const long count = rows - first < depth ? rows - first : depth;
-      for (long tile = tiles.begin; tile < tiles.end; ++tile)
-        pack_left(first, count, tile * height, packed_a + (tile - tiles.begin) * height * depth);
-      for (long column = 0; column < right; column += 4 * lanes<T>) {
-        pack_right(first, count, column, packed_b);
-        for (long tile = tiles.begin; tile < tiles.end; ++tile)
-          add_rows<height>(count, packed_a + (tile - tiles.begin) * height * depth, packed_b, tile * height, column);
-      }
-    }
-  }
-
-  void pack_left(long first, long count, long column, T* to) const {
-    const long wide = left - column < height ? left - column : height;
-    T total[height] = {};
-    for (long k = 0; k < count; ++k)
-      for (long r = 0; r < wide; ++r) {
-        const T value = a[(first + k) * a_stride + column + r];
-        to[k * height + r] = value;
-        total[r] += value;
-      }
-    if (bias)
-      for (long r = 0; r < wide; ++r) bias[column + r] += total[r];
-  }
-
-  void pack_right(long first, long count, long column, T* to) const {
-    constexpr long W = lanes<T>;
-    for (long k = 0; k < count; ++k)
-      for (long v = 0; v < 4; ++v) {
-        const long left_over = right - column - v * W;
-        store(to + (k * 4 + v) * W,
-              left_over > 0 ? load(b + (first + k) * b_stride + column + v * W, left_over) : Vector<T>{});
-      }
-  }
-
-  template <int high>
-  void add_rows(long count, const T* from_a, const T* from_b, long row, long column) const {
-    if constexpr (high > 0) {
-      if (left - row < high) return add_rows<high - 1>(count, from_a, from_b, row, column);
-      constexpr long W = lanes<T>;
-      alignas(64) T tile[high * 4 * W];
-      alignas(64) const T zero[4 * W] = {};
-      multiply_tile<T, 4, high, false>(count, from_a, 1, height, from_b, zero, tile);
-      for (long r = 0; r < high; ++r)
-        for (long v = 0; v < 4 && column + v * W < right; ++v) {
-          T* to = sum + (row + r) * right + column + v * W;
-          const long n = right - column - v * W;
-          store(to, load(to, n) + load(tile + (r * 4 + v) * W), n);
-        }
     }
   }
 };

@@ -34,7 +34,10 @@ THROUGHTIME_INLINE void multiply_tile(long depth, const T* a, long row_stride, l
   for (long k = 0; k < depth; ++k) {
     Vector<T> b[vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) b[v] = load(panel + (k * vectors + v) * W);
+    for (int v = 0; v < vectors; ++v) {
+      b[v] = load(panel + (k * vectors + v) * W);
+      hold(b[v]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const Vector<T> x = splat(a[r * row_stride + k * depth_stride]);

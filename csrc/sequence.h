@@ -46,6 +46,7 @@ struct Backward : Layout {
   T *grad_initial_h, *grad_initial_c;  // (B, .): resets add to them; null without resets
   const T *initial_h, *initial_c;
   long first_grad_row;  // the packed row at which the five below begin
+  long grad_stride;     // from one row of grad_gates to the next
   T* grad_gates;        // packed (., G*H): da; GRU (reset after) (., 4H): da_n, da_r, da_z, da_n * r
   T* h_prev;            // packed (., P) or null
   T* extra;             // packed (., H): r * h_prev of GRU (reset before), m of a projected LSTM
@@ -70,14 +71,12 @@ struct Kernels {
   bool (*backward)(const Backward<T>&);
 
   // The products outside the time loop: element (k, column) of the packed matrix is at
-  // source[column * column_stride + k * depth_stride]; `add_outer` adds a^T b to sum and the sums of a's rows to bias.
+  // source[column * column_stride + k * depth_stride].
   long (*columns_size)(long columns, long depth);
   void (*pack_columns)(long columns, long depth, const T* source, long column_stride, long depth_stride, T* packed,
                        int threads);
   void (*multiply_rows_by)(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
                            long out_stride, int threads);
-  bool (*add_outer)(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum,
-                    T* bias, int threads);
 };
 
 struct InstructionSet {

@@ -49,6 +49,20 @@ THROUGHTIME_INLINE void store(T* to, Vector<T> v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
+// Keep a value in a register: GCC would rather read it from memory again at each use, and loads are what runs out.
+template <class V>
+THROUGHTIME_INLINE void hold(V& value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__x86_64__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  (void)value;
+#endif
+}
+
 // The last vector of a row may be partial: lanes past `count` are zero, and are never read or written in memory.
 template <class T>
 THROUGHTIME_INLINE Vector<T> load(const T* from, long count) {

@@ -31,7 +31,9 @@ _CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before":
 _GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 _DTYPES = (torch.float32, torch.float64)
 
-_STRETCH = 8 << 20  # bytes of gates that the cache holds from one pass over them to the next
+_APART = 16
+_LARGE = 1 << 20  # bytes from which large pages are asked for
+_STRETCH = 4 << 20  # bytes of gates that the cache holds from one pass over them to the next
 
 
 def refusal(cell: str, input: Tensor) -> str | None:
@@ -115,8 +117,8 @@ def forward(
     product = _RowProduct(weights.weight_ih, transposed=True)
     stretches = list(rows.stretches(width, input.element_size()))
     held = rows.count if keep else max(s.last_row - s.first_row for s in stretches)
-    gates = input.new_empty((held, width))
-    kept = [input.new_empty((rows.count, weights.hidden))] if keep and cell in ("lstm", "gru") else []
+    gates = _new(input, held, width)
+    kept = [_new(input, rows.count, weights.hidden)] if keep and cell in ("lstm", "gru") else []
     for stretch in reversed(stretches) if reverse else stretches:
         base = 0 if keep else stretch.first_row
         first, last = stretch.first_row, stretch.last_row
@@ -177,7 +179,7 @@ def backward(
             *_addresses(grad_state),
             *_addresses(grad_anew),
             *_addresses(call.initial),
-            stretch.first_row,
+            *(stretch.first_row, work.grad_gates.stride(0)),
             *(_address([t]) for t in work),
             *(_address([p]) for p in packed),
         )
@@ -264,7 +266,7 @@ class _Rows:
 
     def compact(self, padded: Tensor) -> Tensor:
         """(T, B, ·) to packed."""
-        flat = padded.flatten(0, 1)
+        flat = padded.reshape(self.steps * self.batch, padded.shape[-1])
         return flat if self.lengths is None else flat.index_select(0, self.index)
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
@@ -321,7 +323,7 @@ class _Call:
     def new_output(self) -> Tensor:
         """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
         shape = (self.rows.steps, self.rows.batch, self.width)
-        return self.input.new_empty(shape) if self.rows.lengths is None else self.input.new_zeros(shape)
+        return _new(self.input, *shape) if self.rows.lengths is None else self.input.new_zeros(shape)
 
 
 def _check(
@@ -381,10 +383,12 @@ class _Workspace(NamedTuple):
 
 def _new_workspace(cell: str, call: _Call, rows: int) -> _Workspace:
     def new(columns: int, wanted: bool = True) -> Tensor | None:
-        return call.input.new_empty((rows, columns)) if wanted else None
+        return _new(call.input, rows, columns) if wanted else None
 
     hidden, projected = call.weights.hidden, call.weights.projected
-    grad_gates = call.input.new_empty((rows, _gradient_width(cell, hidden)))
+    width = _gradient_width(cell, hidden)
+    # Rows away from powers of two, where reading down a column would meet the same few sets of the cache.
+    grad_gates = _new(call.input, rows, width + _APART)[:, :width]
     is_cut = call.rows.lengths is not None or call.reset is not None
     extra = new(hidden, cell == "gru_reset_before" or bool(projected))
     return _Workspace(grad_gates, new(call.width, is_cut), extra, new(projected, bool(projected)))
@@ -400,7 +404,7 @@ class _Sums:
     def __init__(self, cell: str, call: _Call, x: Tensor, needs_input: bool) -> None:
         weights = call.weights
         self.cell, self.call, self.x = cell, call, x
-        self.input = torch.empty_like(x) if needs_input else None
+        self.input = _new(x, *x.shape) if needs_input else None
         self.weight_ih = torch.zeros_like(weights.weight_ih)
         self.weight_hh = torch.zeros_like(weights.weight_hh)
         self.weight_hr = None if weights.weight_hr is None else torch.zeros_like(weights.weight_hr)
@@ -415,22 +419,22 @@ class _Sums:
         da = work.grad_gates[:rows]
         da_ih = da[:, : 3 * hidden] if self.cell == "gru" else da
         x = self.x[stretch.first_row : stretch.last_row]
-        _add_outer(self.weight_ih, da_ih, x, None if self.bias is None else self.bias[: da_ih.shape[1]])
+        self.weight_ih.addmm_(da_ih.t(), x)
+        if self.bias is not None:
+            self.bias += da.sum(0)
         if self.input is not None:
             self._through_weight_ih.write(da_ih, self.input[stretch.first_row : stretch.last_row])
         if self.cell == "gru_reset_before":
             assert work.extra is not None
-            _add_outer(self.weight_hh[2 * hidden :], da[:, 2 * hidden :], work.extra[:rows])
+            self.weight_hh[2 * hidden :].addmm_(da[:, 2 * hidden :].t(), work.extra[:rows])
         if self.weight_hr is not None:
             assert work.extra is not None
             assert work.grad_hidden is not None
-            _add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
+            self.weight_hr.addmm_(work.grad_hidden[:rows].t(), work.extra[:rows])
         da_hh = {"gru": da[:, hidden:], "gru_reset_before": da[:, : 2 * hidden]}.get(self.cell, da)
         weight_hh = self.weight_hh[: da_hh.shape[1]]
         for first, h_prev in self._h_before(stretch, work, output):
-            _add_outer(weight_hh, da_hh[first : first + len(h_prev)], h_prev)
-        if self.bias is not None and self.cell == "gru":  # ∂a_n ⊙ r, which only b_hh meets
-            self.bias[3 * hidden :] += da[:, 3 * hidden :].sum(0)
+            weight_hh.addmm_(da_hh[first : first + len(h_prev)].t(), h_prev)
 
     def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
         """H before each of the stretch's rows, in pieces: (first row, h)."""
@@ -446,7 +450,7 @@ class _Sums:
         if len(others):
             shift = 1 if self.call.reverse else -1
             before = output[others.start + shift : others.stop + shift]
-            yield (others.start - begin) * batch, before.reshape(-1, width)
+            yield (others.start - begin) * batch, before.reshape(len(others) * batch, width)
 
     def to_list(self) -> list[Tensor]:
         """Gradients of the parameters, in torch's order."""
@@ -485,14 +489,6 @@ class _RowProduct:
         )
 
 
-def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
-    """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
-    _kind(sum).add_outer(
-        *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
-        *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
-    )
-
-
 def _pack_forward(call: _Call) -> list[Tensor]:
     """Weights in the order in which the forward loop reads them: W_hh, (reset before) its n, W_hr, biases."""
     weights = call.weights
@@ -508,6 +504,13 @@ def _pack_backward(call: _Call) -> list[Tensor]:
     tensors = (call.weights.weight_hh, call.weights.weight_hr)
     call.layout.pack_backward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
     return packed
+
+
+def _new(like: Tensor, *shape: int) -> Tensor:
+    tensor = like.new_empty(shape)
+    if tensor.nbytes >= _LARGE:
+        _native.want_large_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def _address(tensors: list[Any]) -> int:
