@@ -1,7 +1,9 @@
-// The products with weights outside the time loop: x W_ih^T for all steps before it, da W_ih after it. The panel kernel
-// does them faster than MKL (docs/log.md), and MKL's bits for one row depend on how many others there are. The weights'
-// gradients, sums over rows, are left to MKL, which is the faster one there.
+// The products outside the time loop: x W_ih^T for all steps before it, and after it da W_ih and the weights' gradients.
+// MKL does these at 70 to 86 GFLOP/s a core where the panel kernel reaches 110 (docs/log.md), and its bits for one row
+// depend on how many others there are.
 #pragma once
+
+#include <cstdlib>
 
 #include "product.h"
 #include "threads.h"
@@ -45,6 +47,76 @@ struct RowProduct {
           for (long v = 0, column = panel * 4 * W; v < 4 && column < columns; ++v, column += W)
             store(out + (first + row) * out_stride + column, load(tile + (row * 4 + v) * W), columns - column);
       }
+    }
+  }
+};
+
+// sum (left, right) += a^T b for a (rows, left), b (rows, right); and bias (left) += a summed over its rows. a is read
+// down its columns: keep its stride away from powers of two.
+template <class T>
+struct OuterProduct {
+  long rows, left, right;
+  const T* a;
+  long a_stride;
+  const T* b;
+  long b_stride;
+  T* sum;
+  T* bias;  // or null
+
+  static constexpr int height = tile_rows<4>;
+  static constexpr long W = lanes<T>;
+  static constexpr long depth = 256;  // rows at a time: the pieces of a and b stay in the L2 cache
+
+  static void work(void* context, int member, int members) {
+    const auto& it = *static_cast<const OuterProduct*>(context);
+    it.part(share((it.left + height - 1) / height, member, members));
+  }
+
+  void part(Range tiles) const {
+    alignas(64) T panel[depth * 4 * W];
+    for (long first = 0; first < rows; first += depth) {
+      const long count = rows - first < depth ? rows - first : depth;
+      for (long column = 0; column < right; column += 4 * W) {
+        pack_right(first, count, column, panel);
+        for (long tile = tiles.begin; tile < tiles.end; ++tile)
+          add_rows<height>(count, a + first * a_stride + tile * height, panel, tile * height, column);
+      }
+      const long end = tiles.end * height < left ? tiles.end * height : left;
+      if (bias) add_bias(first, count, {tiles.begin * height, end});
+    }
+  }
+
+  void pack_right(long first, long count, long column, T* to) const {
+    for (long k = 0; k < count; ++k)
+      for (long v = 0; v < 4; ++v) {
+        const long n = right - column - v * W;
+        const T* from = b + (first + k) * b_stride + column + v * W;
+        store(to + (k * 4 + v) * W, n > 0 ? load(from, n) : Vector<T>{});
+      }
+  }
+
+  void add_bias(long first, long count, Range columns) const {
+    for (long column = columns.begin; column < columns.end; column += W) {
+      const long n = columns.end - column;
+      Vector<T> total{};
+      for (long k = 0; k < count; ++k) total += load(a + (first + k) * a_stride + column, n);
+      store(bias + column, load(bias + column, n) + total, n);
+    }
+  }
+
+  template <int high>
+  void add_rows(long count, const T* from_a, const T* from_b, long row, long column) const {
+    if constexpr (high > 0) {
+      if (left - row < high) return add_rows<high - 1>(count, from_a, from_b, row, column);
+      alignas(64) T tile[high * 4 * W];
+      alignas(64) const T zero[4 * W] = {};
+      multiply_tile<T, 4, high, false>(count, from_a, 1, a_stride, from_b, zero, tile);
+      for (long r = 0; r < high; ++r)
+        for (long v = 0; v < 4 && column + v * W < right; ++v) {
+          T* to = sum + (row + r) * right + column + v * W;
+          const long n = right - column - v * W;
+          store(to, load(to, n) + load(tile + (r * 4 + v) * W), n);
+        }
     }
   }
 };

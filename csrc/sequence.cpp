@@ -738,9 +738,15 @@ void multiply_rows_by(long rows, long depth, long columns, const T* a, long a_st
 }
 
 template <class T>
-constexpr Kernels<T> kernels{forward_sizes<T>, backward_sizes<T>, pack_forward<T>, pack_backward<T>,
-                             forward<T>,       backward<T>,       columns_size<T>, pack_columns<T>,
-                             multiply_rows_by<T>};
+void add_outer(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum, T* bias,
+               int threads) {
+  OuterProduct<T> it{rows, left, right, a, a_stride, b, b_stride, sum, bias};
+  run_together(rows * left * right < worth_sharing ? 1 : threads, OuterProduct<T>::work, &it);
+}
+
+template <class T>
+constexpr Kernels<T> kernels{forward_sizes<T>, backward_sizes<T>, pack_forward<T>,     pack_backward<T>, forward<T>,
+                             backward<T>,      columns_size<T>,   pack_columns<T>,     multiply_rows_by<T>, add_outer<T>};
 
 }  // namespace
 
