@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 
+import comparison
 import pytest
 import torch
 from comparison import GRADIENT_FACTOR, OUTPUT_FACTOR, assert_as_accurate, gradients
@@ -21,7 +22,7 @@ PAIRS = {
     "lstm_projected": (throughtime.LSTM, nn.LSTM, {"proj_size": 3}),
     "gru": (throughtime.GRU, nn.GRU, {}),
 }
-BACKENDS = ["auto", *throughtime.backends()]
+BACKENDS = ["auto", *comparison.BACKENDS]
 
 
 def flat(result: tuple) -> list[Tensor]:

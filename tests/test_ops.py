@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from comparison import BACKENDS, HAS_NATIVE
 from torch import Tensor
 
 import throughtime
 from throughtime.cells import CELLS, Parameters
+from throughtime.kernels import cpu
 from throughtime.ops import Stack, choose_backend
 
 LAYERS = {
@@ -16,7 +18,7 @@ LAYERS = {
 }
 
 
-def arguments(name: str, requires_grad: bool = True, ragged: bool = True, hidden: int = 4) -> tuple:
+def arguments(name: str, backend: str, requires_grad: bool = True, ragged: bool = True, hidden: int = 4) -> tuple:
     cell = CELLS[name]
     rows = cell.gates * hidden
     shapes = [(rows, 3), (rows, hidden), (rows,), (rows,)]
@@ -25,19 +27,24 @@ def arguments(name: str, requires_grad: bool = True, ragged: bool = True, hidden
     state = [torch.randn(2, hidden, dtype=torch.float64, requires_grad=requires_grad) for _ in range(cell.state_size)]
     lengths = torch.tensor([5, 3]) if ragged else None
     reset = torch.rand(5, 2) < 0.3 if ragged else None
-    return x, state, tensors, lengths, reset, name, False, True, "reference"
+    return x, state, tensors, lengths, reset, name, False, True, backend
+
+
+OPERATOR_BACKENDS = [name for name in BACKENDS if name != "torch"]
 
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("ragged", [False, True])
-def test_the_operator_keeps_torchs_rules(name, ragged):
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
+def test_the_operator_keeps_torchs_rules(name, ragged, backend):
     """Schema, autograd registration, fake tensors, and AOT dispatch with symbolic shapes."""
-    torch.library.opcheck(torch.ops.throughtime.recurrence.default, arguments(name, ragged=ragged))
+    torch.library.opcheck(torch.ops.throughtime.recurrence.default, arguments(name, backend, ragged=ragged))
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_derivatives_of_first_and_second_order(name):
-    x, state, parameters, lengths, reset, *rest = arguments(name, hidden=2)
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
+def test_derivatives_of_first_and_second_order(name, backend):
+    x, state, parameters, lengths, reset, *rest = arguments(name, backend, hidden=2)
 
     def run(x: Tensor, *tensors: Tensor):
         initial, weights = list(tensors[: len(state)]), list(tensors[len(state) :])
@@ -50,7 +57,9 @@ def test_derivatives_of_first_and_second_order(name):
 
 
 def test_nothing_is_saved_when_nothing_will_be_asked():
-    x, state, parameters, lengths, reset, name, reverse, _, backend = arguments("lstm", requires_grad=False)
+    x, state, parameters, lengths, reset, name, reverse, _, backend = arguments(
+        "lstm", "reference", requires_grad=False
+    )
     saved = torch.ops.throughtime.recurrence(x, state, parameters, lengths, reset, name, reverse, False, backend)[2]
     assert saved == []
 
@@ -79,11 +88,15 @@ def test_exports_with_a_dynamic_number_of_steps(name):
     torch.testing.assert_close(program.module()(x)[0], layer(x)[0])
 
 
-def test_auto_takes_torch_where_it_can_and_the_reference_elsewhere():
-    assert choose_backend(Stack("lstm"), None) == "torch"
-    assert choose_backend(Stack("lstm"), torch.zeros(1, 1, dtype=torch.bool)) == "reference"
-    assert choose_backend(Stack("gru_reset_before"), None) == "reference"
-    assert choose_backend(Stack("gru", backend="reference"), None) == "reference"
+def test_auto_takes_the_fastest_that_is_right(monkeypatch):
+    x, reset = torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool)
+    if HAS_NATIVE:
+        assert choose_backend(Stack("lstm"), x) == "native"
+    monkeypatch.setattr(cpu, "refusal", lambda cell, input: "not here")
+    assert choose_backend(Stack("lstm"), x) == "torch"
+    assert choose_backend(Stack("lstm"), x, reset=reset) == "reference"
+    assert choose_backend(Stack("gru_reset_before"), x) == "reference"
+    assert choose_backend(Stack("gru", backend="reference"), x) == "reference"
 
 
 def test_fake_tensors_tell_the_shapes_of_a_projected_layer():

@@ -7,6 +7,7 @@ the request.
 
 | backend | what computes |
 |---|---|
+| `native` | the C++ kernels: float32 and float64 on the CPU, every cell, lengths and resets at no detour |
 | `reference` | the equations in `cells`, step by step in plain torch: any device, any floating dtype |
 | `torch` | torch's own fused call (oneDNN, cuDNN): no resets, no reset-before GRU |
 """
@@ -20,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from throughtime.cells import CELLS, Parameters, sequence
 from throughtime.errors import unknown_name
-from throughtime.kernels import torch_fused
+from throughtime.kernels import cpu, torch_fused
 
 Tensors = list[Tensor]
 
@@ -31,7 +32,7 @@ _library.define(
 )
 _library.define(
     "recurrence_backward(Tensor grad_output, Tensor[] grad_final, Tensor input, Tensor[] initial, Tensor[] parameters, "
-    "Tensor[] saved, Tensor? lengths, Tensor? reset, str cell, bool reverse, str backend) "
+    "Tensor output, Tensor[] saved, Tensor? lengths, Tensor? reset, str cell, bool reverse, bool needs_input, str backend) "
     "-> (Tensor grad_input, Tensor[] grad_initial, Tensor[] grad_parameters)"
 )
 
@@ -41,9 +42,10 @@ def backends() -> dict[str, str]:
 
     Example:
         >>> sorted(backends())
-        ['reference', 'torch']
+        ['native', 'reference', 'torch']
     """
     return {
+        "native": cpu.description(),
         "reference": "the equations, step by step in plain torch",
         "torch": f"torch {torch.__version__}'s own fused call",
     }
@@ -73,20 +75,23 @@ class Stack:
         return 2 if self.bidirectional else 1
 
 
-def choose_backend(stack: Stack, reset: Tensor | None) -> str:
+def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, reset: Tensor | None = None) -> str:
     """Return the fastest backend that is right for the request, or the named one.
 
     Raises:
         InputError: The named backend is unknown.
         NotImplementedError: The named backend can't serve the request.
     """
+    refusals = {"native": cpu.refusal(stack.cell, input), "torch": torch_fused.refusal(stack.cell, reset)}
     if stack.backend == "auto":
-        tracing = torch.compiler.is_compiling()  # torch's fused calls don't trace with a dynamic T; the operator does
-        return "reference" if tracing or torch_fused.refusal(stack.cell, reset) else "torch"
+        if torch.compiler.is_compiling():
+            # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
+            return "native" if lengths is None and not refusals["native"] else "reference"
+        return next((name for name, refusal in refusals.items() if not refusal), "reference")
     if stack.backend not in backends():
         raise unknown_name("backend", stack.backend, ["auto", *backends()])
-    if stack.backend == "torch" and (reason := torch_fused.refusal(stack.cell, reset)):
-        raise NotImplementedError(f"backend 'torch' can't serve this request: {reason}; use backend='auto'")
+    if reason := refusals.get(stack.backend):
+        raise NotImplementedError(f"backend {stack.backend!r} can't serve this request: {reason}; use backend='auto'")
     return stack.backend
 
 
@@ -111,7 +116,7 @@ def run_stack(
     Returns:
         The output (T, B, directions · P) and the final state, shaped like `state`.
     """
-    backend = choose_backend(stack, reset)
+    backend = choose_backend(stack, input, lengths, reset)
     if backend != "torch":
         return _run_layers(stack, backend, weights, input, state, lengths, reset)
     if lengths is None:
@@ -123,14 +128,13 @@ def run_stack_packed(
     stack: Stack, weights: list[Tensors], packed: PackedSequence, state: tuple[Tensor, ...]
 ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
     """Run a stack over a PackedSequence; `state` is in the caller's order of rows, and so is the final state."""
-    if choose_backend(stack, None) == "torch":
+    backend = choose_backend(stack, packed.data, packed.batch_sizes)
+    if backend == "torch":
         return torch_fused.run_packed(
             stack.cell, packed, state, weights, stack.num_layers, stack.dropout, stack.bidirectional
         )
     input, lengths = pad_packed_sequence(packed)
-    output, final = _run_layers(
-        stack, choose_backend(stack, None), weights, input, state, lengths.to(input.device), None
-    )
+    output, final = _run_layers(stack, backend, weights, input, state, lengths.to(input.device), None)
     if packed.sorted_indices is None:
         return pack_padded_sequence(output, lengths), final
     in_order = output.index_select(1, packed.sorted_indices)
@@ -197,6 +201,8 @@ def _recurrence(
     backend: str,
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run one layer in one direction. `keep` asks for what the backward pass needs; without it `saved` is empty."""
+    if backend == "native":
+        return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep)
     result = sequence.forward(
         CELLS[cell], input, tuple(initial), Parameters.from_list(parameters), lengths, reset, reverse
     )
@@ -212,70 +218,104 @@ def _recurrence_backward(
     input: Tensor,
     initial: Tensors,
     parameters: Tensors,
+    output: Tensor,
     saved: Tensors,
     lengths: Tensor | None,
     reset: Tensor | None,
     cell: str,
     reverse: bool,
+    needs_input: bool,
     backend: str,
 ) -> tuple[Tensor, Tensors, Tensors]:
-    """Backpropagate through one layer in one direction: gradients for input, initial state and parameters."""
+    """Backpropagate through one layer in one direction: gradients for input (none if not needed), state and parameters."""
+    if backend == "native":
+        grad_input, grad_initial, grad_parameters = cpu.backward(
+            *(cell, grad_output, grad_final, input, initial, parameters, output, saved),
+            *(lengths, reset, reverse, needs_input),
+        )
+        return input.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
     kind = CELLS[cell]
     steps = [kind.saved(*fields) for fields in zip(*saved, strict=True)]
     gradient = sequence.backward(
         kind, grad_output, tuple(grad_final), steps, Parameters.from_list(parameters), lengths, reset, reverse
     )
-    return gradient.inputs, [g.clone() for g in gradient.initial_state], gradient.parameters.to_list()
+    grad_input = gradient.inputs if needs_input else input.new_empty(0)
+    return grad_input, [g.clone() for g in gradient.initial_state], gradient.parameters.to_list()
 
 
 @torch.library.register_fake("throughtime::recurrence", lib=_library)
 def _(input, initial, parameters, lengths, reset, cell, reverse, keep, backend):
     # One step of the equations on fake tensors tells every shape and dtype.
     state, saved = CELLS[cell].step(input[0], tuple(initial), Parameters.from_list(parameters))
-    steps = input.shape[0]
+    steps, batch, _ = input.shape
     output = state[0].new_empty((steps, *state[0].shape))
     final = [torch.empty_like(s) for s in state]
-    return output, final, [s.new_empty((steps, *s.shape)) for s in saved] if keep else []
+    if not keep:
+        return output, final, []
+    if backend == "native":
+        widths = cpu.saved_widths(cell, parameters[1].shape[0] // CELLS[cell].gates)
+        is_ragged = lengths is not None and widths
+        rows = torch.library.get_ctx().new_dynamic_size() if is_ragged else steps * batch
+        return output, final, [input.new_empty((rows, width)) for width in widths]
+    return output, final, [s.new_empty((steps, *s.shape)) for s in saved]
 
 
 @torch.library.register_fake("throughtime::recurrence_backward", lib=_library)
-def _(grad_output, grad_final, input, initial, parameters, saved, lengths, reset, cell, reverse, backend):
-    return torch.empty_like(input), [torch.empty_like(s) for s in initial], [torch.empty_like(p) for p in parameters]
+def _(
+    grad_output,
+    grad_final,
+    input,
+    initial,
+    parameters,
+    output,
+    saved,
+    lengths,
+    reset,
+    cell,
+    reverse,
+    needs_input,
+    backend,
+):
+    grad_input = torch.empty_like(input) if needs_input else input.new_empty(0)
+    return grad_input, [torch.empty_like(s) for s in initial], [torch.empty_like(p) for p in parameters]
 
 
 def _save(ctx, inputs, output) -> None:
     input, initial, parameters, lengths, reset, cell, reverse, _, backend = inputs
-    _, _, saved = output
+    outputs, _, saved = output
     ctx.counts = len(initial), len(parameters)
-    ctx.rest = cell, reverse, backend
-    ctx.save_for_backward(input, *initial, *parameters, lengths, reset, *saved)
+    ctx.rest = cell, reverse, input.requires_grad, backend
+    ctx.save_for_backward(input, *initial, *parameters, lengths, reset, outputs, *saved)
 
 
 def _differentiate(ctx, grad_output, grad_final, grad_saved):
     states, weights = ctx.counts
     input, *tensors = ctx.saved_tensors
     initial, tensors = tensors[:states], tensors[states:]
-    parameters, (lengths, reset, *saved) = tensors[:weights], tensors[weights:]
+    parameters, (lengths, reset, output, *saved) = tensors[:weights], tensors[weights:]
     grad_input, grad_initial, grad_parameters = torch.ops.throughtime.recurrence_backward(
-        grad_output, list(grad_final), input, initial, parameters, saved, lengths, reset, *ctx.rest
+        grad_output, list(grad_final), input, initial, parameters, output, saved, lengths, reset, *ctx.rest
     )
-    return grad_input, grad_initial, grad_parameters, None, None, None, None, None, None
+    needs_input = ctx.rest[2]
+    return grad_input if needs_input else None, grad_initial, grad_parameters, None, None, None, None, None, None
 
 
 torch.library.register_autograd("throughtime::recurrence", _differentiate, setup_context=_save, lib=_library)
 
 
 def _save_twice(ctx, inputs, output) -> None:
-    grad_output, grad_final, input, initial, parameters, saved, lengths, reset, cell, reverse, _ = inputs
+    grad_output, grad_final, input, initial, parameters, _, saved, lengths, reset, cell, reverse, needs_input, _ = (
+        inputs
+    )
     ctx.counts = len(grad_final), len(saved)
-    ctx.rest = cell, reverse
+    ctx.rest = cell, reverse, needs_input
     ctx.save_for_backward(grad_output, *grad_final, input, *initial, *parameters, lengths, reset)
 
 
 def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_parameters):
     """Differentiate the backward pass by sending autograd through the reference, which is plain torch both ways."""
     states, kept = ctx.counts
-    cell, reverse = ctx.rest
+    cell, reverse, needs_input = ctx.rest
     *tensors, lengths, reset = ctx.saved_tensors
     with torch.enable_grad():
         leaves = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
@@ -288,17 +328,21 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
         gradient = sequence.backward(
             kind, grad_output, tuple(grad_final), result.saved, parameters, lengths, reset, reverse
         )
+    results = [*gradient.initial_state, *gradient.parameters.to_list()]
+    weights = [*grad_grad_initial, *grad_grad_parameters]
+    if needs_input:
+        results, weights = [gradient.inputs, *results], [grad_grad_input, *weights]
     grads = torch.autograd.grad(
-        (gradient.inputs, *gradient.initial_state, *gradient.parameters.to_list()),
+        results,
         leaves,
-        (grad_grad_input, *grad_grad_initial, *grad_grad_parameters),
+        weights,
         allow_unused=True,
         create_graph=torch.is_grad_enabled(),
     )
     grad_output, *grads = grads
     grad_final, (input, *grads) = grads[:states], grads[states:]
     initial, parameters = grads[:states], grads[states:]
-    return grad_output, grad_final, input, initial, parameters, [None] * kept, None, None, None, None, None
+    return grad_output, grad_final, input, initial, parameters, None, [None] * kept, *[None] * 6
 
 
 torch.library.register_autograd(

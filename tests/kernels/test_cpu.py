@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from comparison import GRADIENT_FACTOR, OUTPUT_FACTOR, assert_as_accurate
+from comparison import GRADIENT_FACTOR, HAS_NATIVE, OUTPUT_FACTOR, assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,9 +12,7 @@ from torch import Tensor
 from throughtime.cells import CELLS, Parameters, sequence
 from throughtime.kernels import cpu
 
-pytestmark = pytest.mark.skipif(
-    cpu.refusal("lstm", torch.zeros(1)) is not None, reason="the native kernels aren't built"
-)
+pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +29,7 @@ def two_threads():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=cpu.instruction_sets() if cpu.refusal("lstm", torch.zeros(1)) is None else [])
+@pytest.fixture(params=cpu.instruction_sets() if HAS_NATIVE else [])
 def instruction_set(request):
     cpu.use_instruction_set(request.param)
     yield request.param
@@ -42,7 +40,18 @@ class Request:
     """One layer's arguments in float64, and gradients to send back."""
 
     def __init__(
-        self, cell, steps, batch, hidden, *, inputs=3, projection=0, bias=True, ragged=False, resets=False, reverse=False
+        self,
+        cell,
+        steps,
+        batch,
+        hidden,
+        *,
+        inputs=3,
+        projection=0,
+        bias=True,
+        ragged=False,
+        resets=False,
+        reverse=False,
     ):
         width, rows = projection or hidden, CELLS[cell].gates * hidden
         shapes = [(rows, inputs), (rows, width)] + [(rows,), (rows,)] * bias + [(projection, hidden)] * (projection > 0)
@@ -94,7 +103,11 @@ def assert_exact(request: Request) -> None:
 
 
 def assert_accurate(request: Request) -> None:
-    exact, honest, actual = request.by_equations(), request.by_equations(torch.float32), request.by_kernels(torch.float32)
+    exact, honest, actual = (
+        request.by_equations(),
+        request.by_equations(torch.float32),
+        request.by_kernels(torch.float32),
+    )
     assert_as_accurate(actual[0], honest[0], exact[0], OUTPUT_FACTOR, ["output", "h_n", "c_n"][: len(exact[0])])
     assert_as_accurate(actual[1], honest[1], exact[1], GRADIENT_FACTOR, request.names())
 
@@ -121,7 +134,11 @@ def test_float64_is_exact(cell, steps, batch, hidden, project, bias, ragged, res
         assert_exact(
             Request(
                 *(cell, steps, batch, hidden),
-                **{"projection": projection, "bias": bias, "ragged": ragged, "resets": resets, "reverse": reverse},
+                projection=projection,
+                bias=bias,
+                ragged=ragged,
+                resets=resets,
+                reverse=reverse,
             )
         )
     finally:
@@ -239,16 +256,18 @@ def test_nothing_to_do(steps, batch):
 
 def test_special_values_pass_through():
     x = torch.tensor([0.0, -0.0, 1e-30, 50, -50, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])[None, :, None]
-    arguments = (x, [torch.zeros(10, 1)], [torch.ones(1, 1), torch.zeros(1, 1)])
-    output, _, _ = cpu.forward("rnn_tanh", *arguments)
+    ones, zero, h = torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(10, 1)
+    output, _, _ = cpu.forward("rnn_tanh", x, [h], [ones, zero])
     torch.testing.assert_close(output, torch.tanh(x), rtol=3e-7, atol=0, equal_nan=True)
-    output, _, _ = cpu.forward("rnn_relu", *arguments)
+    output, _, _ = cpu.forward("rnn_relu", x, [h], [ones, zero])
     torch.testing.assert_close(output, torch.relu(x), rtol=0, atol=0, equal_nan=True)
 
 
 def test_tanh_is_accurate_everywhere():
     x = torch.cat([torch.linspace(-12, 12, 20_001), torch.logspace(-20, 0, 2_000)])
-    output, _, _ = cpu.forward("rnn_tanh", x[None, :, None], [torch.zeros(len(x), 1)], [torch.ones(1, 1), torch.zeros(1, 1)])
+    output, _, _ = cpu.forward(
+        "rnn_tanh", x[None, :, None], [torch.zeros(len(x), 1)], [torch.ones(1, 1), torch.zeros(1, 1)]
+    )
     exact = torch.tanh(x.double())
     units = (output[0, :, 0].double() - exact).abs() / (exact.abs() * torch.finfo(torch.float32).eps + 1e-300)
     assert units.max() < 2.0
@@ -277,7 +296,9 @@ def test_bad_input_is_refused_before_native_code_runs(change):
 def test_mixed_dtypes_are_refused():
     request = Request("lstm", 4, 3, 5)
     request.parameters[0] = request.parameters[0].float()
-    with pytest.raises(ValueError, match=r"weight_ih is .*float32"):
+    with pytest.raises(
+        ValueError, match=r"weight_ih is \(20, 3\) torch.float32 on cpu; expected \(20, 3\) torch.float64"
+    ):
         cpu.forward("lstm", request.input, request.initial, request.parameters)
 
 

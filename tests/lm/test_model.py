@@ -54,9 +54,11 @@ def test_dropout_acts_only_in_training():
     assert torch.equal(model(ids)[0], model(ids)[0])
 
 
-def test_an_lstm_starts_out_remembering():
-    layer = LanguageModel(ModelConfig(vocabulary_size=5, hidden_size=4)).recurrent
-    assert torch.equal((layer.bias_ih_l0 + layer.bias_hh_l0)[4:8], torch.ones(4))
+def test_it_starts_with_orthogonal_recurrence_and_inputs_that_are_heard():
+    layer = LanguageModel(ModelConfig(vocabulary_size=50, hidden_size=32)).recurrent
+    for block in layer.weight_hh_l0.detach().chunk(4):
+        torch.testing.assert_close(block @ block.T, torch.eye(32), atol=1e-5, rtol=0)
+    assert 0.9 < layer.weight_ih_l0.std() < 1.1
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,31 @@ def test_a_run_that_is_done_or_never_began_cant_go_on(text, tmp_path):
         resume(tmp_path / "run")
 
 
+def test_a_run_that_was_stopped_while_it_was_evaluated_is_evaluated_on_resume(text, tmp_path):
+    summary = train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 2}))
+    (tmp_path / "run" / "results.json").unlink()
+    assert resume(tmp_path / "run").evaluation == summary.evaluation
+    assert open_run(tmp_path / "run").results is not None
+
+
+def test_a_model_that_cant_be_made_leaves_no_run(text, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("throughtime.lm.model._make_recurrent", fail)
+    with pytest.raises(RuntimeError):
+        train([text], tmp_path / "run", TrainingOptions(**SMALL))
+    monkeypatch.undo()
+    assert train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1})).steps == 1
+
+
+def test_a_first_loss_that_is_no_number_leaves_the_start_to_go_back_to(text, tmp_path, monkeypatch):
+    monkeypatch.setitem(throughtime.lm.train.__globals__, "_next_token_loss", lambda y, _: y.sum() * math.nan)
+    with pytest.raises(NonFiniteError, match="at step 1"):
+        train([text], tmp_path / "run", TrainingOptions(**SMALL))
+    assert load(tmp_path / "run" / "checkpoint" / "latest.safetensors")[1]["step"] == 0
+
+
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch):
     monkeypatch.setattr(throughtime.training.Loop.run, "__defaults__", (None, None, 0.0))  # save after every step
     honest = throughtime.lm.train.__globals__["_next_token_loss"]
@@ -167,6 +192,7 @@ OPTIONS = [
     ({"steps": 5, "epochs": 1.0}, "--epochs and --steps: expected exactly one"),
     ({"clip": -1.0}, "--clip -1.0: expected"),
     ({"dropout": 1.0}, "--dropout 1.0: expected"),
+    ({"seed": 2**63}, "--seed 9223372036854775808: expected a whole number"),
 ]
 
 

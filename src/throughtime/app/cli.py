@@ -153,11 +153,11 @@ def train(
     optimizer: Annotated[
         str | None, _choice("--optimizer", "NAME", "adamw", OPTIMISATION, "adamw, adam or sgd.")
     ] = None,
-    lr: Annotated[float | None, _choice("--lr", "X", "", OPTIMISATION, "Learning rate at its peak.")] = None,
-    weight_decay: Annotated[float | None, _choice("--weight-decay", "X", "", OPTIMISATION, "Weight decay.")] = None,
-    warmup: Annotated[float | None, _choice("--warmup", "P", "", OPTIMISATION, "Share of warm-up.")] = None,
+    lr: Annotated[float | None, _choice("--lr", "X", "0.01", OPTIMISATION, "Learning rate at its peak.")] = None,
+    weight_decay: Annotated[float | None, _choice("--weight-decay", "X", "0.01", OPTIMISATION, "Weight decay.")] = None,
+    warmup: Annotated[float | None, _choice("--warmup", "P", "0.02", OPTIMISATION, "Share of warm-up.")] = None,
     clip: Annotated[
-        float | None, _choice("--clip", "C", "", OPTIMISATION, "Largest global gradient norm; 0 is off.")
+        float | None, _choice("--clip", "C", "1", OPTIMISATION, "Largest global gradient norm; 0 is off.")
     ] = None,
     clip_value: Annotated[
         float | None, _choice("--clip-value", "C", "0", OPTIMISATION, "Largest single gradient entry; 0 is off.")

@@ -20,7 +20,7 @@ from throughtime.errors import InputError
 from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.generate import Sampling
-from throughtime.lm.run import CONFIG, DATA, clear_run, open_run
+from throughtime.lm.run import CONFIG, DATA, check_new, clear_run, open_run
 from throughtime.lm.train import TrainingOptions, train
 
 MOST_BYTES = 4_000_000  # of source: more than is read in a minute
@@ -128,11 +128,15 @@ def comparison(scores: list[Score], held_out: int) -> Table:
 
 def _make_way(folder: Path) -> None:
     """Clear an earlier demo's run, but nothing else, and not its encoded text."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file of this name exists; the demo writes its run there, move the file away")
     if (folder / CONFIG).exists():
         open_run(folder)  # raises if it is somebody else's
         clear_run(folder)
+    try:
+        check_new(folder)
+    except InputError as error:
+        raise InputError(
+            f"{folder}: the demo writes its run here; move away what stands there, or run it elsewhere"
+        ) from error
 
 
 def _reused(folder: Path) -> str:

@@ -68,7 +68,8 @@ def _usage(error: typer.TyperException, command: str) -> str:
     message = error.format_message().rstrip(".")
     parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
     if hasattr(error, "possibilities") and context is not None:  # an unknown option
-        message = _unknown_option(error.option_name, [name for p in context.command.params for name in p.opts])  # type: ignore[attr-defined]
+        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        message = _unknown_option(error.option_name, known)  # type: ignore[attr-defined]
     elif isinstance(error.__cause__, ValueError) and parameter is not None:
         message = _wrong_type(error.__cause__, max(parameter.opts, key=len)) or message
     separator = "" if message.endswith("?") else ";"

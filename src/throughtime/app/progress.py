@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
@@ -91,14 +91,13 @@ class LiveLine:
     def reading(self, done: int, total: int) -> None:
         """Draw how much of the text is read."""
         if self._is_due() or done == total:
-            self._progress.update(self._task, completed=done / max(total, 1), reading=(done, total), refresh=True)
+            self._draw(completed=done / max(total, 1), reading=(done, total))
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(line, soft_wrap=True)
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -106,12 +105,18 @@ class LiveLine:
     ) -> None:
         if kind is None:
             self._progress.update(self._task, ending="done", refresh=True)
+        elif self._progress.tasks[0].fields["report"] is None:
+            self._progress.live.transient = True  # a mistake found before the first step leaves its one line alone
         self._progress.stop()
 
     def __call__(self, report: "StepReport") -> None:
         """Draw the line anew, unless it was drawn just now."""
         if self._is_due() or report.progress >= 1:
-            self._progress.update(self._task, completed=report.progress, report=report, refresh=True)
+            self._draw(completed=report.progress, report=report)
+
+    def _draw(self, **fields: Any) -> None:
+        self._progress.start()  # not before there is something to show; a second start does nothing
+        self._progress.update(self._task, refresh=True, **fields)
 
     def _is_due(self) -> bool:
         now = time.monotonic()
@@ -172,9 +177,11 @@ class _Figures(ProgressColumn):
         report: StepReport | None = task.fields["report"]
         if report is None:
             return Text(_megabytes(*task.fields["reading"]) if task.fields["reading"] else "starting", "dim")
-        return Text(f"{report.progress:4.0%}  ") + figures(
-            report, self._unit, roomy=messages().width >= _ROOMY, ending=task.fields["ending"]
-        )
+        roomy = messages().width >= _ROOMY
+        shown = figures(report, self._unit, roomy=roomy, ending=task.fields["ending"])
+        return (
+            Text(f"{report.progress:4.0%}  ") + shown + "   "
+        )  # room for the terminal's ^C, which would break the line
 
 
 def figures(report: "StepReport", unit: str, *, roomy: bool, ending: str = "measuring") -> Text:

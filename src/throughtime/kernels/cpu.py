@@ -47,6 +47,18 @@ def refusal(cell: str, input: Tensor) -> str | None:
     return None
 
 
+def description() -> str:
+    """Say in a line what the kernels are, or why there are none."""
+    return _missing if _native is None else f"C++ kernels for the CPU, {instruction_set()}"
+
+
+def saved_widths(cell: str, hidden: int) -> list[int]:
+    """Return the widths of what `forward` keeps; each has a row for every real step of every sequence."""
+    if cell.startswith("rnn"):
+        return []
+    return [_GATES[cell] * hidden, *([hidden] if cell in ("lstm", "gru") else [])]
+
+
 def instruction_set() -> str:
     """Name the instruction set in use: avx512, avx2 or generic."""
     return _native.instruction_set()
@@ -196,7 +208,8 @@ def _read_weights(cell: str, parameters: list[Tensor]) -> _Weights:
     if len(tensors) < 5:
         tensors.append(None)
     weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = tensors
-    assert weight_ih is not None and weight_hh is not None
+    assert weight_ih is not None
+    assert weight_hh is not None
     projected = 0 if weight_hr is None else weight_hr.shape[0]
     hidden = weight_hh.shape[0] // _GATES[cell]
     return _Weights(_GATES[cell], hidden, projected, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
@@ -242,6 +255,7 @@ class _Rows:
     @cached_property
     def index(self) -> Tensor:
         """Row of the padded (T · B, ·) array, for each row of the packed one."""
+        assert self.order is not None
         padded = torch.arange(self.steps)[:, None] * self.batch + self.order
         return padded[self._active]
 
@@ -252,7 +266,7 @@ class _Rows:
 
     def compact(self, padded: Tensor) -> Tensor:
         """(T, B, ·) to packed."""
-        flat = padded.reshape(self.steps * self.batch, padded.shape[-1])
+        flat = padded.flatten(0, 1)
         return flat if self.lengths is None else flat.index_select(0, self.index)
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
@@ -412,7 +426,8 @@ class _Sums:
             assert work.extra is not None
             _add_outer(self.weight_hh[2 * hidden :], da[:, 2 * hidden :], work.extra[:rows])
         if self.weight_hr is not None:
-            assert work.extra is not None and work.grad_hidden is not None
+            assert work.extra is not None
+            assert work.grad_hidden is not None
             _add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
         da_hh = {"gru": da[:, hidden:], "gru_reset_before": da[:, : 2 * hidden]}.get(self.cell, da)
         weight_hh = self.weight_hh[: da_hh.shape[1]]
@@ -422,7 +437,7 @@ class _Sums:
             self.bias[3 * hidden :] += da[:, 3 * hidden :].sum(0)
 
     def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """h before each of the stretch's rows, in pieces: (first row, h)."""
+        """H before each of the stretch's rows, in pieces: (first row, h)."""
         steps, batch, width = output.shape
         begin, end = stretch.begin, stretch.end
         if work.h_prev is not None:
@@ -435,7 +450,7 @@ class _Sums:
         if len(others):
             shift = 1 if self.call.reverse else -1
             before = output[others.start + shift : others.stop + shift]
-            yield (others.start - begin) * batch, before.reshape(len(others) * batch, width)
+            yield (others.start - begin) * batch, before.reshape(-1, width)
 
     def to_list(self) -> list[Tensor]:
         """Gradients of the parameters, in torch's order."""

@@ -92,9 +92,11 @@ class LanguageModel(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        """Start where learning is fast: docs/log.md has what was tried and what it came to."""
         nn.init.zeros_(self.output.bias)
-        if isinstance(self.recurrent, LSTM):
-            init.forget_bias_(self.recurrent, 1.0)
+        init.orthogonal_(self.recurrent)
+        if self.embedding is None:  # a one-hot input picks a row, so rows are drawn as an embedding's are
+            nn.init.normal_(self.recurrent.all_weights[0][0])
         if self.config.tied and self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=self.config.embedding_size**-0.5)
             self.output.weight = self.embedding.weight

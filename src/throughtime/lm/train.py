@@ -72,7 +72,7 @@ class TrainingOptions:
     batch: int = 32
     bptt: int = 64
     optimizer: str = "adamw"
-    lr: float = 8e-3
+    lr: float = 1e-2
     weight_decay: float = 0.01
     warmup: float = 0.02
     clip: float = 1.0
@@ -97,6 +97,8 @@ class TrainingOptions:
         for name in ("warmup", "split"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected a share from 0 to below 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: expected a whole number from 0 to 2^63 − 1")
         self.budget  # noqa: B018 a budget that can't be raises
         self.clipping  # noqa: B018
         self.model_config(vocabulary_size=1)
@@ -220,9 +222,9 @@ def train(
     )
     config = options.model_config(corpus.tokenizer.vocabulary_size)
     windows = Streams(corpus.train, options.batch, options.bptt)
-    run = create_run(folder, asdict(options), config, corpus.tokenizer)
     torch.manual_seed(options.seed)
     loop = _make_loop(LanguageModel(config).to(device), windows, options, device)
+    run = create_run(folder, asdict(options), config, corpus.tokenizer)  # only now: what can't be made leaves no run
     return _finish(run, loop, corpus, observer)
 
 
@@ -244,7 +246,7 @@ def resume(run_folder: str | Path, observer: Observer | None = None) -> Training
     windows = Streams(corpus.train, options.batch, options.bptt)
     loop = _make_loop(LanguageModel(run.model_config).to(device), windows, options, device)
     loop.restore(*load(run.folder / CHECKPOINT))
-    if loop.progress >= 1:
+    if loop.progress >= 1 and run.results is not None:
         raise InputError(f"{run.folder}: this run is complete, its budget is spent; to train longer, start another one")
     return _finish(run, loop, corpus, observer)
 

@@ -146,7 +146,8 @@ class Loop:
 
         Args:
             observer: Called after each step.
-            save: Called every `save_every` seconds and at the end, also when interrupted. Its time doesn't count.
+            save: Called before the first step, every `save_every` seconds, and at the end, also when interrupted. Its time
+                doesn't count.
             save_every: Seconds.
 
         Returns:
@@ -156,6 +157,8 @@ class Loop:
             NonFiniteError: The loss or the gradient is no number. The weights are still those of the step before.
         """
         self.model.train()
+        if save is not None and self.step == 0:
+            save()  # so that from the first step on there is something to go back to
         saved_at = self.seconds
         with _interruptible() as interrupted:
             while self.progress < 1 and not interrupted.is_set():

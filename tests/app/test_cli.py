@@ -1,0 +1,420 @@
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from throughtime.app import cli, errors
+
+Call = Callable[..., "Ended"]
+COMMANDS = ("train", "eval", "sample", "explain", "info", "demo")
+SMALL = ("--steps", 12, "--hidden", 8, "--batch", 4, "--bptt", 16)
+EVALUATION = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens")
+
+
+def program(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "throughtime", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **settings)  # type: ignore[call-overload]
+
+
+class TestHelp:
+    def test_without_arguments_the_program_explains_itself(self, throughtime: Call) -> None:
+        ended = throughtime()
+        assert ended.code == 0
+        assert all(command in ended.out for command in COMMANDS)
+        assert "throughtime explain ybigta" in ended.out
+        assert not ended.err
+
+    @pytest.mark.parametrize("command", ["train", "eval", "sample", "explain", "info"])
+    def test_without_arguments_a_command_explains_itself_with_an_example(self, command: str, throughtime: Call) -> None:
+        ended = throughtime(command)
+        assert ended.code == 0
+        assert f"Usage: throughtime {command}" in ended.out
+        assert f"Example  throughtime {command}" in ended.out
+        assert not ended.err
+
+    def test_the_defaults_that_help_tells_are_those_of_training(self) -> None:
+        from throughtime.lm.train import TrainingOptions
+
+        told = {
+            parameter.name: parameter.help.partition("Default ")[2].removesuffix(".[/]")
+            for parameter in cli.typer.main.get_command(cli.app).commands["train"].params
+            if parameter.name in {field.name for field in fields(TrainingOptions)}
+        }
+        assert set(told) == {field.name for field in fields(TrainingOptions)}, "an option without a flag"
+        for field in fields(TrainingOptions):
+            usual = {"minutes": 3, "tied": "no-tied"}.get(field.name, field.default)
+            shown = "" if usual is None else f"{usual:g}" if isinstance(usual, float) else str(usual)
+            assert told[field.name] == shown, f"app/cli.py tells another default of --{field.name}"
+
+    def test_help_is_answered_without_loading_torch(self) -> None:
+        script = (
+            "import sys, types, pathlib, importlib.util\n"
+            "package = types.ModuleType('throughtime')\n"  # what the package itself imports is not the command line's doing
+            "package.__path__ = importlib.util.find_spec('throughtime').submodule_search_locations\n"
+            "sys.modules['throughtime'] = package\n"
+            "from throughtime.app.cli import main\n"
+            "main(['--help']); main(['train', '--help']); main(['train', '--hiden', '3'])\n"
+            "sys.exit('torch' in sys.modules)\n"
+        )
+        assert (
+            subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False).returncode == 0
+        )
+
+
+class TestTrain:
+    def test_a_run_is_trained_measured_and_reported(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+        ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL)
+        assert ended.code == 0
+        assert "bits per character" in ended.out
+        assert "LSTM, 1 layer of 8, one-hot input" in ended.err
+        assert "step 12" in ended.err
+        assert f"throughtime sample {tmp_path / 'run'}" in ended.err
+
+    def test_json_is_one_object_and_alone_on_stdout(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+        ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL, "--json")
+        assert ended.code == 0
+        assert ended.out.count("\n") == 1
+        assert set(ended.json) == {"run", "steps", "seconds", "interrupted", "clip_share", *EVALUATION}
+        assert ended.json["steps"] == 12
+        assert ended.json["interrupted"] is False
+        assert 0 < ended.json["nats_per_token"] < math.log(30)
+
+    def test_every_option_reaches_training(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+        given = {
+            "level": "byte", "cell": "gru", "hidden": 6, "layers": 2, "embedding": 5, "dropout": 0.1, "steps": 3, "batch": 2,
+            "bptt": 8, "optimizer": "sgd", "lr": 0.01, "weight_decay": 0.001, "warmup": 0.1, "clip": 0.5, "clip_value": 0.2,
+            "seed": 7, "split": 0.8, "include": "*.txt", "device": "cpu",
+        }  # fmt: skip
+        flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+        assert throughtime("train", text.parent, "--out", tmp_path / "run", *flags, "--tied").code == 0
+        record = throughtime("info", tmp_path / "run", "--json").json
+        assert record["options"] == given | {"tied": True, "minutes": None, "epochs": None}
+
+    def test_options_are_read_from_a_file_and_flags_override_it(
+        self, throughtime: Call, text: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "options.toml").write_text('cell = "gru"\nhidden = 9\nbatch = 4\nbptt = 16\nminutes = 5\n')
+        ended = throughtime(
+            "train", text, "--out", tmp_path / "run", "--config", tmp_path / "options.toml", "--hidden", 7, "--steps", 2
+        )
+        assert ended.code == 0
+        options = throughtime("info", tmp_path / "run", "--json").json["options"]
+        assert (options["cell"], options["hidden"], options["steps"], options["minutes"]) == ("gru", 7, 2, None)
+
+    @pytest.mark.timeout(120)
+    def test_ctrl_c_saves_and_says_how_to_go_on(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        arguments = [
+            "train",
+            str(text),
+            "--out",
+            str(run),
+            "--hidden",
+            "8",
+            "--batch",
+            "2",
+            "--steps",
+            "20000",
+            "--json",
+        ]
+        with subprocess.Popen(
+            [sys.executable, "-m", "throughtime", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ) as process:
+            while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate()
+        assert process.returncode == errors.INTERRUPTED
+        assert f"throughtime train --resume {run}" in err.splitlines()[-1]
+        assert "Traceback" not in err
+        stopped = json.loads(out)
+        assert stopped["interrupted"]
+        assert stopped["nats_per_token"] is None
+        assert 0 < stopped["steps"] < 20000
+        assert throughtime("sample", run, "--length", 5).code == 0
+
+    def test_a_resumed_run_goes_on_to_its_end(
+        self, throughtime: Call, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from throughtime.app import progress
+
+        def stop_at_five(shown: object, run: Path) -> Callable[[object], None]:
+            def observe(report: object) -> None:
+                if report.step == 5:
+                    signal.raise_signal(signal.SIGINT)
+
+            return observe
+
+        with monkeypatch.context() as patched:
+            patched.setattr(progress, "observed", stop_at_five)
+            ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL)
+        assert ended.code == errors.INTERRUPTED
+        assert f"throughtime train --resume {tmp_path / 'run'}" in ended.err
+        resumed = throughtime("train", "--resume", tmp_path / "run", "--json")
+        assert resumed.code == 0
+        assert resumed.json["steps"] == 12
+        unbroken = throughtime("train", text, "--out", tmp_path / "unbroken", *SMALL, "--json")
+        assert resumed.json["nats_per_token"] == unbroken.json["nats_per_token"]
+
+    def test_ctrl_c_before_the_first_step_leaves_nothing_half_done(
+        self, throughtime: Call, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sys.modules["throughtime.lm.train"], "build_corpus", interrupted)
+            ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL)
+        assert ended.code == errors.INTERRUPTED
+        assert ended.err == "stopped; nothing was trained yet\n"
+        assert throughtime("train", text, "--out", tmp_path / "run", *SMALL).code == 0
+
+
+class TestReading:
+    def test_eval_prints_the_five_numbers(self, throughtime: Call, run: Path, text: Path) -> None:
+        shown, record = throughtime("eval", run, text), throughtime("eval", run, text, "--json")
+        assert shown.code == record.code == 0
+        assert tuple(record.json) == EVALUATION
+        assert record.json["tokens"] == len(text.read_text()) - 1
+        assert record.json["perplexity"] == pytest.approx(math.exp(record.json["nats_per_token"]))
+        assert f"{record.json['nats_per_token']:.4f}" in shown.out
+
+    def test_eval_says_once_how_many_characters_are_unknown(self, throughtime: Call, run: Path, tmp_path: Path) -> None:
+        (tmp_path / "korean.txt").write_text("the 한글 fox 한", encoding="utf-8")
+        ended = throughtime("eval", run, tmp_path / "korean.txt", "--json")
+        assert ended.code == 0
+        assert ended.err.count("\n") == 1
+        assert ended.err.startswith("3 characters of ")
+        assert ended.json["bits_per_byte"] == pytest.approx(ended.json["bits_per_character"] * 12 / 18)
+
+    def test_info_tells_the_model_the_data_and_the_results(self, throughtime: Call, run: Path, text: Path) -> None:
+        shown, record = throughtime("info", run), throughtime("info", run, "--json").json
+        letters, hidden = record["model"]["vocabulary_size"], 8
+        assert letters == len(set(text.read_text())) + 1
+        assert record["model"]["parameters"] == 4 * hidden * (letters + hidden + 2) + letters * (hidden + 1)
+        assert record["data"]["files"] == [str(text)]
+        assert record["results"]["training"]["steps"] == 12
+        assert f"{record['model']['parameters']:,} parameters" in shown.out
+        assert f"{record['results']['held_out']['perplexity']:,.3f}" in shown.out
+
+    def test_info_of_a_run_without_results_says_how_to_go_on(
+        self, throughtime: Call, run: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        (tmp_path / "run" / "results.json").unlink()
+        ended = throughtime("info", tmp_path / "run")
+        assert ended.code == 0
+        assert "train --resume" in " ".join(ended.out.split())
+
+
+class TestSample:
+    def test_a_seed_repeats_the_text_after_the_prompt(self, throughtime: Call, run: Path) -> None:
+        first = throughtime("sample", run, "--prompt", "the ", "--length", 30, "--seed", 3)
+        again = throughtime("sample", run, "--prompt", "the ", "--length", 30, "--seed", 3)
+        other = throughtime("sample", run, "--prompt", "the ", "--length", 30, "--seed", 4)
+        assert first.code == 0
+        assert first.out == again.out != other.out
+        assert first.out.startswith("the ")
+        assert first.out.endswith("\n")
+        assert len(first.out) == 4 + 30 + 1
+        assert not first.err
+
+    def test_greedy_needs_no_seed(self, throughtime: Call, run: Path) -> None:
+        once, twice = (throughtime("sample", run, "--greedy", "--length", 20).out for _ in range(2))
+        assert once == twice
+
+    def test_unknown_characters_of_a_prompt_are_said_once_and_kept(self, throughtime: Call, run: Path) -> None:
+        ended = throughtime("sample", run, "--prompt", "한글 한", "--length", 5)
+        assert ended.code == 0
+        assert ended.out.startswith("한글 한")
+        assert ended.err == "not in the run's vocabulary, read as unknown: 한 글\n"
+
+    def test_a_terminal_is_not_commanded_by_what_a_model_writes(
+        self, throughtime: Call, run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert "\x1b" not in throughtime("sample", run, "--prompt", "\x1b[2J", "--length", 5).out
+
+
+BAD_INPUT = [
+    (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+    (["--hlep"], "unknown option --hlep; did you mean --help?"),
+    (["train", "TEXT"], "--out RUN is missing"),
+    (["train", "--out", "NEW"], "no text given"),
+    (["train", "TEXT", "--out", "NEW", "--hiden", "3"], "unknown option --hiden; did you mean --hidden?"),
+    (["train", "TEXT", "--out", "NEW", "--hidden", "x"], "--hidden x: expected a whole number"),
+    (["train", "TEXT", "--out", "NEW", "--hidden", "2.5"], "--hidden 2.5: expected a whole number"),
+    (["train", "TEXT", "--out", "NEW", "--lr", "fast"], "--lr fast: expected a number"),
+    (["train", "TEXT", "--out", "NEW", "--hidden"], "option '--hidden' requires an argument"),
+    (["train", "TEXT", "--out", "NEW", "--hidden", "0"], "--hidden 0"),
+    (["train", "TEXT", "--out", "NEW", "--layers", "-1"], "--layers -1"),
+    (["train", "TEXT", "--out", "NEW", "--embedding", "-1"], "--embedding -1"),
+    (["train", "TEXT", "--out", "NEW", "--dropout", "1"], "--dropout 1"),
+    (["train", "TEXT", "--out", "NEW", "--tied"], "--tied"),
+    (["train", "TEXT", "--out", "NEW", "--batch", "0"], "--batch 0"),
+    (["train", "TEXT", "--out", "NEW", "--lr", "nan"], "--lr nan"),
+    (["train", "TEXT", "--out", "NEW", "--clip", "-1"], "--clip"),
+    (["train", "TEXT", "--out", "NEW", "--split", "1"], "--split 1"),
+    (["train", "TEXT", "--out", "NEW", "--seed", "-1"], "--seed -1: expected a whole number from 0"),
+    (["train", "TEXT", "--out", "NEW", "--seed", "9" * 30], "expected a whole number from 0"),
+    (
+        ["train", "TEXT", "--out", "NEW", "--minutes", "1", "--steps", "2"],
+        "exactly one of --minutes, --epochs, --steps",
+    ),
+    (["train", "TEXT", "--out", "NEW", "--steps", "0"], "--steps 0: expected a number above 0"),
+    (["train", "TEXT", "--out", "NEW", "--cell", "lstn"], "unknown cell 'lstn'; did you mean 'lstm'?"),
+    (["train", "TEXT", "--out", "NEW", "--level", "chr"], "unknown level 'chr'; did you mean 'char'?"),
+    (["train", "TEXT", "--out", "NEW", "--optimizer", "adm"], "unknown optimizer 'adm'; did you mean 'adam'?"),
+    (["train", "TEXT", "--out", "NEW", "--device", "gpu9"], "--device gpu9"),
+    (["train", "TEXT", "--out", "NEW", "--batch", "9999"], "--batch"),
+    (["train", "FOLDER", "--out", "NEW", "--include", "*.tex"], "no files match '*.tex'"),
+    (["train", "FOLDER/missing.txt", "--out", "NEW"], "missing.txt: no such file"),
+    (["train", "FOLDER/empty.txt", "--out", "NEW"], "empty.txt: the file is empty"),
+    (["train", "FOLDER/one.txt", "--out", "NEW"], "one.txt"),
+    (["train", "FOLDER/binary.txt", "--out", "NEW"], "NUL byte at position 3"),
+    (["train", "FOLDER/latin1.txt", "--out", "NEW"], "byte 0xe9 at position 3 is not UTF-8"),
+    (["train", "/dev/null", "--out", "NEW"], "not a regular file"),
+    (["train", "TEXT", "--out", "RUN"], "exists and is not empty"),
+    (["train", "TEXT", "--out", "TEXT"], "a file of this name exists"),
+    (["train", "TEXT", "--out", "/proc/nothing/here"], "can't be written"),
+    (["train", "TEXT", "--out", "NEW", "--config", "FOLDER/missing.toml"], "missing.toml: can't be read"),
+    (["train", "TEXT", "--out", "NEW", "--config", "FOLDER/bad.toml"], "bad.toml: not TOML"),
+    (
+        ["train", "TEXT", "--out", "NEW", "--config", "FOLDER/unknown.toml"],
+        "unknown option 'hiden'; did you mean 'hidden'?",
+    ),
+    (["train", "TEXT", "--out", "NEW", "--config", "FOLDER/type.toml"], "hidden = 'big': expected a whole number"),
+    (["train", "--resume", "NEW"], "no such run"),
+    (["train", "--resume", "RUN"], "this run is complete"),
+    (["train", "--resume", "RUN", "--lr", "1"], "the run's own text and options"),
+    (["train", "TEXT", "--resume", "RUN"], "the run's own text and options"),
+    (["eval", "RUN"], "missing argument"),
+    (["eval", "NEW", "TEXT"], "no such run"),
+    (["eval", "FOLDER", "TEXT"], "not a run"),
+    (["eval", "RUN", "FOLDER/missing.txt"], "missing.txt: no such file"),
+    (["eval", "RUN", "FOLDER/empty.txt"], "empty.txt: the file is empty"),
+    (["eval", "RUN", "FOLDER/one.txt"], "at least 2"),
+    (["eval", "RUN", "FOLDER/latin1.txt"], "byte 0xe9 at position 3 is not UTF-8"),
+    (["eval", "RUN", "FOLDER"], "not a regular file"),
+    (["eval", "TRUNCATED", "TEXT"], "model.safetensors"),
+    (["eval", "ALTERED", "TEXT"], "truncated or altered"),
+    (["sample", "TRUNCATED"], "model.safetensors"),
+    (["sample", "RUN", "--temperature", "0"], "--temperature 0"),
+    (["sample", "RUN", "--temperature", "nan"], "--temperature nan"),
+    (["sample", "RUN", "--top-k", "0"], "--top-k 0"),
+    (["sample", "RUN", "--top-p", "1.5"], "--top-p 1.5"),
+    (["sample", "RUN", "--length", "0"], "--length 0"),
+    (["sample", "RUN", "--lenght", "3"], "did you mean --length?"),
+    (["info", "NEW"], "no such run"),
+    (["info", "RUN", "RUN"], "unexpected extra argument"),
+    (["explain", ""], "no letters"),
+    (["explain", "y"], "'y' has one letter"),
+    (["explain", "aaaa"], "one distinct letter"),
+    (["explain", "ybigta", "--hidden", "0"], "--hidden 0"),
+    (["explain", "ybigta", "--lr", "0"], "--lr 0"),
+    (["explain", "ybigta", "--lr", "1.7e308", "--clip", "0"], "isn't finite"),
+    (["explain", "y\nb", "--lrr", "1"], "did you mean --lr?"),
+]
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty.txt").touch()
+    (folder / "one.txt").write_text("x")
+    (folder / "binary.txt").write_bytes(b"abc\0def" * 50)
+    (folder / "latin1.txt").write_bytes(b"caf\xe9 " * 50)
+    (folder / "bad.toml").write_text("hidden = = 3")
+    (folder / "unknown.toml").write_text("hiden = 3")
+    (folder / "type.toml").write_text('hidden = "big"')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def damaged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp("damaged") / name for name in ("TRUNCATED", "ALTERED")}
+    for folder in folders.values():
+        shutil.copytree(run, folder)
+    weights = (run / "model.safetensors").read_bytes()
+    (folders["TRUNCATED"] / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (folders["ALTERED"] / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    return folders
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD_INPUT, ids=[" ".join(a)[:60] for a, _ in BAD_INPUT])
+def test_bad_input_is_one_clear_line_and_nothing_is_lost(
+    arguments: list[str],
+    said: str,
+    throughtime: Call,
+    text: Path,
+    run: Path,
+    bad_files: Path,
+    damaged: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    places = {"TEXT": text, "RUN": run, "NEW": tmp_path / "new", "FOLDER": bad_files, **damaged}
+
+    def placed(word: str) -> str:
+        head, slash, tail = word.partition("/")
+        return f"{places[head]}{slash}{tail}" if head in places else word
+
+    before = _contents(run), _contents(text.parent), _contents(bad_files)
+    ended = throughtime(*map(placed, arguments))
+    assert ended.code == errors.BAD_INPUT, ended
+    assert ended.err.count("\n") == 1, ended.err
+    assert ended.err.startswith("throughtime")
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+    assert not ended.out or arguments[0] == "explain"  # what was worked out before the loss overflowed
+    assert (_contents(run), _contents(text.parent), _contents(bad_files)) == before
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_named(throughtime: Call, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("abc")
+    (tmp_path / "secret.txt").chmod(0)
+    ended = throughtime("eval", run, tmp_path / "secret.txt")
+    assert (ended.code, ended.err.count("\n")) == (errors.BAD_INPUT, 1)
+    assert "secret.txt: can't be read" in ended.err
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step(throughtime: Call, text: Path, tmp_path: Path) -> None:
+    ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL, "--lr", 1e30, "--clip", 0)
+    assert ended.code == errors.BAD_INPUT
+    assert "at step" in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
+
+
+class TestProcess:
+    def test_a_reader_that_goes_away_is_no_error(self, run: Path) -> None:
+        command = f"{sys.executable} -m throughtime sample {run} --length 20000 | head -c 10"
+        ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+        assert len(ended.stdout) == 10
+        assert ended.stderr == ""
+
+    def test_the_program_ends_with_the_exit_code_and_without_a_traceback(self) -> None:
+        ended = program("info", "no-such-run")
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+
+    def test_explain_survives_a_terminal_that_knows_only_ascii(self) -> None:
+        ended = program("explain", "ybigta", env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+        assert ended.returncode == 0
+        assert "It spells ybigta" in ended.stdout
