@@ -145,8 +145,8 @@ void bind(nb::module_& module, const char* name) {
       .def_static("add_outer", [](long rows, long left, long right, Address a, long a_stride, Address b, long b_stride,
                                   Address sum, Address bias, int threads) {
         nb::gil_scoped_release release;
-        kernels<T>().add_outer(rows, left, right, at<const T>(a), a_stride, at<const T>(b), b_stride, at<T>(sum),
-                               at<T>(bias), threads);
+        check(kernels<T>().add_outer(rows, left, right, at<const T>(a), a_stride, at<const T>(b), b_stride, at<T>(sum),
+                               at<T>(bias), threads));
       });
 }
 

@@ -63,26 +63,45 @@ struct OuterProduct {
   T* sum;
   T* bias;  // or null
 
+  T* workspace;  // workspace_size for each member
+
   static constexpr int height = tile_rows<4>;
   static constexpr long W = lanes<T>;
-  static constexpr long depth = 256;  // rows at a time: the pieces of a and b stay in the L2 cache
+  static constexpr long most_rows = 256;
+
+  // Rows at a time: as many as leave the packed piece of b in the L2 cache.
+  static long depth(long right) {
+    const long fitting = (512L << 10) / static_cast<long>(sizeof(T)) / padded(right);
+    return fitting > most_rows ? most_rows : fitting < 64 ? 64 : fitting;
+  }
+  static long padded(long right) { return (right + 4 * W - 1) / (4 * W) * 4 * W; }
+  static long workspace_size(long right) { return depth(right) * padded(right); }
 
   static void work(void* context, int member, int members) {
     const auto& it = *static_cast<const OuterProduct*>(context);
-    it.part(share((it.left + height - 1) / height, member, members));
+    it.part(share((it.left + height - 1) / height, member, members),
+            it.workspace + member * workspace_size(it.right));
   }
 
-  void part(Range tiles) const {
-    alignas(64) T panel[depth * 4 * W];
-    for (long first = 0; first < rows; first += depth) {
-      const long count = rows - first < depth ? rows - first : depth;
-      for (long column = 0; column < right; column += 4 * W) {
-        pack_right(first, count, column, panel);
-        for (long tile = tiles.begin; tile < tiles.end; ++tile)
-          add_rows<height>(count, a + first * a_stride + tile * height, panel, tile * height, column);
+  void part(Range tiles, T* packed) const {
+    constexpr long few = 4;  // panels for which copying a's columns together costs more than reading them apart
+    const long deep = depth(right), panels = padded(right) / (4 * W), end = tiles.end * height;
+    alignas(64) T column[most_rows * height];
+    for (long first = 0; first < rows; first += deep) {
+      const long count = rows - first < deep ? rows - first : deep;
+      for (long panel = 0; panel < panels; ++panel)
+        pack_right(first, count, panel * 4 * W, packed + panel * deep * 4 * W);
+      for (long tile = tiles.begin; tile < tiles.end; ++tile) {
+        const T* from = a + first * a_stride + tile * height;
+        const bool copies = panels > few && left - tile * height >= height;
+        if (copies)
+          for (long k = 0; k < count; ++k)
+            for (int r = 0; r < height; ++r) column[k * height + r] = from[k * a_stride + r];
+        for (long panel = 0; panel < panels; ++panel)
+          add_rows<height>(count, copies ? column : from, copies ? height : a_stride, packed + panel * deep * 4 * W,
+                           tile * height, panel * 4 * W);
       }
-      const long end = tiles.end * height < left ? tiles.end * height : left;
-      if (bias) add_bias(first, count, {tiles.begin * height, end});
+      if (bias) add_bias(first, count, {tiles.begin * height, end < left ? end : left});
     }
   }
 
@@ -105,12 +124,12 @@ struct OuterProduct {
   }
 
   template <int high>
-  void add_rows(long count, const T* from_a, const T* from_b, long row, long column) const {
+  void add_rows(long count, const T* from_a, long stride, const T* from_b, long row, long column) const {
     if constexpr (high > 0) {
-      if (left - row < high) return add_rows<high - 1>(count, from_a, from_b, row, column);
+      if (left - row < high) return add_rows<high - 1>(count, from_a, stride, from_b, row, column);
       alignas(64) T tile[high * 4 * W];
       alignas(64) const T zero[4 * W] = {};
-      multiply_tile<T, 4, high, false>(count, from_a, 1, a_stride, from_b, zero, tile);
+      multiply_tile<T, 4, high, false>(count, from_a, 1, stride, from_b, zero, tile);
       for (long r = 0; r < high; ++r)
         for (long v = 0; v < 4 && column + v * W < right; ++v) {
           T* to = sum + (row + r) * right + column + v * W;

@@ -77,7 +77,7 @@ struct Kernels {
                        int threads);
   void (*multiply_rows_by)(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
                            long out_stride, int threads);
-  void (*add_outer)(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum,
+  bool (*add_outer)(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum,
                     T* bias, int threads);
 };
 
