@@ -141,7 +141,13 @@ void bind(nb::module_& module, const char* name) {
                     nb::gil_scoped_release release;
                     kernels<T>().multiply_rows_by(rows, depth, columns, at<const T>(a), a_stride, at<const T>(packed),
                                                   at<T>(out), out_stride, threads);
-                  });
+                  })
+      .def_static("add_outer", [](long rows, long left, long right, Address a, long a_stride, Address b, long b_stride,
+                                  Address sum, Address bias, int threads) {
+        nb::gil_scoped_release release;
+        check(kernels<T>().add_outer(rows, left, right, at<const T>(a), a_stride, at<const T>(b), b_stride, at<T>(sum),
+                               at<T>(bias), threads));
+      });
 }
 
 // Ask for large pages: a fresh array is otherwise given memory 4 KB at a time, which can cost as much as a tenth of a

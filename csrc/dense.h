@@ -1,7 +1,9 @@
-// The products with weights outside the time loop: x W_ih^T for all steps before it, da W_ih after it. The panel kernel
-// does them faster than MKL (docs/log.md), and MKL's bits for one row depend on how many others there are. The weights'
-// gradients, sums over rows, are left to MKL, which is the faster one there.
+// The products outside the time loop: x W_ih^T for all steps before it, and after it da W_ih and the weights' gradients.
+// MKL does these at 70 to 86 GFLOP/s a core where the panel kernel reaches 110 (docs/log.md), and its bits for one row
+// depend on how many others there are.
 #pragma once
+
+#include <cstdlib>
 
 #include "product.h"
 #include "threads.h"
@@ -45,6 +47,95 @@ struct RowProduct {
           for (long v = 0, column = panel * 4 * W; v < 4 && column < columns; ++v, column += W)
             store(out + (first + row) * out_stride + column, load(tile + (row * 4 + v) * W), columns - column);
       }
+    }
+  }
+};
+
+// sum (left, right) += a^T b for a (rows, left), b (rows, right); and bias (left) += a summed over its rows. a is read
+// down its columns: keep its stride away from powers of two.
+template <class T>
+struct OuterProduct {
+  long rows, left, right;
+  const T* a;
+  long a_stride;
+  const T* b;
+  long b_stride;
+  T* sum;
+  T* bias;  // or null
+
+  T* workspace;  // workspace_size for each member
+
+  static constexpr int height = tile_rows<4>;
+  static constexpr long W = lanes<T>;
+  static constexpr long most_rows = 256;
+
+  // Rows at a time: as many as leave the packed piece of b in the L2 cache.
+  static long depth(long right) {
+    const long fitting = (512L << 10) / static_cast<long>(sizeof(T)) / padded(right);
+    return fitting > most_rows ? most_rows : fitting < 64 ? 64 : fitting;
+  }
+  static long padded(long right) { return (right + 4 * W - 1) / (4 * W) * 4 * W; }
+  static long workspace_size(long right) { return depth(right) * padded(right); }
+
+  static void work(void* context, int member, int members) {
+    const auto& it = *static_cast<const OuterProduct*>(context);
+    it.part(share((it.left + height - 1) / height, member, members),
+            it.workspace + member * workspace_size(it.right));
+  }
+
+  void part(Range tiles, T* packed) const {
+    constexpr long few = 4;  // panels for which copying a's columns together costs more than reading them apart
+    const long deep = depth(right), panels = padded(right) / (4 * W), end = tiles.end * height;
+    alignas(64) T column[most_rows * height];
+    for (long first = 0; first < rows; first += deep) {
+      const long count = rows - first < deep ? rows - first : deep;
+      for (long panel = 0; panel < panels; ++panel)
+        pack_right(first, count, panel * 4 * W, packed + panel * deep * 4 * W);
+      for (long tile = tiles.begin; tile < tiles.end; ++tile) {
+        const T* from = a + first * a_stride + tile * height;
+        const bool copies = panels > few && left - tile * height >= height;
+        if (copies)
+          for (long k = 0; k < count; ++k)
+            for (int r = 0; r < height; ++r) column[k * height + r] = from[k * a_stride + r];
+        for (long panel = 0; panel < panels; ++panel)
+          add_rows<height>(count, copies ? column : from, copies ? height : a_stride, packed + panel * deep * 4 * W,
+                           tile * height, panel * 4 * W);
+      }
+      if (bias) add_bias(first, count, {tiles.begin * height, end < left ? end : left});
+    }
+  }
+
+  void pack_right(long first, long count, long column, T* to) const {
+    for (long k = 0; k < count; ++k)
+      for (long v = 0; v < 4; ++v) {
+        const long n = right - column - v * W;
+        const T* from = b + (first + k) * b_stride + column + v * W;
+        store(to + (k * 4 + v) * W, n > 0 ? load(from, n) : Vector<T>{});
+      }
+  }
+
+  void add_bias(long first, long count, Range columns) const {
+    for (long column = columns.begin; column < columns.end; column += W) {
+      const long n = columns.end - column;
+      Vector<T> total{};
+      for (long k = 0; k < count; ++k) total += load(a + (first + k) * a_stride + column, n);
+      store(bias + column, load(bias + column, n) + total, n);
+    }
+  }
+
+  template <int high>
+  void add_rows(long count, const T* from_a, long stride, const T* from_b, long row, long column) const {
+    if constexpr (high > 0) {
+      if (left - row < high) return add_rows<high - 1>(count, from_a, stride, from_b, row, column);
+      alignas(64) T tile[high * 4 * W];
+      alignas(64) const T zero[4 * W] = {};
+      multiply_tile<T, 4, high, false>(count, from_a, 1, stride, from_b, zero, tile);
+      for (long r = 0; r < high; ++r)
+        for (long v = 0; v < 4 && column + v * W < right; ++v) {
+          T* to = sum + (row + r) * right + column + v * W;
+          const long n = right - column - v * W;
+          store(to, load(to, n) + load(tile + (r * 4 + v) * W), n);
+        }
     }
   }
 };

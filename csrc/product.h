@@ -13,8 +13,8 @@ namespace throughtime::THROUGHTIME_ISA {
 template <int vectors>
 constexpr int tile_rows = THROUGHTIME_VECTOR_BYTES == 64 ? (vectors <= 3 ? 8 : 6) : (vectors <= 3 ? 4 : 2);
 
-// As many rows as leave their results (rows x 4 vectors) in the L1 cache.
-constexpr long block_rows = 48;
+// As many rows as leave their results (rows x 4 vectors) beside a piece of a panel in the nearest caches.
+constexpr long block_rows = 96;
 
 // Sums are made of pieces this long, each begun at zero: rounding errors grow with the root of a piece's length and of
 // the number of pieces, not with the root of the whole depth. A piece of a panel also fits the L1 cache while all rows
@@ -103,25 +103,27 @@ inline long panel_size(PanelShape s, long depth) {
   return depth * s.gates * s.unit_vectors * lanes<T>;
 }
 
-// Element (k, gate g, unit j) is read at source[(g * units + j) * unit_stride + k * depth_stride].
+// Element (k, gate g, unit j) is read at source[(g * units + j) * unit_stride + k * depth_stride]. One of the strides is 1:
+// with unit_stride, registers are copied; else a strip of `lanes` rows is turned, which stays in the L1 cache meanwhile.
 template <class T>
 void pack_panels(PanelShape s, long depth, const T* source, long unit_stride, long depth_stride, long first, long last,
                  T* packed) {
   constexpr long W = lanes<T>;
   const long vectors = s.gates * s.unit_vectors;
-  constexpr long strip = 16;  // depths at a time, so that both sides stay in the L1 cache
   for (long p = first; p < last; ++p)
-    for (long k0 = 0; k0 < depth; k0 += strip) {
-      const long k1 = k0 + strip < depth ? k0 + strip : depth;
-      for (long u = 0; u < s.unit_vectors; ++u)
-        for (long g = 0; g < s.gates; ++g)
-          for (long l = 0; l < W; ++l) {
-            const long j = (p * s.unit_vectors + u) * W + l;
-            T* to = packed + p * depth * vectors * W + (u * s.gates + g) * W + l;
-            const T* from = source + (g * s.units + j) * unit_stride;
-            for (long k = k0; k < k1; ++k) to[k * vectors * W] = j < s.units ? from[k * depth_stride] : T(0);
+    for (long u = 0; u < s.unit_vectors; ++u)
+      for (long g = 0; g < s.gates; ++g) {
+        const long unit = (p * s.unit_vectors + u) * W, left = s.units - unit, count = left < W ? left : W;
+        const T* from = source + (g * s.units + unit) * unit_stride;
+        T* to = packed + (p * depth * vectors + u * s.gates + g) * W;
+        for (long k = 0; k < depth; ++k, to += vectors * W, from += depth_stride) {
+          if (unit_stride == 1) {
+            store(to, left > 0 ? load(from, left) : Vector<T>{});
+            continue;
           }
-    }
+          for (long l = 0; l < W; ++l) to[l] = l < count ? from[l * unit_stride] : T(0);
+        }
+      }
 }
 
 }  // namespace throughtime::THROUGHTIME_ISA

@@ -738,9 +738,21 @@ void multiply_rows_by(long rows, long depth, long columns, const T* a, long a_st
 }
 
 template <class T>
-constexpr Kernels<T> kernels{forward_sizes<T>, backward_sizes<T>, pack_forward<T>, pack_backward<T>,
-                             forward<T>,       backward<T>,       columns_size<T>, pack_columns<T>,
-                             multiply_rows_by<T>};
+bool add_outer(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum, T* bias,
+               int threads) {
+  if (rows * left * right < worth_sharing) threads = 1;
+  const size_t line = 64, bytes = sizeof(T) * threads * OuterProduct<T>::workspace_size(right);
+  T* workspace = static_cast<T*>(aligned_alloc(line, (bytes + line - 1) / line * line));
+  if (!workspace) return false;
+  OuterProduct<T> it{rows, left, right, a, a_stride, b, b_stride, sum, bias, workspace};
+  run_together(threads, OuterProduct<T>::work, &it);
+  free(workspace);
+  return true;
+}
+
+template <class T>
+constexpr Kernels<T> kernels{forward_sizes<T>, backward_sizes<T>, pack_forward<T>,     pack_backward<T>, forward<T>,
+                             backward<T>,      columns_size<T>,   pack_columns<T>,     multiply_rows_by<T>, add_outer<T>};
 
 }  // namespace
 

@@ -71,12 +71,14 @@ struct Kernels {
   bool (*backward)(const Backward<T>&);
 
   // The products outside the time loop: element (k, column) of the packed matrix is at
-  // source[column * column_stride + k * depth_stride].
+  // source[column * column_stride + k * depth_stride]; `add_outer` adds a^T b to sum and the sums of a's rows to bias.
   long (*columns_size)(long columns, long depth);
   void (*pack_columns)(long columns, long depth, const T* source, long column_stride, long depth_stride, T* packed,
                        int threads);
   void (*multiply_rows_by)(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
                            long out_stride, int threads);
+  bool (*add_outer)(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum,
+                    T* bias, int threads);
 };
 
 struct InstructionSet {

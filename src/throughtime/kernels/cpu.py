@@ -266,7 +266,7 @@ class _Rows:
 
     def compact(self, padded: Tensor) -> Tensor:
         """(T, B, ·) to packed."""
-        flat = padded.reshape(self.steps * self.batch, padded.shape[-1])
+        flat = padded.flatten(0, 1)
         return flat if self.lengths is None else flat.index_select(0, self.index)
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
@@ -419,22 +419,22 @@ class _Sums:
         da = work.grad_gates[:rows]
         da_ih = da[:, : 3 * hidden] if self.cell == "gru" else da
         x = self.x[stretch.first_row : stretch.last_row]
-        self.weight_ih.addmm_(da_ih.t(), x)
-        if self.bias is not None:
-            self.bias += da.sum(0)
+        _add_outer(self.weight_ih, da_ih, x, None if self.bias is None else self.bias[: da_ih.shape[1]])
         if self.input is not None:
             self._through_weight_ih.write(da_ih, self.input[stretch.first_row : stretch.last_row])
         if self.cell == "gru_reset_before":
             assert work.extra is not None
-            self.weight_hh[2 * hidden :].addmm_(da[:, 2 * hidden :].t(), work.extra[:rows])
+            _add_outer(self.weight_hh[2 * hidden :], da[:, 2 * hidden :], work.extra[:rows])
         if self.weight_hr is not None:
             assert work.extra is not None
             assert work.grad_hidden is not None
-            self.weight_hr.addmm_(work.grad_hidden[:rows].t(), work.extra[:rows])
+            _add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
         da_hh = {"gru": da[:, hidden:], "gru_reset_before": da[:, : 2 * hidden]}.get(self.cell, da)
         weight_hh = self.weight_hh[: da_hh.shape[1]]
         for first, h_prev in self._h_before(stretch, work, output):
-            weight_hh.addmm_(da_hh[first : first + len(h_prev)].t(), h_prev)
+            _add_outer(weight_hh, da_hh[first : first + len(h_prev)], h_prev)
+        if self.bias is not None and self.cell == "gru":  # ∂a_n ⊙ r, which only b_hh meets
+            self.bias[3 * hidden :] += da[:, 3 * hidden :].sum(0)
 
     def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
         """H before each of the stretch's rows, in pieces: (first row, h)."""
@@ -450,7 +450,7 @@ class _Sums:
         if len(others):
             shift = 1 if self.call.reverse else -1
             before = output[others.start + shift : others.stop + shift]
-            yield (others.start - begin) * batch, before.reshape(len(others) * batch, width)
+            yield (others.start - begin) * batch, before.reshape(-1, width)
 
     def to_list(self) -> list[Tensor]:
         """Gradients of the parameters, in torch's order."""
@@ -487,6 +487,14 @@ class _RowProduct:
             *(*rows.shape, self.columns, rows.data_ptr(), rows.stride(0), self.packed.data_ptr(), out.data_ptr()),
             *(out.stride(0), torch.get_num_threads()),
         )
+
+
+def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
+    """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
+    _kind(sum).add_outer(
+        *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
+        *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
+    )
 
 
 def _pack_forward(call: _Call) -> list[Tensor]:
