@@ -1,13 +1,10 @@
 // What Python sees: a Layout, and the passes over it. Arrays come as addresses (`tensor.data_ptr()`, 0 for none),
 // because handing over ten tensors costs 38 microseconds and ten integers one; kernels/cpu.py has checked them.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <new>
 #include <stdexcept>
@@ -15,6 +12,7 @@
 #include <tuple>
 
 #include "dispatch.h"
+#include "memory.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -114,6 +112,15 @@ struct TypedLayout : Layout {
   }
 };
 
+// A one-dimensional torch tensor in pooled memory.
+template <class T>
+nb::ndarray<nb::pytorch, T, nb::ndim<1>> new_array(size_t count) {
+  void* memory = take_memory(count * sizeof(T));
+  check(memory);
+  nb::capsule owner(memory, [](void* it) noexcept { give_memory(it); });
+  return {memory, {count}, owner};
+}
+
 template <class T>
 void bind(nb::module_& module, const char* name) {
   using L = TypedLayout<T>;
@@ -127,6 +134,7 @@ void bind(nb::module_& module, const char* name) {
       .def("pack_backward", &L::pack_backward)
       .def("forward", &L::forward)
       .def("backward", &L::backward)
+      .def_static("new_array", &new_array<T>, "count"_a)
       .def_static("columns_size", [](long columns, long depth) { return kernels<T>().columns_size(columns, depth); })
       .def_static("pack_columns",
                   [](long columns, long depth, Address source, long column_stride, long depth_stride, Address packed,
@@ -150,18 +158,6 @@ void bind(nb::module_& module, const char* name) {
       });
 }
 
-// Ask for large pages: a fresh array is otherwise given memory 4 KB at a time, which can cost as much as a tenth of a
-// training step. A wish only: where the system doesn't know it, nothing happens.
-void want_large_pages(Address address, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr Address page = 4096;
-  const Address begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)address, (void)bytes;
-#endif
-}
-
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -169,7 +165,11 @@ NB_MODULE(_native, module) {
   module.def("instruction_sets", &names, "Instruction sets that this machine can run, the fastest first.");
   module.def("instruction_set", [] { return std::string(active->name); }, "The one in use.");
   module.def("use_instruction_set", &use, "name"_a, "Use another one, in the whole process.");
-  module.def("want_large_pages", &want_large_pages);
+  module.def("memory_use", [] {
+    const MemoryUse use = memory_use();
+    return std::make_tuple(use.used, use.idle);
+  });
+  module.def("release_memory", &release_memory);
   bind<float>(module, "LayoutF32");
   bind<double>(module, "LayoutF64");
 }

@@ -21,10 +21,11 @@ constexpr long block_rows = 96;
 // of a block pass over it.
 constexpr long block_depth = 64;
 
-// tile (rows, vectors * W) = start + a . panel, or, if `adds`, the tile itself + a . panel.
+// tile (rows, vectors * W) = start + a . panel, or, if `adds`, the tile itself + a . panel. Meanwhile the caches are asked
+// for as much of `ahead`, unless it is null: weights that don't fit L2 come too late otherwise (85 GFLOP/s instead of 105).
 template <class T, int vectors, int rows, bool adds>
 THROUGHTIME_INLINE void multiply_tile(long depth, const T* a, long row_stride, long depth_stride, const T* panel,
-                                      const T* start, T* tile) {
+                                      const T* start, T* tile, const T* ahead = nullptr) {
   constexpr long W = lanes<T>;
   Vector<T> sum[rows][vectors];
 #pragma GCC unroll 8
@@ -37,6 +38,7 @@ THROUGHTIME_INLINE void multiply_tile(long depth, const T* a, long row_stride, l
     for (int v = 0; v < vectors; ++v) {
       b[v] = load(panel + (k * vectors + v) * W);
       hold(b[v]);
+      if (ahead) __builtin_prefetch(ahead + (k * vectors + v) * W, 0, 2);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
@@ -56,14 +58,15 @@ THROUGHTIME_INLINE void multiply_tile(long depth, const T* a, long row_stride, l
 
 template <class T, int vectors, int rows, bool adds>
 THROUGHTIME_INLINE void multiply_rows(long count, long depth, const T* a, long a_stride, const T* panel,
-                                      const T* start, T* tile) {
+                                      const T* start, T* tile, const T* ahead) {
   if constexpr (rows > 0) {
-    if (count == rows) return multiply_tile<T, vectors, rows, adds>(depth, a, a_stride, 1, panel, start, tile);
-    multiply_rows<T, vectors, rows - 1, adds>(count, depth, a, a_stride, panel, start, tile);
+    if (count == rows) return multiply_tile<T, vectors, rows, adds>(depth, a, a_stride, 1, panel, start, tile, ahead);
+    multiply_rows<T, vectors, rows - 1, adds>(count, depth, a, a_stride, panel, start, tile, ahead);
   }
 }
 
-// One piece of the depth for all rows of a block, in tiles of even height: 8 rows are 4 + 4, not 6 + 2.
+// One piece of the depth for all rows of a block, in tiles of even height: 8 rows are 4 + 4, not 6 + 2. The last of them
+// looks ahead to the next piece, which follows in memory.
 template <class T, int vectors, bool adds>
 __attribute__((noinline)) void multiply_piece(long rows, long depth, const T* a, long a_stride, const T* panel,
                                               const T* start, T* tile) {
@@ -72,7 +75,8 @@ __attribute__((noinline)) void multiply_piece(long rows, long depth, const T* a,
   for (long i = 0; i < tiles; ++i) {
     const long r = i * rows / tiles;
     multiply_rows<T, vectors, height, adds>((i + 1) * rows / tiles - r, depth, a + r * a_stride, a_stride, panel, start,
-                                            tile + r * vectors * lanes<T>);
+                                            tile + r * vectors * lanes<T>,
+                                            i + 1 == tiles ? panel + depth * vectors * lanes<T> : nullptr);
   }
 }
 

@@ -236,6 +236,46 @@ def test_saved_tensors_survive_a_backward_pass():
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_pooled_memory_changes_no_bit(cell, monkeypatch):
+    request = Request(cell, 5, 3, 20, ragged=True, projection=7 * (cell == "lstm"))
+    expected = request.by_kernels()
+    monkeypatch.setattr(cpu, "_LARGE", 0)
+    for _ in range(2):  # the second time in memory that the first has left behind
+        for a, e in zip(request.by_kernels(), expected, strict=True):
+            assert all(map(torch.equal, a, e))
+
+
+def test_pooled_memory_is_reused_and_bounded(monkeypatch):
+    monkeypatch.setattr(cpu, "_LARGE", 0)
+    cpu.release_memory()
+    before = cpu.memory_use()
+    assert before.idle == 0
+    first = cpu._new(torch.empty(0), 5 << 20)
+    address, held = first.data_ptr(), cpu.memory_use().used - before.used
+    assert held >= 20 << 20
+    del first
+    assert cpu.memory_use() == (before.used, held)
+    assert cpu._new(torch.empty(0), 4 << 20).data_ptr() == address
+    for count in range(100_000, 5 << 20, 300_000):  # arrays of ever new sizes
+        del_me = cpu._new(torch.empty(0), count)
+        assert sum(cpu.memory_use()) <= before.used + held
+        del del_me
+    cpu.release_memory()
+    assert cpu.memory_use() == before
+
+
+def test_idle_memory_is_handed_back_in_the_end(monkeypatch):
+    monkeypatch.setattr(cpu, "_LARGE", 0)
+    cpu.release_memory()
+    large, small = cpu._new(torch.empty(0), 64 << 20), torch.empty(0)
+    del large
+    for _ in range(1100):
+        small = cpu._new(torch.empty(0), 10)
+    assert cpu.memory_use().idle < 64 << 20
+    del small
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_without_keep_the_answer_is_the_same(cell):
     request = Request(cell, 6, 4, 20, ragged=True)
     arguments = (cell, request.input, request.initial, request.parameters, request.lengths)

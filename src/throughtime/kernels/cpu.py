@@ -12,6 +12,7 @@ Kept for the backward pass, in floats per real step, besides input and output: L
 gate before the product 3 H, RNN none.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +33,7 @@ _GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before":
 _DTYPES = (torch.float32, torch.float64)
 
 _APART = 16
-_LARGE = 1 << 20  # bytes from which large pages are asked for
+_LARGE = 1 << 20  # bytes from which memory is pooled
 _STRETCH = 4 << 20  # bytes of gates that the cache holds from one pass over them to the next
 
 
@@ -72,6 +73,23 @@ def instruction_sets() -> list[str]:
 def use_instruction_set(name: str) -> None:
     """Use another instruction set from now on, in the whole process: for tests and measurements."""
     _native.use_instruction_set(name)
+
+
+class MemoryUse(NamedTuple):
+    """Bytes of pooled memory: in arrays that somebody still holds, and kept for the next ones."""
+
+    used: int
+    idle: int
+
+
+def memory_use() -> MemoryUse:
+    """Say how much memory the kernels' large arrays take."""
+    return MemoryUse(*_native.memory_use())
+
+
+def release_memory() -> None:
+    """Hand memory that is kept for the next call back to the system."""
+    _native.release_memory()
 
 
 class Gradient(NamedTuple):
@@ -323,7 +341,8 @@ class _Call:
     def new_output(self) -> Tensor:
         """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
         shape = (self.rows.steps, self.rows.batch, self.width)
-        return _new(self.input, *shape) if self.rows.lengths is None else self.input.new_zeros(shape)
+        output = _new(self.input, *shape)
+        return output if self.rows.lengths is None else output.zero_()
 
 
 def _check(
@@ -475,7 +494,7 @@ class _RowProduct:
     def __init__(self, weight: Tensor, transposed: bool = False) -> None:
         depth, self.columns = weight.shape[::-1] if transposed else weight.shape
         column_stride, depth_stride = weight.stride() if transposed else weight.stride()[::-1]
-        self.packed = weight.new_empty(_kind(weight).columns_size(self.columns, depth))
+        self.packed = _new(weight, _kind(weight).columns_size(self.columns, depth))
         _kind(weight).pack_columns(
             *(self.columns, depth, weight.data_ptr(), column_stride, depth_stride, self.packed.data_ptr()),
             torch.get_num_threads(),
@@ -500,7 +519,7 @@ def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = N
 def _pack_forward(call: _Call) -> list[Tensor]:
     """Weights in the order in which the forward loop reads them: W_hh, (reset before) its n, W_hr, biases."""
     weights = call.weights
-    packed = [call.input.new_empty(size) for size in call.layout.forward_sizes()]
+    packed = [_new(call.input, size) for size in call.layout.forward_sizes()]
     tensors = (weights.weight_hh, weights.weight_hr, weights.bias_ih, weights.bias_hh)
     call.layout.pack_forward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
     return packed
@@ -508,16 +527,20 @@ def _pack_forward(call: _Call) -> list[Tensor]:
 
 def _pack_backward(call: _Call) -> list[Tensor]:
     """Weights in the order in which the backward loop reads them: W_hh, (reset before) its n, W_hr."""
-    packed = [call.input.new_empty(size) for size in call.layout.backward_sizes()[:3]]
+    packed = [_new(call.input, size) for size in call.layout.backward_sizes()[:3]]
     tensors = (call.weights.weight_hh, call.weights.weight_hr)
     call.layout.pack_backward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
     return packed
 
 
 def _new(like: Tensor, *shape: int) -> Tensor:
-    tensor = like.new_empty(shape)
-    if tensor.nbytes >= _LARGE:
-        _native.want_large_pages(tensor.data_ptr(), tensor.nbytes)
+    """Return an array of arbitrary content, as `like.new_empty`, but in pooled memory if it is large."""
+    count = math.prod(shape)
+    if count * like.element_size() < _LARGE:
+        return like.new_empty(shape)
+    tensor = _kind(like).new_array(count).view(shape)
+    if torch.are_deterministic_algorithms_enabled():  # as torch fills its own
+        tensor.fill_(torch.nan)
     return tensor
 
 

@@ -1,0 +1,113 @@
+#include "memory.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace throughtime {
+namespace {
+
+constexpr size_t large_page = 2u << 20;
+constexpr long oldest = 1000;  // calls of take_memory that an idle block outlives
+
+void* from_system(size_t bytes) {
+  void* memory = std::aligned_alloc(large_page, bytes);
+#if defined(MADV_HUGEPAGE)
+  if (memory) madvise(memory, bytes, MADV_HUGEPAGE);  // a wish: where the system doesn't know it, nothing happens
+#endif
+  return memory;
+}
+
+class Pool {
+ public:
+  void* take(size_t bytes) {
+    bytes = (std::max(bytes, size_t{1}) + large_page - 1) / large_page * large_page;
+    const std::lock_guard lock(mutex_);
+    ++calls_;
+    Idle* best = nullptr;
+    for (Idle& it : idle_)  // a block twice as large would be missed elsewhere
+      if (it.bytes >= bytes && it.bytes < 2 * bytes && (!best || it.bytes <= best->bytes)) best = &it;
+    if (best) return use(remove(best));
+    shrink(std::max(most_used_, used_bytes_ + bytes) - bytes);
+    void* memory = from_system(bytes);
+    if (!memory) {
+      shrink(0);
+      memory = from_system(bytes);
+    }
+    return memory ? use({memory, bytes, 0}) : nullptr;
+  }
+
+  void give(void* memory) {
+    const std::lock_guard lock(mutex_);
+    const auto found = used_.find(memory);
+    idle_.push_back({memory, found->second, calls_});
+    idle_bytes_ += found->second;
+    used_bytes_ -= found->second;
+    used_.erase(found);
+    while (idle_.front().since + oldest < calls_) std::free(remove(&idle_.front()).memory);
+  }
+
+  void release() {
+    const std::lock_guard lock(mutex_);
+    shrink(0);
+    most_used_ = used_bytes_;
+  }
+
+  MemoryUse use() {
+    const std::lock_guard lock(mutex_);
+    return {used_bytes_, idle_bytes_};
+  }
+
+ private:
+  struct Idle {
+    void* memory;
+    size_t bytes;
+    long since;
+  };
+
+  Idle remove(Idle* it) {
+    const Idle removed = *it;
+    idle_bytes_ -= removed.bytes;
+    idle_.erase(idle_.begin() + (it - idle_.data()));
+    return removed;
+  }
+
+  void* use(Idle block) {
+    used_[block.memory] = block.bytes;
+    used_bytes_ += block.bytes;
+    most_used_ = std::max(most_used_, used_bytes_);
+    return block.memory;
+  }
+
+  // Free what has been idle longest, until used and idle blocks together hold at most `bytes`.
+  void shrink(size_t bytes) {
+    while (!idle_.empty() && used_bytes_ + idle_bytes_ > bytes) std::free(remove(&idle_.front()).memory);
+  }
+
+  std::mutex mutex_;
+  std::unordered_map<void*, size_t> used_;
+  std::vector<Idle> idle_;  // since ever more recent calls
+  size_t used_bytes_ = 0, idle_bytes_ = 0, most_used_ = 0;
+  long calls_ = 0;
+};
+
+// Never destroyed: arrays may outlive everything else.
+Pool& pool() {
+  static Pool* const it = new Pool;
+  return *it;
+}
+
+}  // namespace
+
+void* take_memory(size_t bytes) { return pool().take(bytes); }
+void give_memory(void* memory) { pool().give(memory); }
+MemoryUse memory_use() { return pool().use(); }
+void release_memory() { pool().release(); }
+
+}  // namespace throughtime

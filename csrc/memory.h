@@ -1,0 +1,23 @@
+// Memory for large arrays, kept for the next call. A fresh array costs a page fault for every page it touches (here up to
+// two milliseconds a megabyte, docs/log.md), which a training step would pay again and again.
+#pragma once
+
+#include <cstddef>
+
+namespace throughtime {
+
+// `bytes` of memory, aligned to a large page, or null where there is none left. Its content is arbitrary.
+void* take_memory(size_t bytes);
+void give_memory(void* memory);
+
+// Blocks in use and idle never add up to more than what was in use at once, so nothing grows with the number of
+// different sizes; and a block that lay idle for many calls is handed back to the system.
+struct MemoryUse {
+  size_t used, idle;  // bytes
+};
+MemoryUse memory_use();
+
+// Hand back to the system all that is idle.
+void release_memory();
+
+}  // namespace throughtime
