@@ -37,6 +37,27 @@ def test_step_backward_is_the_derivative_of_step(name, bias):
         torch.testing.assert_close(a, e, **TOLERANCE)
 
 
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.linearise])
+def test_the_factors_of_a_step_are_its_derivative(name):
+    cell, width = CELLS[name], 5
+    state, parameters = random_state(name, 3, width), random_parameters(name, 4, width)
+    after, saved = cell.step(torch.randn(3, 4, dtype=torch.float64), state, parameters)
+    grad_after = tuple(torch.randn_like(s) for s in after)
+    gradient = cell.step_backward(grad_after, saved, parameters)
+    assert cell.linearise is not None
+    recurrent, inputs, direct = cell.linearise(saved)
+
+    def grad_a(factors):
+        return sum(g[:, None] * f for g, f in zip(grad_after, factors, strict=True)).flatten(1)
+
+    torch.testing.assert_close(grad_a(inputs or recurrent) @ parameters.weight_ih, gradient.x, **TOLERANCE)
+    for j, expected in enumerate(gradient.state):
+        found = grad_a(recurrent) @ parameters.weight_hh if j == 0 else torch.zeros_like(expected)
+        for g, row in zip(grad_after, direct, strict=True):
+            found = found if row[j] is None else found + g * row[j]
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
 @given(
     name=st.sampled_from(list(CELLS)),
     steps=st.integers(1, 6),

@@ -55,6 +55,26 @@ class StepGradient(NamedTuple):
     parameters: Parameters
 
 
+class Linearised(NamedTuple):
+    """A step's derivative with respect to the state before it, as factors that its saved values fix, row by row.
+
+    Where each unit's gates see no other unit's state but through W_hh, backpropagation over a step is
+
+        ∂a = Σ_i recurrent[i] ⊙ ∂s_i,t        ∂s_j,t−1 = Σ_i direct[i][j] ⊙ ∂s_i,t   + W_hhᵀ ∂a where s_j is h
+
+    with s = (h,) or (h, c). Many gradients can then be carried over the same step at the cost of one product each.
+
+    Attributes:
+        recurrent: For each part of the state, (B, G, H): what becomes of its gradient on the way to W_hh h_{t−1}.
+        inputs: The same on the way to W_ih x_t; `None` where it is no different.
+        direct: For each part of the state, what of its gradient goes straight to each part before, (B, H), or `None`.
+    """
+
+    recurrent: tuple[Float[Tensor, "B G H"], ...]
+    inputs: tuple[Float[Tensor, "B G H"], ...] | None
+    direct: tuple[tuple[Float[Tensor, "B H"] | None, ...], ...]
+
+
 class Cell(NamedTuple):
     """A cell as the time loop sees it.
 
@@ -65,6 +85,7 @@ class Cell(NamedTuple):
         saved: The NamedTuple of tensors that `step` keeps for `step_backward`.
         step: `(x, state, parameters) -> (state, saved)`.
         step_backward: `(grad_state, saved, parameters) -> StepGradient`.
+        linearise: `saved -> Linearised`, for a step whose state has not been projected; `None` where it has no such form.
     """
 
     name: str
@@ -73,6 +94,7 @@ class Cell(NamedTuple):
     saved: type[tuple[Tensor, ...]]
     step: Callable[..., tuple[StepState, tuple[Tensor, ...]]]
     step_backward: Callable[..., StepGradient]
+    linearise: Callable[..., Linearised] | None = None
 
 
 def affine_backward(

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from throughtime.cells.cell import Parameters, StepGradient, affine_backward
+from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine_backward
 from throughtime.shapes import StepHidden, StepInput
 
 
@@ -74,6 +74,16 @@ def step_backward(grad_state: tuple[StepHidden], saved: Saved, parameters: Param
         (grad_h * z + grad_h_prev,),
         Parameters(grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh),
     )
+
+
+def linearise(saved: Saved) -> Linearised:
+    """Return `step_backward`'s factors. With the reset gate before the product there are none: two products follow each other."""
+    _, h_prev, r, z, n, u = saved
+    to_a_n = (1 - z) * (1 - n * n)
+    to_a_z = (h_prev - n) * z * (1 - z)
+    to_a_r = to_a_n * u * r * (1 - r)
+    recurrent = torch.stack([to_a_r, to_a_z, to_a_n * r], dim=1)
+    return Linearised((recurrent,), (torch.stack([to_a_r, to_a_z, to_a_n], dim=1),), ((z,),))
 
 
 class SavedResetBefore(NamedTuple):

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import linear
 
-from throughtime.cells.cell import Parameters, StepGradient, affine_backward, project
+from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine_backward, project
 from throughtime.shapes import StepCell, StepHidden, StepInput
 
 
@@ -81,3 +81,14 @@ def step_backward(grad_state: tuple[StepHidden, StepCell], saved: Saved, paramet
         (grad_h_prev, grad_c * f),
         Parameters(grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_weight_hr),
     )
+
+
+def linearise(saved: Saved) -> Linearised:
+    """Return `step_backward`'s factors, without a projection: ∂c = ∂c_t + ∂h_t ⊙ o ⊙ (1 − tanh²(c_t)) put into the rest."""
+    _, _, c_prev, i, f, g, o, tanh_c = saved
+    h_to_c = o * (1 - tanh_c * tanh_c)
+    nothing = torch.zeros_like(o)
+    c_to_a = torch.stack([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), nothing], dim=1)
+    h_to_a = h_to_c[:, None] * c_to_a
+    h_to_a[:, 3] = tanh_c * o * (1 - o)
+    return Linearised((h_to_a, c_to_a), None, ((None, h_to_c * f), (None, f)))

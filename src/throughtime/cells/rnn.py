@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import linear
 
-from throughtime.cells.cell import Parameters, StepGradient, affine_backward
+from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine_backward
 from throughtime.shapes import StepHidden, StepInput
 
 
@@ -52,3 +52,10 @@ def step_backward(
         grad_a, h_prev, parameters.weight_hh, parameters.bias_hh
     )
     return StepGradient(grad_x, (grad_h_prev,), Parameters(grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh))
+
+
+def linearise(saved: Saved, *, nonlinearity: str = "tanh") -> Linearised:
+    """Return `step_backward`'s factors: ∂a_t = ∂h_t ⊙ (1 − h_t²), or ∂h_t ⊙ [h_t > 0]."""
+    h = saved.h
+    to_a = ((1 - h * h) if nonlinearity == "tanh" else (h > 0).to(h.dtype))[:, None]
+    return Linearised((to_a,), None, ((None,),))

@@ -67,9 +67,9 @@ def forward(
     """
     state = initial_state
     steps = inputs.shape[0]
-    begins = _beginnings(reset, lengths, reverse)
+    begins = beginnings(reset, lengths, reverse)
     if lengths is not None:  # what stands in the padding must not matter, not even a NaN
-        inputs = torch.where(_is_active(lengths, steps)[:, :, None], inputs, 0)
+        inputs = torch.where(is_active(lengths, steps)[:, :, None], inputs, 0)
     outputs: list[Tensor] = [inputs] * steps
     saved: list[tuple[Tensor, ...]] = [()] * steps
     for t in _order(steps, reverse):
@@ -110,7 +110,7 @@ def backward(
     grad_initial = tuple(torch.zeros_like(g) for g in grad_final)
     grad_parameters = parameters.zeros()
     steps = grad_outputs.shape[0]
-    begins = _beginnings(reset, lengths, reverse)
+    begins = beginnings(reset, lengths, reverse)
     grad_inputs: list[Tensor] = [grad_outputs] * steps
     for t in reversed(_order(steps, reverse)):
         gradient = _step_backward(cell, grad_outputs[t], grad_state, saved[t], parameters, lengths, t)
@@ -147,18 +147,19 @@ def _order(steps: int, reverse: bool) -> list[int]:
     return list(range(steps - 1, -1, -1)) if reverse else list(range(steps))
 
 
-def _beginnings(reset: Reset | None, lengths: Lengths | None, reverse: bool) -> Reset | None:
+def beginnings(reset: Reset | None, lengths: Lengths | None, reverse: bool) -> Reset | None:
     """Return where the state starts anew. A boundary before step t is met, in reverse, before step t−1."""
     if reset is None:
         return None
     if reverse:
         reset = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
     if lengths is not None:
-        reset = reset & _is_active(lengths, reset.shape[0])
+        reset = reset & is_active(lengths, reset.shape[0])
     return reset
 
 
-def _is_active(lengths: Lengths, steps: int) -> Reset:
+def is_active(lengths: Lengths, steps: int) -> Reset:
+    """Return which steps lie within each row's length, (T, B)."""
     return torch.arange(steps, device=lengths.device)[:, None] < lengths
 
 

@@ -1,0 +1,279 @@
+"""The lag matrix and everything made of it, against autograd and closed forms, in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from insight.reference import state_gradients, unroll, weight_gradients
+from torch import nn
+
+import throughtime
+from throughtime import insight
+from throughtime.cells import CELLS
+from throughtime.errors import InputError
+from throughtime.insight import adjoint
+
+LAYERS = {
+    "rnn_tanh": throughtime.RNN,
+    "rnn_relu": lambda *sizes, **more: throughtime.RNN(*sizes, nonlinearity="relu", **more),
+    "lstm": throughtime.LSTM,
+    "gru": throughtime.GRU,
+    "gru_reset_before": lambda *sizes, **more: throughtime.GRU(*sizes, reset_after=False, **more),
+}
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def make(cell, inputs=3, hidden=5, **more):
+    layer = LAYERS[cell](inputs, hidden, **more).double()
+    for parameter in layer.parameters():  # larger than torch's start, so that far lags are not all zero
+        nn.init.uniform_(parameter, -0.7, 0.7)
+    return layer
+
+
+def assert_matches_autograd(cell, layer, x, lengths=None, reset=None, lags=None, probes=None):
+    recording = insight.record(layer, x, lengths=lengths, reset=reset)
+    unrolled = unroll(cell, layer, x, lengths, reset)
+    torch.testing.assert_close(recording.outputs, unrolled.outputs.detach(), **CLOSE)
+    grad_outputs = torch.randn_like(recording.outputs)
+    steps, batch = x.shape[:2]
+    lags = lags or steps
+    matrices = insight.lag_matrix(recording, grad_outputs, lags=lags, probes=probes)
+    ends = torch.full((batch,), steps) if lengths is None else lengths
+    masked = torch.where((torch.arange(steps)[:, None] < ends)[:, :, None], grad_outputs, 0)
+    for row, s in enumerate(matrices[0].losses.tolist()):
+        exact = state_gradients(unrolled, masked, s)
+        for matrix, lane in zip(matrices, exact, strict=True):
+            norms = torch.stack([torch.cat(state, 1).norm(dim=1) for state in lane])  # (T, B)
+            reached = {s + k if matrix.reverse else s - k for k in matrix.lags.tolist()}
+            norms[[t for t in range(steps) if t not in reached]] = 0
+            by_row = torch.zeros_like(norms)
+            for k, lag in enumerate(matrix.lags.tolist()):
+                t = s + lag if matrix.reverse else s - lag
+                if 0 <= t < steps:
+                    by_row[t] = matrix.norms[row, k]
+            torch.testing.assert_close(by_row, norms, **CLOSE)
+            rows_with_loss = max(1, int((ends > s).sum()))
+            torch.testing.assert_close(matrix.matrix[row], norms.sum(1) / rows_with_loss, **CLOSE)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_lag_matrix_is_autograds(cell, depth, bidirectional, ragged):
+    x = torch.randn(7, 4, 3, dtype=torch.float64)
+    lengths = torch.tensor([7, 4, 0, 1]) if ragged else None
+    reset = torch.rand(7, 4) < 0.3 if ragged else None
+    assert_matches_autograd(cell, make(cell, num_layers=depth, bidirectional=bidirectional), x, lengths, reset)
+
+
+@given(
+    cell=st.sampled_from(list(LAYERS)),
+    depth=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    steps=st.integers(1, 8),
+    lags=st.integers(1, 9),
+    probes=st.sampled_from([None, 1, 3]),
+    ragged=st.booleans(),
+    resets=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_a_window_and_probes_are_parts_of_the_whole(
+    cell, depth, bidirectional, steps, lags, probes, ragged, resets, seed
+):
+    torch.manual_seed(seed)
+    layer = make(cell, hidden=3, num_layers=depth, bidirectional=bidirectional)
+    x = torch.randn(steps, 3, 3, dtype=torch.float64)
+    lengths = torch.randint(0, steps + 1, (3,)) if ragged else None
+    reset = torch.rand(steps, 3) < 0.3 if resets else None
+    assert_matches_autograd(cell, layer, x, lengths, reset, min(lags, steps), probes)
+
+
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_cells_without_factors_are_carried_by_their_own_equations(monkeypatch, proj_size):
+    if not proj_size:
+        monkeypatch.setitem(CELLS, "lstm", CELLS["lstm"]._replace(linearise=None))
+    layer = throughtime.LSTM(3, 5, 2, proj_size=proj_size).double()
+    assert_matches_autograd("lstm", layer, torch.randn(6, 2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_blocks_of_losses_add_up(monkeypatch, bidirectional):
+    monkeypatch.setattr(adjoint, "BLOCK_ELEMENTS", 200)
+    layer = make("gru", num_layers=2, bidirectional=bidirectional)
+    assert_matches_autograd("gru", layer, torch.randn(9, 2, 3, dtype=torch.float64), lags=9 if bidirectional else 4)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_torchs_layers_are_read_and_left_as_they_are(kind):
+    layer = getattr(nn, kind)(3, 5, 2, batch_first=True, dropout=0.5).double()
+    ours = getattr(throughtime, kind)(3, 5, 2, batch_first=True, dropout=0.5).double()
+    ours.load_state_dict(layer.state_dict())
+    before = {name: w.clone() for name, w in layer.state_dict().items()}
+    x = torch.randn(2, 9, 3, dtype=torch.float64)
+    grad_outputs = torch.randn(9, 2, 5, dtype=torch.float64)
+    theirs = insight.lag_matrix(insight.record(layer, x), grad_outputs)
+    for a, b in zip(theirs, insight.lag_matrix(insight.record(ours, x), grad_outputs), strict=True):
+        torch.testing.assert_close(a.norms, b.norms)
+    assert layer.training
+    assert all(torch.equal(w, before[name]) for name, w in layer.state_dict().items())
+    assert all(p.grad is None for p in layer.parameters())
+
+
+def test_a_linear_network_has_its_closed_form():
+    """h_t = W h_{t−1} + x_t with everything positive, so that relu does nothing: ∂L_s/∂h_t = (Wᵀ)^{s−t} g."""
+    layer = throughtime.RNN(4, 4, nonlinearity="relu", bias=False).double()
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.eye(4))
+        layer.weight_hh_l0.uniform_(0.05, 0.3)
+    weight = layer.weight_hh_l0.detach()
+    x, grad = torch.rand(12, 3, 4, dtype=torch.float64) + 0.1, torch.randn(12, 3, 4, dtype=torch.float64)
+    (lag,) = insight.lag_matrix(insight.record(layer, x), grad)
+    for s in range(12):
+        for k in range(s + 1):
+            expected = (grad[s] @ torch.linalg.matrix_power(weight, k)).norm(dim=1)
+            torch.testing.assert_close(lag.norms[s, k], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize(("depth", "bidirectional"), [(1, False), (2, False), (1, True)])
+def test_itemised_gradients_are_each_losses_own_and_sum_to_grad(cell, depth, bidirectional):
+    layer = make(cell, num_layers=depth, bidirectional=bidirectional)
+    x = torch.randn(6, 3, 3, dtype=torch.float64)
+    lengths, reset = torch.tensor([6, 2, 4]), torch.rand(6, 3) < 0.3
+    recording = insight.record(layer, x, lengths=lengths, reset=reset)
+    grad_outputs = torch.randn_like(recording.outputs)
+    items = insight.itemised_gradients(recording, grad_outputs)
+    by_lag = insight.lag_gradients(recording, grad_outputs)
+    unrolled = unroll(cell, layer, x, lengths, reset)
+    for s in range(6):
+        for lane, exact in zip(items, weight_gradients(unrolled, grad_outputs, [s]), strict=True):
+            for part, e in zip(lane.to_list(), exact, strict=True):
+                torch.testing.assert_close(part[s].sum(0), e, **CLOSE)
+    (layer(x, lengths=lengths, reset=reset)[0] * grad_outputs).sum().backward()
+    for row, lane, lags in zip(layer.all_weights, items, by_lag, strict=True):
+        for parameter, part, g in zip(row, lane.to_list(), lags.to_list(), strict=True):
+            torch.testing.assert_close(part.sum((0, 1)), parameter.grad, **CLOSE)
+            torch.testing.assert_close(g, part.sum(0), **CLOSE)
+
+
+def test_the_variance_of_a_weights_gradient_is_the_known_one():
+    """h_t = λ h_{t−1} + x_t with white x: Var(dh/dλ) = (1 + λ²)/(1 − λ²)³, the sum of the squared answers to one impulse."""
+    lam, steps = 0.8, 300
+    layer = throughtime.RNN(1, 1, nonlinearity="relu", bias=False).double()
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1.0)
+        layer.weight_hh_l0.fill_(lam)
+    impulse = torch.zeros(steps, 1, 1, dtype=torch.float64)
+    impulse[0] = 1
+    (items,) = insight.itemised_gradients(insight.record(layer, impulse), torch.ones_like(impulse))
+    variance = items.weight_hh.sum(1).square().sum()  # dh_s/dλ = Σ_k of the items of h_s
+    assert variance.item() == pytest.approx((1 + lam**2) / (1 - lam**2) ** 3, rel=1e-10)
+
+
+@pytest.mark.parametrize(("depth", "bidirectional"), [(1, False), (3, False), (2, True)])
+def test_the_total_adjoint_is_the_sum_over_the_losses(depth, bidirectional):
+    layer = make("lstm", num_layers=depth, bidirectional=bidirectional)
+    x, lengths, reset = torch.randn(6, 3, 3, dtype=torch.float64), torch.tensor([6, 0, 4]), torch.rand(6, 3) < 0.3
+    recording = insight.record(layer, x, lengths=lengths, reset=reset)
+    grad_outputs = torch.randn_like(recording.outputs)
+    totals = insight.total_adjoint(recording, grad_outputs)
+    unrolled = unroll("lstm", layer, x, lengths, reset)
+    each = [state_gradients(unrolled, grad_outputs, s) for s in range(6)]
+    for i, total in enumerate(totals):
+        for part, found in enumerate(total):
+            exact = sum(torch.stack([state[part] for state in lanes[i]]) for lanes in each)
+            torch.testing.assert_close(found, exact, **CLOSE)
+
+
+def test_cancellation():
+    layer = make("gru")
+    recording = insight.record(layer, torch.randn(8, 3, 3, dtype=torch.float64))
+    grad_outputs = torch.randn_like(recording.outputs)
+    (kappa,) = insight.cancellation(recording, grad_outputs)
+    (lag,) = insight.lag_matrix(recording, grad_outputs)
+    (total,) = insight.total_adjoint(recording, grad_outputs)
+    apart = lag.matrix.sum(0) * 3  # Σ_s and the batch
+    torch.testing.assert_close(kappa, total[0].norm(dim=2).sum(1) / apart, **CLOSE)
+    one_loss = torch.zeros_like(grad_outputs)
+    one_loss[5] = grad_outputs[5]
+    (kappa,) = insight.cancellation(recording, one_loss)
+    torch.testing.assert_close(kappa[:6], torch.ones(6, dtype=torch.float64), **CLOSE)
+    assert kappa[6:].isnan().all()
+
+
+@pytest.mark.parametrize(("depth", "bidirectional"), [(1, False), (2, False), (2, True)])
+def test_connectivity_is_autograds(depth, bidirectional):
+    layer = make("lstm", num_layers=depth, bidirectional=bidirectional)
+    x = torch.randn(7, 3, 3, dtype=torch.float64, requires_grad=True)
+    recording = insight.record(layer, x)
+    grad_output = torch.randn_like(recording.outputs[0])
+    (exact,) = torch.autograd.grad((layer(x)[0][4] * grad_output).sum(), x)
+    torch.testing.assert_close(insight.connectivity(recording, grad_output, 4), exact.norm(dim=2), **CLOSE)
+
+
+def test_padding_is_not_read():
+    layer = make("lstm")
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    lengths = torch.tensor([5, 2])
+    x[2:, 1] = torch.nan
+    grad_outputs = torch.full((5, 2, 5), torch.nan, dtype=torch.float64)
+    grad_outputs[:, 0], grad_outputs[:2, 1] = 1, 1
+    (lag,) = insight.lag_matrix(insight.record(layer, x, lengths=lengths), grad_outputs)
+    assert lag.norms.isfinite().all()
+    assert lag.matrix.isfinite().all()
+
+
+def lag_matrix_of(curves):
+    """A lag matrix of one loss whose rows have the given curves."""
+    norms = torch.tensor(curves, dtype=torch.float64).T[None]
+    steps = norms.shape[1]
+    return insight.LagMatrix(
+        "layer 0", torch.tensor([steps - 1]), torch.arange(steps), norms, torch.ones_like(norms) > 0, False, steps
+    )
+
+
+def test_the_horizon_and_its_interval():
+    slow, fast = [0.9**k for k in range(100)], [0.5**k for k in range(100)]
+    reach = insight.horizon(lag_matrix_of([slow] * 8), 0.1)
+    assert reach == (0.1, 22.0, 22.0, 22.0)  # 0.9²¹ = 0.109, 0.9²² = 0.098
+    mixed = insight.horizon(lag_matrix_of([slow] * 4 + [fast] * 4), 0.1)
+    assert 4 <= mixed.low < mixed.lag < mixed.high <= 22
+    assert insight.horizon(lag_matrix_of([[1.0] * 10]), 0.1).lag == math.inf
+
+
+def test_tail_decay_and_truncation_length():
+    curve = torch.tensor([0.9**k for k in range(200)], dtype=torch.float64)
+    assert insight.tail_decay(curve) == pytest.approx(0.9)
+    assert insight.truncation_length(curve, 0.1) == 22  # the mass from K on is 0.9^K
+    assert insight.truncation_length(curve[:50], 0.1) == 22  # the tail beyond the curve is counted by its decay
+    assert insight.truncation_length(torch.ones(20), 0.1) == math.inf
+    assert math.isnan(insight.tail_decay(torch.ones(1)))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda r, g: insight.lag_matrix(r, g, lags=0), "lags = 0: expected at least 1"),
+        (lambda r, g: insight.lag_matrix(r, g, probes=0), "probes = 0: expected at least one"),
+        (lambda r, g: insight.lag_matrix(r, g[1:]), "grad_outputs has shape"),
+        (lambda r, g: insight.connectivity(r, g[0], 9), "step = 9: expected one of the recorded steps, 0 to 4"),
+        (lambda r, g: insight.truncation_length(torch.ones(3), 2.0), "bias = 2.0"),
+    ],
+)
+def test_what_does_not_fit_is_said(call, said):
+    recording = insight.record(make("gru"), torch.randn(5, 2, 3, dtype=torch.float64))
+    with pytest.raises(InputError, match=said):
+        call(recording, torch.ones_like(recording.outputs))
+
+
+def test_what_would_not_fit_in_memory_is_refused():
+    recording = insight.record(throughtime.LSTM(3, 64), torch.randn(300, 1, 3))
+    with pytest.raises(InputError, match="lag_gradients"):
+        insight.itemised_gradients(recording, torch.ones_like(recording.outputs))
+    deep = insight.record(make("rnn_tanh", num_layers=2, bidirectional=True), torch.randn(4, 1, 3))
+    with pytest.raises(InputError, match="bidirectional"):
+        insight.lag_gradients(deep, torch.ones_like(deep.outputs))
