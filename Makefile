@@ -1,10 +1,10 @@
-# demo · test · check. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
+# demo · test · check · bench. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: $(STAMP)
 	@OMP_WAIT_POLICY=passive $(BIN)/throughtime demo # waiting threads sleep: on a busy machine, several times faster
@@ -18,6 +18,9 @@ check: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+bench: $(STAMP)-bench
+	$(BIN)/python -m benchmarks.speed $(BENCH) # a quarter of an hour; make bench BENCH=--quick takes a minute
+
 clean:
 	rm -rf $(VENV) demo-run
 
@@ -28,4 +31,9 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(STAMP)-bench: $(STAMP)
+	@echo "installing the peers into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[bench]'
 	@touch $@

@@ -1,0 +1,1 @@
+"""`make bench`: throughtime's layers against their peers, each answer checked before it is timed."""

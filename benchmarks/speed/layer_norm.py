@@ -1,0 +1,70 @@
+"""A layer-normalised LSTM as one writes it in torch, eager or compiled.
+
+a = LN(W_ih x; γ_ih) + LN(W_hh h; γ_hh) + b, c = f ⊙ c + i ⊙ g, h = o ⊙ tanh(LN(c; γ_c, β_c)): Ba et al. (2016), equations 20 to 22,
+each LN of a over all four gates together.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear
+
+from benchmarks.speed.case import Results
+from benchmarks.speed.problem import OURS, Problem
+
+
+class LayerNormLSTM(nn.Module):
+    """One layer, its parameters named as throughtime's."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        bound = hidden**-0.5
+        self.weight_ih_l0 = _uniform(-bound, bound, 4 * hidden, hidden)
+        self.weight_hh_l0 = _uniform(-bound, bound, 4 * hidden, hidden)
+        self.bias_ih_l0 = _uniform(-bound, bound, 4 * hidden)
+        self.bias_hh_l0 = _uniform(-bound, bound, 4 * hidden)
+        self.gain_ih_l0 = _uniform(0.5, 1.5, 4 * hidden)
+        self.gain_hh_l0 = _uniform(0.5, 1.5, 4 * hidden)
+        self.gain_c_l0 = _uniform(0.5, 1.5, hidden)
+        self.shift_c_l0 = _uniform(-0.5, 0.5, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (T, B, H) for x (T, B, H)."""
+        gates, hidden = (4 * self.hidden,), (self.hidden,)
+        h = c = x.new_zeros(x.shape[1], self.hidden)
+        outputs = []
+        for through in layer_norm(linear(x, self.weight_ih_l0), gates, self.gain_ih_l0, self.bias_ih_l0).unbind():
+            a = through + layer_norm(linear(h, self.weight_hh_l0), gates, self.gain_hh_l0, self.bias_hh_l0)
+            i, f, g, o = a.chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * layer_norm(c, hidden, self.gain_c_l0, self.shift_c_l0).tanh()
+            outputs.append(h)
+        return torch.stack(outputs)
+
+
+def by_torch(problem: Problem, dtype: torch.dtype = torch.float32, compiled: bool = False) -> Callable[[], Results]:
+    """Return what runs the layer in torch."""
+    layer = _layer(problem).to(dtype)
+    forward: Any = torch.compile(layer) if compiled else layer
+    return problem.differentiated(forward, list(layer.parameters()), dtype)
+
+
+def by_us(problem: Problem) -> Callable[[], Results]:
+    """Return what runs throughtime's layer."""
+    theirs = _layer(problem)
+    layer = OURS["lstm"](problem.hidden, problem.hidden, layer_norm=True)
+    layer.load_state_dict(theirs.state_dict())
+    parameters = [layer.get_parameter(name) for name, _ in theirs.named_parameters()]
+    return problem.differentiated(lambda x: layer(x)[0], parameters)
+
+
+def _layer(problem: Problem) -> LayerNormLSTM:
+    torch.manual_seed(1)
+    return LayerNormLSTM(problem.hidden)
+
+
+def _uniform(low: float, high: float, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(low, high))

@@ -1,0 +1,111 @@
+"""The benchmark: wrong answers are not timed, turns alternate, figures are what they are called, and every peer is right."""
+
+import pytest
+import torch
+
+from benchmarks.speed import cases, layer_norm
+from benchmarks.speed.case import OURS, Contest, Contestant, Figure, times_faster, times_slower
+from benchmarks.speed.problem import Problem
+from benchmarks.speed.report import lines_of, table
+from benchmarks.speed.timing import WrongAnswerError, check, take_turns
+
+RIGHT = torch.linspace(-1, 1, 50, dtype=torch.float64)
+
+
+def contest(ours: torch.Tensor, peer: torch.Tensor) -> Contest:
+    return Contest(
+        [Contestant(OURS, lambda: [ours], judged_by="torch.nn"), Contestant("torch.nn", lambda: [peer])],
+        lambda: [RIGHT],
+    )
+
+
+def test_the_gate_lets_three_times_the_peers_error_pass_and_no_more():
+    peer = (RIGHT + 1e-5).float()
+    check(contest((RIGHT + 2.9e-5).float(), peer), [RIGHT])
+    with pytest.raises(WrongAnswerError, match=r"throughtime: result 0 errs by 3\.1"):
+        check(contest((RIGHT + 3.1e-5).float(), peer), [RIGHT])
+
+
+@pytest.mark.parametrize("wrong", [RIGHT.float()[:-1], RIGHT.float() * torch.nan, RIGHT.float().flip(0)])
+def test_the_gate_refuses_other_answers_of_ours_and_of_the_peer(wrong):
+    with pytest.raises(WrongAnswerError, match="throughtime"):
+        check(contest(wrong, RIGHT.float()), [RIGHT])
+    with pytest.raises(WrongAnswerError, match=r"torch\.nn"):
+        check(contest(RIGHT.float(), wrong), [RIGHT])
+
+
+def test_turns_alternate():
+    calls = []
+    contestants = [Contestant(name, lambda name=name: calls.append(name)) for name in "ab"]
+    seconds = take_turns(contestants, budget=0.0)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+    order = [name for name, before in zip(calls[2:], calls[1:], strict=False) if name != before]
+    assert "".join(order) == "ababab"
+
+
+def test_figures_are_ratios_of_medians_and_know_their_targets():
+    seconds = {OURS: [1.0, 2.0, 4.0], "peer": [4.0, 6.0, 8.0]}
+    figures = [times_faster("peer", 3.0), times_slower(OURS, "peer", 0.3, share=0.5), times_faster("absent")]
+    faster, slower = lines_of("group", "case", 2, figures, seconds, judge=True)
+    assert (faster.value, faster.target, faster.reached) == (3.0, "≥ 3", True)
+    assert (slower.value, slower.target, slower.reached) == (pytest.approx(2 / 3), "≤ 0.3", False)
+    assert faster.low == 2.5
+    assert faster.high == 3.5
+    (unjudged,) = lines_of("group", "case", 1, figures[:1], seconds, judge=False)
+    assert unjudged.reached is None
+    assert "reached" in table([faster])
+    assert Figure("any", (OURS,), lambda own: own).reached(1.0) is None
+
+
+def test_the_programme_names_every_case_once():
+    listed = [(case.group, case.cell, case.name) for case in cases.programme(cases.Choice())]
+    assert len(set(listed)) == len(listed)
+    assert {group for group, _, _ in listed} >= {"training", "ragged", "resets", "layer-norm", "bf16", "ceiling"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_padded_and_packed_peers_compute_the_same(cell, training):
+    padded = Problem(cell, 6, 5, 8, training, inputs=3)
+    ragged = Problem(cell, 6, 5, 8, training, torch.tensor([2, 6, 1, 5, 3]), layers=2, bidirectional=True)
+    for problem in (padded, ragged):
+        check(
+            Contest(
+                [
+                    Contestant(OURS, problem.by_us(), judged_by="torch.nn"),
+                    Contestant("torch.nn", problem.by_torch()),
+                ],
+                problem.by_torch(torch.float64),
+            ),
+            problem.by_torch(torch.float64)(),
+        )
+
+
+def test_loops_over_single_steps_compute_the_same():
+    problem = Problem("lstm", 9, 4, 8, reset=torch.rand(9, 4) < 0.3)
+    runs = {OURS: problem.by_us(), "a call a step": problem.by_steps(), "LSTMCell": problem.by_cell()}
+    exact = problem.by_steps(torch.float64)
+    check(Contest([Contestant(name, run) for name, run in runs.items()], exact), exact())
+
+
+@pytest.mark.parametrize(("peer", "package"), [("onnx", "onnxruntime"), ("jax", "jax")])
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_optional_peers_compute_the_same(cell, peer, package):
+    pytest.importorskip(package)
+    from importlib import import_module
+
+    module = import_module(f"benchmarks.speed.{peer}_peer")
+    problem = Problem(cell, 5, 3, 8, training=peer == "jax")
+    exact = problem.by_torch(torch.float64)
+    check(Contest([Contestant(peer, module.runner(problem), module.read)], exact), exact())
+
+
+def test_the_layer_normalised_peer_normalises():
+    problem = Problem("lstm", 3, 2, 8)
+    output = layer_norm.by_torch(problem)()[0]
+    scaled = layer_norm.LayerNormLSTM(8)
+    torch.manual_seed(1)
+    scaled.load_state_dict(layer_norm.LayerNormLSTM(8).state_dict())
+    with torch.no_grad():
+        scaled.weight_ih_l0 *= 7  # LN(7 u) = LN(u)
+        torch.testing.assert_close(scaled(problem.tensors[0]), output, rtol=0, atol=2e-4)
