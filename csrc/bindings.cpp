@@ -34,8 +34,8 @@ void use(const std::string& name) {
   throw std::invalid_argument("instruction set " + name + " isn't in this build, or this machine can't run it");
 }
 
-template <class T>
-const Kernels<T>& kernels();
+template <class E>
+const Kernels<E>& kernels();
 template <>
 const Kernels<float>& kernels() {
   return active->f32;
@@ -43,6 +43,10 @@ const Kernels<float>& kernels() {
 template <>
 const Kernels<double>& kernels() {
   return active->f64;
+}
+template <>
+const Kernels<Bf16>& kernels() {
+  return active->bf16;
 }
 
 template <class T>
@@ -59,8 +63,10 @@ void check(bool done) {
   if (!done) throw std::bad_alloc();
 }
 
-template <class T>
+template <class E>
 struct TypedLayout : Layout {
+  using T = Arithmetic<E>;
+
   TypedLayout(int cell, bool reverse, int threads, long steps, long batch, long hidden, long projected, Address rows,
               Address first_row, Address order, Address reset)
       : Layout{static_cast<Cell>(cell), reverse, threads, 0, steps, steps, batch, hidden, projected,
@@ -77,25 +83,25 @@ struct TypedLayout : Layout {
   void pack_forward(Address weight_hh, Address weight_hr, Address bias_ih, Address bias_hh, Address packed_hh,
                     Address packed_n, Address packed_hr, Address packed_bias) const {
     nb::gil_scoped_release release;
-    kernels<T>().pack_forward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih),
-                              at<const T>(bias_hh), at<T>(packed_hh), at<T>(packed_n), at<T>(packed_hr),
+    kernels<E>().pack_forward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih),
+                              at<const T>(bias_hh), at<E>(packed_hh), at<E>(packed_n), at<E>(packed_hr),
                               at<T>(packed_bias));
   }
 
   void pack_backward(Address weight_hh, Address weight_hr, Address packed_hh, Address packed_n,
                      Address packed_hr) const {
     nb::gil_scoped_release release;
-    kernels<T>().pack_backward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<T>(packed_hh),
-                               at<T>(packed_n), at<T>(packed_hr));
+    kernels<E>().pack_backward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<E>(packed_hh),
+                               at<E>(packed_n), at<E>(packed_hr));
   }
 
-  void forward(long begin, long end, Address gates, long first_gates_row, Address kept, Address output, Address h,
+  void forward(long begin, long end, Address x, Address gates, long first_row, Address kept, Address output, Address h,
                Address c, Address initial_h, Address initial_c, Address weight_hh, Address weight_n, Address weight_hr,
                Address bias) const {
     nb::gil_scoped_release release;
-    check(kernels<T>().forward({between(begin, end), at<T>(gates), first_gates_row, at<T>(kept), at<T>(output),
-                                at<T>(h), at<T>(c), at<const T>(initial_h), at<const T>(initial_c),
-                                at<const T>(weight_hh), at<const T>(weight_n), at<const T>(weight_hr),
+    check(kernels<E>().forward({between(begin, end), at<T>(x), at<E>(gates), first_row, at<E>(kept), at<E>(output),
+                                at<T>(h), at<T>(c), at<const E>(initial_h), at<const E>(initial_c),
+                                at<const E>(weight_hh), at<const E>(weight_n), at<const E>(weight_hr),
                                 at<const T>(bias)}));
   }
 
@@ -104,11 +110,11 @@ struct TypedLayout : Layout {
                 long first_grad_row, long grad_stride, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
                 Address weight_hh, Address weight_n, Address weight_hr) const {
     nb::gil_scoped_release release;
-    check(kernels<T>().backward({between(begin, end), at<const T>(gates), at<const T>(kept), at<const T>(output),
-                                 at<const T>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h),
-                                 at<T>(grad_initial_c), at<const T>(initial_h), at<const T>(initial_c), first_grad_row,
-                                 grad_stride, at<T>(grad_gates), at<T>(h_prev), at<T>(extra), at<T>(grad_hidden),
-                                 at<const T>(weight_hh), at<const T>(weight_n), at<const T>(weight_hr)}));
+    check(kernels<E>().backward({between(begin, end), at<const E>(gates), at<const E>(kept), at<const E>(output),
+                                 at<const E>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h),
+                                 at<T>(grad_initial_c), at<const E>(initial_h), at<const E>(initial_c), first_grad_row,
+                                 grad_stride, at<E>(grad_gates), at<E>(h_prev), at<E>(extra), at<E>(grad_hidden),
+                                 at<const E>(weight_hh), at<const E>(weight_n), at<const E>(weight_hr)}));
   }
 };
 
@@ -121,39 +127,47 @@ nb::ndarray<nb::pytorch, T, nb::ndim<1>> new_array(size_t count) {
   return {memory, {count}, owner};
 }
 
-template <class T>
+template <class E>
 void bind(nb::module_& module, const char* name) {
-  using L = TypedLayout<T>;
+  using T = Arithmetic<E>;
+  using L = TypedLayout<E>;
   nb::class_<L>(module, name)
       .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address>(), "cell"_a,
            "reverse"_a, "threads"_a, "steps"_a, "batch"_a, "hidden"_a, "projected"_a, "rows"_a, "first_row"_a,
            "order"_a, "reset"_a)
-      .def("forward_sizes", [](const L& s) { return sizes(kernels<T>().forward_sizes(s)); })
-      .def("backward_sizes", [](const L& s) { return sizes(kernels<T>().backward_sizes(s)); })
+      .def("forward_sizes", [](const L& s) { return sizes(kernels<E>().forward_sizes(s)); })
+      .def("backward_sizes", [](const L& s) { return sizes(kernels<E>().backward_sizes(s)); })
       .def("pack_forward", &L::pack_forward)
       .def("pack_backward", &L::pack_backward)
       .def("forward", &L::forward)
       .def("backward", &L::backward)
-      .def_static("new_array", &new_array<T>, "count"_a)
-      .def_static("columns_size", [](long columns, long depth) { return kernels<T>().columns_size(columns, depth); })
+      .def_static("new_array", &new_array<T>, "count"_a)  // of the arithmetic's type
+      .def_static("columns_size", [](long columns, long depth) { return kernels<E>().columns_size(columns, depth); })
       .def_static("pack_columns",
                   [](long columns, long depth, Address source, long column_stride, long depth_stride, Address packed,
                      int threads) {
                     nb::gil_scoped_release release;
-                    kernels<T>().pack_columns(columns, depth, at<const T>(source), column_stride, depth_stride,
-                                              at<T>(packed), threads);
+                    kernels<E>().pack_columns(columns, depth, at<const T>(source), column_stride, depth_stride,
+                                              at<E>(packed), threads);
                   })
       .def_static("multiply_rows_by",
                   [](long rows, long depth, long columns, Address a, long a_stride, Address packed, Address out,
                      long out_stride, int threads) {
                     nb::gil_scoped_release release;
-                    kernels<T>().multiply_rows_by(rows, depth, columns, at<const T>(a), a_stride, at<const T>(packed),
+                    kernels<E>().multiply_rows_by(rows, depth, columns, at<const E>(a), a_stride, at<const E>(packed),
                                                   at<T>(out), out_stride, threads);
+                  })
+      .def_static("multiply_rows_and_round",
+                  [](long rows, long depth, long columns, Address a, long a_stride, Address packed, Address out,
+                     long out_stride, int threads) {
+                    nb::gil_scoped_release release;
+                    kernels<E>().multiply_rows_and_round(rows, depth, columns, at<const E>(a), a_stride,
+                                                         at<const E>(packed), at<E>(out), out_stride, threads);
                   })
       .def_static("add_outer", [](long rows, long left, long right, Address a, long a_stride, Address b, long b_stride,
                                   Address sum, Address bias, int threads) {
         nb::gil_scoped_release release;
-        check(kernels<T>().add_outer(rows, left, right, at<const T>(a), a_stride, at<const T>(b), b_stride, at<T>(sum),
+        check(kernels<E>().add_outer(rows, left, right, at<const E>(a), a_stride, at<const E>(b), b_stride, at<T>(sum),
                                at<T>(bias), threads));
       });
 }
@@ -172,4 +186,5 @@ NB_MODULE(_native, module) {
   module.def("release_memory", &release_memory);
   bind<float>(module, "LayoutF32");
   bind<double>(module, "LayoutF64");
+  bind<Bf16>(module, "LayoutBf16");
 }

@@ -17,18 +17,19 @@ struct Range {
 inline Range share(long count, long part, long parts) { return {count * part / parts, count * (part + 1) / parts}; }
 
 // out (rows, columns) = a (rows, depth) . packed, for packed panels of {1, 4, columns}.
-template <class T>
+template <class E, class Out>
 struct RowProduct {
+  using T = Arithmetic<E>;
   long rows, depth, columns;
-  const T* a;
+  const E* a;
   long a_stride;
-  const T* packed;
-  T* out;
+  const E* packed;
+  Out* out;
   long out_stride;
 
   static void work(void* context, int member, int members) {
     const auto& it = *static_cast<const RowProduct*>(context);
-    const long panels = panel_count<T>({1, 4, it.columns});
+    const long panels = panel_count<E>({1, 4, it.columns});
     const bool by_rows = it.rows >= 16 * members;
     const Range rows = by_rows ? share(it.rows, member, members) : Range{0, it.rows};
     it.part(rows, by_rows ? Range{0, panels} : share(panels, member, members));
@@ -38,11 +39,11 @@ struct RowProduct {
     constexpr long W = lanes<T>;
     alignas(64) T tile[block_rows * 4 * W];
     alignas(64) const T zero[4 * W] = {};
-    const long size = panel_size<T>({1, 4, columns}, depth);
+    const long size = panel_size<E>({1, 4, columns}, depth);
     for (long first = rows.begin; first < rows.end; first += block_rows) {
       const long count = rows.end - first < block_rows ? rows.end - first : block_rows;
       for (long panel = panels.begin; panel < panels.end; ++panel) {
-        multiply<T, 4>(count, depth, a + first * a_stride, a_stride, packed + panel * size, zero, tile);
+        multiply<E, 4>(count, depth, a + first * a_stride, a_stride, packed + panel * size, zero, tile);
         for (long row = 0; row < count; ++row)
           for (long v = 0, column = panel * 4 * W; v < 4 && column < columns; ++v, column += W)
             store(out + (first + row) * out_stride + column, load(tile + (row * 4 + v) * W), columns - column);
@@ -53,26 +54,27 @@ struct RowProduct {
 
 // sum (left, right) += a^T b for a (rows, left), b (rows, right); and bias (left) += a summed over its rows. a is read
 // down its columns: keep its stride away from powers of two.
-template <class T>
+template <class E>
 struct OuterProduct {
+  using T = Arithmetic<E>;
   long rows, left, right;
-  const T* a;
+  const E* a;
   long a_stride;
-  const T* b;
+  const E* b;
   long b_stride;
   T* sum;
   T* bias;  // or null
 
-  T* workspace;  // workspace_size for each member
+  E* workspace;  // workspace_size for each member
 
   static constexpr int height = tile_rows<4>;
-  static constexpr long W = lanes<T>;
-  static constexpr long most_rows = 256;
+  static constexpr long W = lanes<E>;
+  static constexpr long step = depth_step<E>, most_rows = 256 * step;
 
   // Rows at a time: as many as leave the packed piece of b in the L2 cache.
   static long depth(long right) {
-    const long fitting = (512L << 10) / static_cast<long>(sizeof(T)) / padded(right);
-    return fitting > most_rows ? most_rows : fitting < 64 ? 64 : fitting;
+    const long fitting = (512L << 10) / static_cast<long>(sizeof(E)) / padded(right) / step * step;
+    return fitting > most_rows ? most_rows : fitting < 64 * step ? 64 * step : fitting;
   }
   static long padded(long right) { return (right + 4 * W - 1) / (4 * W) * 4 * W; }
   static long workspace_size(long right) { return depth(right) * padded(right); }
@@ -83,34 +85,50 @@ struct OuterProduct {
             it.workspace + member * workspace_size(it.right));
   }
 
-  void part(Range tiles, T* packed) const {
+  void part(Range tiles, E* packed) const {
     constexpr long few = 4;  // panels for which copying a's columns together costs more than reading them apart
     const long deep = depth(right), panels = padded(right) / (4 * W), end = tiles.end * height;
-    alignas(64) T column[most_rows * height];
+    alignas(64) E column[most_rows * height];
     for (long first = 0; first < rows; first += deep) {
       const long count = rows - first < deep ? rows - first : deep;
       for (long panel = 0; panel < panels; ++panel)
         pack_right(first, count, panel * 4 * W, packed + panel * deep * 4 * W);
       for (long tile = tiles.begin; tile < tiles.end; ++tile) {
-        const T* from = a + first * a_stride + tile * height;
-        const bool copies = panels > few && left - tile * height >= height;
-        if (copies)
-          for (long k = 0; k < count; ++k)
-            for (int r = 0; r < height; ++r) column[k * height + r] = from[k * a_stride + r];
+        const E* from = a + first * a_stride + tile * height;
+        const bool copies = step > 1 || (panels > few && left - tile * height >= height);
+        if (copies) pack_left(count, from, left - tile * height, column);
         for (long panel = 0; panel < panels; ++panel)
-          add_rows<height>(count, copies ? column : from, copies ? height : a_stride, packed + panel * deep * 4 * W,
-                           tile * height, panel * 4 * W);
+          add_rows<height>(count, copies ? column : from, copies ? height * step : a_stride,
+                           packed + panel * deep * 4 * W, tile * height, panel * 4 * W);
       }
       if (bias) add_bias(first, count, {tiles.begin * height, end < left ? end : left});
     }
   }
 
-  void pack_right(long first, long count, long column, T* to) const {
-    for (long k = 0; k < count; ++k)
+  // column[k / step][row][k % step] = from[k][row], for `height` rows, or the `n` that are left.
+  void pack_left(long count, const E* from, long n, E* column) const {
+    if constexpr (is_narrow<E>) {
+      for (long k = 0; k < count; k += 2, from += 2 * a_stride, column += 2 * height)
+        for (int r = 0; r < height && r < n; ++r) {
+          column[2 * r] = from[r];
+          column[2 * r + 1] = k + 1 < count ? from[a_stride + r] : E{};
+        }
+    } else {
+      for (long k = 0; k < count; ++k)
+        for (int r = 0; r < height; ++r) column[k * height + r] = from[k * a_stride + r];
+    }
+  }
+
+  void pack_right(long first, long count, long column, E* to) const {
+    for (long k = 0; k < count; k += step)
       for (long v = 0; v < 4; ++v) {
         const long n = right - column - v * W;
-        const T* from = b + (first + k) * b_stride + column + v * W;
-        store(to + (k * 4 + v) * W, n > 0 ? load(from, n) : Vector<T>{});
+        const E* from = b + (first + k) * b_stride + column + v * W;
+        const Vector<E> one = n > 0 ? load(from, n) : Vector<E>{};
+        if constexpr (is_narrow<E>)
+          store_operand(to + (k * 4 + v * step) * W, one, n > 0 && k + 1 < count ? load(from + b_stride, n) : Vector<E>{});
+        else
+          store(to + (k * 4 + v) * W, one);
       }
   }
 
@@ -124,12 +142,12 @@ struct OuterProduct {
   }
 
   template <int high>
-  void add_rows(long count, const T* from_a, long stride, const T* from_b, long row, long column) const {
+  void add_rows(long count, const E* from_a, long stride, const E* from_b, long row, long column) const {
     if constexpr (high > 0) {
       if (left - row < high) return add_rows<high - 1>(count, from_a, stride, from_b, row, column);
       alignas(64) T tile[high * 4 * W];
       alignas(64) const T zero[4 * W] = {};
-      multiply_tile<T, 4, high, false>(count, from_a, 1, stride, from_b, zero, tile);
+      multiply_tile<E, 4, high, false>(count, from_a, step, stride, from_b, zero, tile);
       for (long r = 0; r < high; ++r)
         for (long v = 0; v < 4 && column + v * W < right; ++v) {
           T* to = sum + (row + r) * right + column + v * W;

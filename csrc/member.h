@@ -18,31 +18,31 @@ namespace throughtime::THROUGHTIME_ISA {
 
 inline PanelShape plain_panels(long columns) { return {1, 4, columns}; }
 
-template <class T>
+template <class E>
 inline long packed_size(PanelShape shape, long depth) {
-  return panel_count<T>(shape) * panel_size<T>(shape, depth);
+  return panel_count<E>(shape) * panel_size<E>(shape, depth);
 }
 
-template <class T>
+template <class E>
 struct PackTask {
   PanelShape shape;
   long depth;
-  const T* source;
+  const Arithmetic<E>* source;
   long unit_stride, depth_stride;
-  T* packed;
+  E* packed;
 };
 
-template <class T>
-inline void pack(const PackTask<T>& task, int threads) {
-  if (panel_size<T>(task.shape, task.depth) * panel_count<T>(task.shape) < 65536) threads = 1;
+template <class E>
+inline void pack(const PackTask<E>& task, int threads) {
+  if (panel_size<E>(task.shape, task.depth) * panel_count<E>(task.shape) < 65536) threads = 1;
   run_together(
       threads,
       [](void* context, int member, int members) {
-        const auto& t = *static_cast<const PackTask<T>*>(context);
-        const Range p = share(panel_count<T>(t.shape), member, members);
-        pack_panels<T>(t.shape, t.depth, t.source, t.unit_stride, t.depth_stride, p.begin, p.end, t.packed);
+        const auto& t = *static_cast<const PackTask<E>*>(context);
+        const Range p = share(panel_count<E>(t.shape), member, members);
+        pack_panels<E>(t.shape, t.depth, t.source, t.unit_stride, t.depth_stride, p.begin, p.end, t.packed);
       },
-      const_cast<PackTask<T>*>(&task));
+      const_cast<PackTask<E>*>(&task));
 }
 
 // How a call's threads divide its work.
@@ -67,23 +67,40 @@ inline int useful_threads(const Layout& s) {
 }
 
 // Rows of activations, private to a group and away from powers of two, where the cache's sets would collide.
-template <class T>
+template <class E>
 struct Rows {
-  T* data = nullptr;
+  E* data = nullptr;
   long stride = 0;
 
-  T* at(long row) const { return data + row * stride; }
+  E* at(long row) const { return data + row * stride; }
 };
 
-template <class T>
-inline long row_stride(long columns) {
-  constexpr long W = lanes<T>;
-  return (columns + W - 1) / W * W + 64 / sizeof(T);
-}
+// Hands out rows of memory, or, from null, counts its bytes.
+class Memory {
+ public:
+  explicit Memory(char* at) : at_(at) {}
+
+  template <class E>
+  Rows<E> rows(long count, long columns) {
+    constexpr long W = lanes<E>;
+    const long stride = (columns + W - 1) / W * W + 64 / sizeof(E);
+    const Rows<E> taken{at_ ? reinterpret_cast<E*>(at_ + bytes_) : nullptr, stride};
+    bytes_ += count * stride * sizeof(E);
+    return taken;
+  }
+
+  long bytes() const { return bytes_; }
+
+ private:
+  char* at_;
+  long bytes_ = 0;
+};
 
 // What forward and backward have in common: which rows and columns are a member's, and how they are addressed.
-template <class T>
+template <class E>
 class Member {
+  using T = Arithmetic<E>;
+
  public:
   Member(const Layout& s, Plan plan, long member, Barrier* barrier)
       : layout_(s), groups_(plan.groups), group_(member / plan.parts), parts_(plan.parts), part_(member % plan.parts),
@@ -115,35 +132,37 @@ class Member {
     if (parts_ > 1) barrier_->wait(static_cast<int>(parts_));
   }
 
-  Range panels(PanelShape shape) const { return share(panel_count<T>(shape), part_, parts_); }
+  Range panels(PanelShape shape) const { return share(panel_count<E>(shape), part_, parts_); }
 
   // The units that a member's panels cover.
   Range units(PanelShape shape) const {
     const Range p = panels(shape);
-    const long width = shape.unit_vectors * lanes<T>;
+    const long width = shape.unit_vectors * lanes<E>;
     return {p.begin * width, p.end * width < shape.units ? p.end * width : shape.units};
   }
 
   // For each of the member's panels and each row: done(row, first unit, tile), the tile holding
   // start + a . panel, `vectors` vectors.
   template <int vectors, class Done>
-  THROUGHTIME_INLINE void product(PanelShape shape, const T* packed, const T* start, Rows<T> a, long depth, long count,
+  THROUGHTIME_INLINE void product(PanelShape shape, const E* packed, const T* start, Rows<E> a, long depth, long count,
                                   Done done) const {
     alignas(64) T tile[block_rows * vectors * lanes<T>];
     alignas(64) const T zero[vectors * lanes<T>] = {};
     const Range p = panels(shape);
-    const long size = panel_size<T>(shape, depth), width = shape.unit_vectors * lanes<T>;
+    const long size = panel_size<E>(shape, depth), width = shape.unit_vectors * lanes<T>;
     for (long panel = p.begin; panel < p.end; ++panel)
       for (long first = 0; first < count; first += block_rows) {
         const long rows = count - first < block_rows ? count - first : block_rows;
-        multiply<T, vectors>(rows, depth, a.at(first), a.stride, packed + panel * size,
+        multiply<E, vectors>(rows, depth, a.at(first), a.stride, packed + panel * size,
                              start ? start + panel * vectors * lanes<T> : zero, tile);
         for (long row = 0; row < rows; ++row) done(first + row, panel * width, tile + row * vectors * lanes<T>);
       }
   }
 
-  static void copy(T* to, const T* from, Range columns) {
-    memcpy(to + columns.begin, from + columns.begin, sizeof(T) * (columns.end - columns.begin));
+  template <class To, class From>
+  static void copy(To* to, const From* from, Range columns) {
+    for (long j = columns.begin; j < columns.end; j += lanes<E>)
+      store(to + j, load(from + j, columns.end - j), columns.end - j);
   }
 
   const Layout& layout_;
@@ -151,11 +170,12 @@ class Member {
   Barrier* const barrier_;
 };
 
-// One call: `Worker<T, cell>(call, plan, member, barrier, memory, rows).run()` by each of its threads.
-template <class T, class Call, template <class, Cell> class Worker, class Buffers>
+// One call: `Worker<E, cell>(call, plan, member, barrier, memory, rows).run()` by each of its threads, with
+// `Buffers(call, memory, rows)` for each group of them.
+template <class E, class Call, template <class, Cell> class Worker, class Buffers>
 struct Run {
   const Call* call;
-  T* memory;
+  char* memory;
   Barrier* barriers;
   void (*work)(const Run&, long member, long members);
 
@@ -163,9 +183,8 @@ struct Run {
   static void work_on(const Run& run, long member, long members) {
     const Plan p = plan(*run.call, members);
     const long rows = (run.call->batch + p.groups - 1) / p.groups, group = member / p.parts;
-    Worker<T, cell>(*run.call, p, member, run.barriers + group, run.memory + group * Buffers::size(*run.call, rows),
-                    rows)
-        .run();
+    const Memory memory(run.memory + group * bytes(*run.call, rows));
+    Worker<E, cell>(*run.call, p, member, run.barriers + group, memory, rows).run();
   }
 
   static auto choose(Cell cell) {
@@ -178,14 +197,21 @@ struct Run {
     }
   }
 
+  // What a group's buffers take, in whole cache lines.
+  static long bytes(const Call& call, long rows) {
+    Memory memory(nullptr);
+    Buffers(call, memory, rows);
+    return (memory.bytes() + 63) / 64 * 64;
+  }
+
   static bool go(const Call& call) {
     const int threads = useful_threads(call);
-    const size_t bytes = sizeof(T) * Buffers::size(call, call.batch + threads), line = 64;
-    void* memory = aligned_alloc(line, (bytes + line - 1) / line * line);
+    const long all = bytes(call, call.batch + threads) + threads * 64;  // each group rounds up rows and lines
+    void* memory = aligned_alloc(64, all);
     if (!memory) return false;
-    memset(memory, 0, bytes);
+    memset(memory, 0, all);
     Barrier* barriers = new Barrier[threads];
-    Run run{&call, static_cast<T*>(memory), barriers, choose(call.cell)};
+    Run run{&call, static_cast<char*>(memory), barriers, choose(call.cell)};
     run_together(
         threads,
         [](void* context, int member, int members) {

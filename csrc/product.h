@@ -1,8 +1,9 @@
 // The product with packed weights: a few rows of activations times one panel of weight columns.
 //
 // A panel holds `vectors` vector registers' worth of columns for all depths k, in the order in which they are read:
-// panel[k][vector][lane]. Each element of the result is one sum over k = 0, 1, ..., whatever the number of rows, so a
-// row's bits do not depend on its neighbours.
+// panel[k][vector][lane]. Elements narrower than their arithmetic lie in pairs of depths, panel[k / 2][vector][lane][k % 2],
+// as the instruction takes them that multiplies pairs; the last of an odd depth has a zero beside it. Each element of the
+// result is one sum over k = 0, 1, ..., whatever the number of rows, so a row's bits do not depend on its neighbours.
 #pragma once
 
 #include "vector.h"
@@ -19,74 +20,134 @@ constexpr long block_rows = 96;
 // Sums are made of pieces this long, each begun at zero: rounding errors grow with the root of a piece's length and of
 // the number of pieces, not with the root of the whole depth. A piece of a panel also fits the L1 cache while all rows
 // of a block pass over it.
-constexpr long block_depth = 64;
+template <class E>
+constexpr long block_depth = is_narrow<E> ? 128 : 64;
 
-// tile (rows, vectors * W) = start + a . panel, or, if `adds`, the tile itself + a . panel. Meanwhile the caches are asked
+// How many elements along the depth one instruction multiplies.
+template <class E>
+constexpr long depth_step = sizeof(Arithmetic<E>) / sizeof(E);
+
+template <class E>
+constexpr long whole_steps(long depth) {
+  return (depth + depth_step<E> - 1) / depth_step<E> * depth_step<E>;
+}
+
+// What a product takes of one depth step: a vector of numbers, or of pairs, each in the bits of one number.
+template <class E>
+struct Operand {
+  using Type = Vector<E>;
+};
+template <>
+struct Operand<Bf16> {
+  using Type = Words;
+};
+
+template <class E>
+THROUGHTIME_INLINE typename Operand<E>::Type load_operand(const E* from) {
+  typename Operand<E>::Type v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// The same for one row of activations; of the last step of an odd depth there are fewer `elements`.
+template <class E>
+THROUGHTIME_INLINE typename Operand<E>::Type splat_operand(const E* from, long elements) {
+  if constexpr (is_narrow<E>) {
+    uint32_t pair = 0;
+    __builtin_memcpy(&pair, from, elements * sizeof(E));
+    return pair - Words{};
+  } else {
+    return splat(*from);
+  }
+}
+
+template <class E>
+THROUGHTIME_INLINE void add_product(Vector<E>& sum, typename Operand<E>::Type x, typename Operand<E>::Type b) {
+  if constexpr (is_narrow<E>) {
+#if defined(__AVX512BF16__)
+    sum = (Vector<E>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)b);
+#else
+    sum += (Vector<E>)(x << 16) * (Vector<E>)(b << 16);
+    sum += (Vector<E>)(x & 0xFFFF0000) * (Vector<E>)(b & 0xFFFF0000);
+#endif
+  } else {
+    sum += x * b;
+  }
+}
+
+// tile (rows, vectors * W) = start + a . panel, or, if `adds`, the tile itself + a . panel. Element (r, k) of `a` is at
+// a[r * row_stride + k / step * step_stride + k % step], with step = depth_step. Meanwhile the caches are asked
 // for as much of `ahead`, unless it is null: weights that don't fit L2 come too late otherwise (85 GFLOP/s instead of 105).
-template <class T, int vectors, int rows, bool adds>
-THROUGHTIME_INLINE void multiply_tile(long depth, const T* a, long row_stride, long depth_stride, const T* panel,
-                                      const T* start, T* tile, const T* ahead = nullptr) {
-  constexpr long W = lanes<T>;
-  Vector<T> sum[rows][vectors];
+template <class E, int vectors, int rows, bool adds>
+THROUGHTIME_INLINE void multiply_tile(long depth, const E* a, long row_stride, long step_stride, const E* panel,
+                                      const Arithmetic<E>* start, Arithmetic<E>* tile, const E* ahead = nullptr) {
+  constexpr long W = lanes<E>, step = depth_step<E>;
+  Vector<E> sum[rows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) sum[r][v] = adds ? Vector<T>{} : load(start + v * W);
-  for (long k = 0; k < depth; ++k) {
-    Vector<T> b[vectors];
+    for (int v = 0; v < vectors; ++v) sum[r][v] = adds ? Vector<E>{} : load(start + v * W);
+  const auto add_step = [&](long k, long elements) __attribute__((always_inline)) {
+    typename Operand<E>::Type b[vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      b[v] = load(panel + (k * vectors + v) * W);
+      b[v] = load_operand(panel + (k * vectors + v) * W * step);
       hold(b[v]);
-      if (ahead) __builtin_prefetch(ahead + (k * vectors + v) * W, 0, 2);
+      if (ahead) __builtin_prefetch(ahead + (k * vectors + v) * W * step, 0, 2);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-      const Vector<T> x = splat(a[r * row_stride + k * depth_stride]);
+      const auto x = splat_operand(a + r * row_stride + k * step_stride, elements);
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sum[r][v] += x * b[v];
+      for (int v = 0; v < vectors; ++v) add_product<E>(sum[r][v], x, b[v]);
     }
-  }
+  };
+  for (long k = 0; k < depth / step; ++k) add_step(k, step);
+  if constexpr (step > 1)
+    if (depth % step) add_step(depth / step, 1);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      T* to = tile + (r * vectors + v) * W;
+      Arithmetic<E>* to = tile + (r * vectors + v) * W;
       store(to, adds ? load(to) + sum[r][v] : sum[r][v]);
     }
 }
 
-template <class T, int vectors, int rows, bool adds>
-THROUGHTIME_INLINE void multiply_rows(long count, long depth, const T* a, long a_stride, const T* panel,
-                                      const T* start, T* tile, const T* ahead) {
+template <class E, int vectors, int rows, bool adds>
+THROUGHTIME_INLINE void multiply_rows(long count, long depth, const E* a, long a_stride, const E* panel,
+                                      const Arithmetic<E>* start, Arithmetic<E>* tile, const E* ahead) {
   if constexpr (rows > 0) {
-    if (count == rows) return multiply_tile<T, vectors, rows, adds>(depth, a, a_stride, 1, panel, start, tile, ahead);
-    multiply_rows<T, vectors, rows - 1, adds>(count, depth, a, a_stride, panel, start, tile, ahead);
+    if (count == rows)
+      return multiply_tile<E, vectors, rows, adds>(depth, a, a_stride, depth_step<E>, panel, start, tile, ahead);
+    multiply_rows<E, vectors, rows - 1, adds>(count, depth, a, a_stride, panel, start, tile, ahead);
   }
 }
 
 // One piece of the depth for all rows of a block, in tiles of even height: 8 rows are 4 + 4, not 6 + 2. The last of them
 // looks ahead to the next piece, which follows in memory.
-template <class T, int vectors, bool adds>
-__attribute__((noinline)) void multiply_piece(long rows, long depth, const T* a, long a_stride, const T* panel,
-                                              const T* start, T* tile) {
+template <class E, int vectors, bool adds>
+__attribute__((noinline)) void multiply_piece(long rows, long depth, const E* a, long a_stride, const E* panel,
+                                              const Arithmetic<E>* start, Arithmetic<E>* tile) {
   constexpr int height = tile_rows<vectors>;
   const long tiles = (rows + height - 1) / height;
   for (long i = 0; i < tiles; ++i) {
     const long r = i * rows / tiles;
-    multiply_rows<T, vectors, height, adds>((i + 1) * rows / tiles - r, depth, a + r * a_stride, a_stride, panel, start,
-                                            tile + r * vectors * lanes<T>,
-                                            i + 1 == tiles ? panel + depth * vectors * lanes<T> : nullptr);
+    multiply_rows<E, vectors, height, adds>((i + 1) * rows / tiles - r, depth, a + r * a_stride, a_stride, panel, start,
+                                            tile + r * vectors * lanes<E>,
+                                            i + 1 == tiles ? panel + whole_steps<E>(depth) * vectors * lanes<E> : nullptr);
   }
 }
 
 // tile (rows, vectors * W) = start + a (rows, depth) . panel, with rows <= block_rows.
-template <class T, int vectors>
-void multiply(long rows, long depth, const T* a, long a_stride, const T* panel, const T* start, T* tile) {
-  multiply_piece<T, vectors, false>(rows, depth < block_depth ? depth : block_depth, a, a_stride, panel, start, tile);
-  for (long k = block_depth; k < depth; k += block_depth)
-    multiply_piece<T, vectors, true>(rows, depth - k < block_depth ? depth - k : block_depth, a + k, a_stride,
-                                     panel + k * vectors * lanes<T>, nullptr, tile);
+template <class E, int vectors>
+void multiply(long rows, long depth, const E* a, long a_stride, const E* panel, const Arithmetic<E>* start,
+              Arithmetic<E>* tile) {
+  constexpr long most = block_depth<E>;
+  multiply_piece<E, vectors, false>(rows, depth < most ? depth : most, a, a_stride, panel, start, tile);
+  for (long k = most; k < depth; k += most)
+    multiply_piece<E, vectors, true>(rows, depth - k < most ? depth - k : most, a + k, a_stride,
+                                     panel + k * vectors * lanes<E>, nullptr, tile);
 }
 
 // Where a packed matrix's columns come from: column (panel p, gate g, unit vector u, lane l) is unit
@@ -96,36 +157,55 @@ struct PanelShape {
   long units;
 };
 
-template <class T>
+template <class E>
 inline long panel_count(PanelShape s) {
-  const long width = s.unit_vectors * lanes<T>;
+  const long width = s.unit_vectors * lanes<E>;
   return (s.units + width - 1) / width;
 }
 
-template <class T>
+template <class E>
 inline long panel_size(PanelShape s, long depth) {
-  return depth * s.gates * s.unit_vectors * lanes<T>;
+  return whole_steps<E>(depth) * s.gates * s.unit_vectors * lanes<E>;
+}
+
+template <class T>
+THROUGHTIME_INLINE Vector<T> gather(const T* from, long stride, long count) {
+  if (stride == 1) return load(from, count);
+  T all[lanes<T>] = {};
+  for (long l = 0; l < count && l < lanes<T>; ++l) all[l] = from[l * stride];
+  return load(all);
+}
+
+// One depth step of one vector of columns.
+THROUGHTIME_INLINE void store_operand(Bf16* to, Vector<Bf16> first, Vector<Bf16> second) {
+  const Words pairs = round_to_upper_half(first) >> 16 | round_to_upper_half(second);
+  __builtin_memcpy(to, &pairs, sizeof pairs);
 }
 
 // Element (k, gate g, unit j) is read at source[(g * units + j) * unit_stride + k * depth_stride]. One of the strides is 1:
 // with unit_stride, registers are copied; else a strip of `lanes` rows is turned, which stays in the L1 cache meanwhile.
-template <class T>
-void pack_panels(PanelShape s, long depth, const T* source, long unit_stride, long depth_stride, long first, long last,
-                 T* packed) {
-  constexpr long W = lanes<T>;
+template <class E>
+void pack_panels(PanelShape s, long depth, const Arithmetic<E>* source, long unit_stride, long depth_stride, long first,
+                 long last, E* packed) {
+  using T = Arithmetic<E>;
+  constexpr long W = lanes<E>, step = depth_step<E>;
   const long vectors = s.gates * s.unit_vectors;
   for (long p = first; p < last; ++p)
     for (long u = 0; u < s.unit_vectors; ++u)
       for (long g = 0; g < s.gates; ++g) {
         const long unit = (p * s.unit_vectors + u) * W, left = s.units - unit, count = left < W ? left : W;
         const T* from = source + (g * s.units + unit) * unit_stride;
-        T* to = packed + (p * depth * vectors + u * s.gates + g) * W;
-        for (long k = 0; k < depth; ++k, to += vectors * W, from += depth_stride) {
-          if (unit_stride == 1) {
+        E* to = packed + (p * whole_steps<E>(depth) * vectors + (u * s.gates + g) * step) * W;
+        for (long k = 0; k < depth; k += step, to += vectors * W * step, from += depth_stride * step) {
+          if constexpr (is_narrow<E>) {
+            const bool is_odd = k + 1 == depth;
+            store_operand(to, gather(from, unit_stride, left),
+                          is_odd ? Vector<E>{} : gather(from + depth_stride, unit_stride, left));
+          } else if (unit_stride == 1) {
             store(to, left > 0 ? load(from, left) : Vector<T>{});
-            continue;
+          } else {
+            for (long l = 0; l < W; ++l) to[l] = l < count ? from[l * unit_stride] : T(0);
           }
-          for (long l = 0; l < W; ++l) to[l] = l < count ? from[l * unit_stride] : T(0);
         }
       }
 }

@@ -27,22 +27,23 @@ PanelShape recurrent_panels(const Layout& s) {
 // Gates whose gradients meet W_hh in one product: all, but for the n of a GRU with the reset gate before the product.
 int joint_gates(Cell cell) { return cell == Cell::gru_reset_before ? 2 : gate_count(cell); }
 
-template <class T>
+template <class E>
 PackedSizes forward_sizes(const Layout& s) {
   PackedSizes sizes{};
-  sizes.weight_hh = packed_size<T>(recurrent_panels(s), s.width());
-  if (s.cell == Cell::gru_reset_before) sizes.weight_n = packed_size<T>(plain_panels(s.hidden), s.hidden);
-  if (s.projected) sizes.weight_hr = packed_size<T>(plain_panels(s.projected), s.hidden);
+  sizes.weight_hh = packed_size<E>(recurrent_panels(s), s.width());
+  if (s.cell == Cell::gru_reset_before) sizes.weight_n = packed_size<E>(plain_panels(s.hidden), s.hidden);
+  if (s.projected) sizes.weight_hr = packed_size<E>(plain_panels(s.projected), s.hidden);
+  using T = Arithmetic<E>;
   sizes.bias = 2 * packed_size<T>(recurrent_panels(s), 1) + packed_size<T>(plain_panels(s.hidden), 1);
   return sizes;
 }
 
-template <class T>
+template <class E>
 PackedSizes backward_sizes(const Layout& s) {
   PackedSizes sizes{};
-  sizes.weight_hh = packed_size<T>(plain_panels(s.width()), joint_gates(s.cell) * s.hidden);
-  if (s.cell == Cell::gru_reset_before) sizes.weight_n = packed_size<T>(plain_panels(s.hidden), s.hidden);
-  if (s.projected) sizes.weight_hr = packed_size<T>(plain_panels(s.hidden), s.projected);
+  sizes.weight_hh = packed_size<E>(plain_panels(s.width()), joint_gates(s.cell) * s.hidden);
+  if (s.cell == Cell::gru_reset_before) sizes.weight_n = packed_size<E>(plain_panels(s.hidden), s.hidden);
+  if (s.projected) sizes.weight_hr = packed_size<E>(plain_panels(s.hidden), s.projected);
   return sizes;
 }
 
@@ -55,60 +56,62 @@ void pack_bias(PanelShape shape, const T* bias, T* packed) {
 }
 
 // The packed bias has three parts: what starts the product, what is added to it, and (reset before) n's.
-template <class T>
-void pack_forward(const Layout& s, const T* weight_hh, const T* weight_hr, const T* bias_ih, const T* bias_hh,
-                  T* packed_hh, T* packed_n, T* packed_hr, T* packed_bias) {
+template <class E>
+void pack_forward(const Layout& s, const Arithmetic<E>* weight_hh, const Arithmetic<E>* weight_hr,
+                  const Arithmetic<E>* bias_ih, const Arithmetic<E>* bias_hh, E* packed_hh, E* packed_n, E* packed_hr,
+                  Arithmetic<E>* packed_bias) {
+  using T = Arithmetic<E>;
   const PanelShape shape = recurrent_panels(s);
   const long H = s.hidden, P = s.width(), bias_size = packed_size<T>(shape, 1);
-  pack<T>({shape, P, weight_hh, P, 1, packed_hh}, s.threads);
+  pack<E>({shape, P, weight_hh, P, 1, packed_hh}, s.threads);
   pack_bias<T>(shape, bias_hh, packed_bias);
   pack_bias<T>(shape, bias_ih, packed_bias + bias_size);
   if (s.cell == Cell::gru_reset_before) {
-    pack<T>({plain_panels(H), H, weight_hh + 2 * H * H, H, 1, packed_n}, s.threads);
+    pack<E>({plain_panels(H), H, weight_hh + 2 * H * H, H, 1, packed_n}, s.threads);
     T* bias_n = packed_bias + 2 * bias_size;
     pack_bias<T>(plain_panels(H), bias_ih ? bias_ih + 2 * H : nullptr, bias_n);
     if (bias_hh)
       for (long j = 0; j < H; ++j) bias_n[j] += bias_hh[2 * H + j];  // one gate: panels of a bias are in order
   }
-  if (s.projected) pack<T>({plain_panels(P), H, weight_hr, H, 1, packed_hr}, s.threads);
+  if (s.projected) pack<E>({plain_panels(P), H, weight_hr, H, 1, packed_hr}, s.threads);
 }
 
-template <class T>
-void pack_backward(const Layout& s, const T* weight_hh, const T* weight_hr, T* packed_hh, T* packed_n, T* packed_hr) {
+template <class E>
+void pack_backward(const Layout& s, const Arithmetic<E>* weight_hh, const Arithmetic<E>* weight_hr, E* packed_hh,
+                   E* packed_n, E* packed_hr) {
   const long H = s.hidden, P = s.width();
-  pack<T>({plain_panels(P), joint_gates(s.cell) * H, weight_hh, 1, P, packed_hh}, s.threads);
-  if (s.cell == Cell::gru_reset_before) pack<T>({plain_panels(H), H, weight_hh + 2 * H * H, 1, H, packed_n}, s.threads);
-  if (s.projected) pack<T>({plain_panels(H), P, weight_hr, 1, H, packed_hr}, s.threads);
+  pack<E>({plain_panels(P), joint_gates(s.cell) * H, weight_hh, 1, P, packed_hh}, s.threads);
+  if (s.cell == Cell::gru_reset_before) pack<E>({plain_panels(H), H, weight_hh + 2 * H * H, 1, H, packed_n}, s.threads);
+  if (s.projected) pack<E>({plain_panels(H), P, weight_hr, 1, H, packed_hr}, s.threads);
 }
 
 // Forward ------------------------------------------------------------------------------------------------------------
 
-template <class T>
+template <class E>
 struct ForwardBuffers {
-  Rows<T> h[2], c, m;
+  using T = Arithmetic<E>;
+  Rows<E> h[2], m;  // what products take
+  Rows<T> state;    // h, where that is narrower
+  Rows<T> c;
 
-  static long size(const Forward<T>& s, long rows) {
-    const long m = s.projected || s.cell == Cell::gru_reset_before ? row_stride<T>(s.hidden) : 0;
-    const long c = s.cell == Cell::lstm ? row_stride<T>(s.hidden) : 0;
-    return rows * (2 * row_stride<T>(s.width()) + c + m);
-  }
-
-  ForwardBuffers(const Forward<T>& s, T* memory, long rows) {
-    for (Rows<T>& buffer : h) buffer = {memory, row_stride<T>(s.width())}, memory += rows * buffer.stride;
-    if (s.cell == Cell::lstm) c = {memory, row_stride<T>(s.hidden)}, memory += rows * c.stride;
-    if (s.projected || s.cell == Cell::gru_reset_before) m = {memory, row_stride<T>(s.hidden)};
+  ForwardBuffers(const Forward<E>& s, Memory& memory, long rows) {
+    for (Rows<E>& buffer : h) buffer = memory.rows<E>(rows, s.width());
+    if (s.projected || s.cell == Cell::gru_reset_before) m = memory.rows<E>(rows, s.hidden);
+    if (is_narrow<E>) state = memory.rows<T>(rows, s.width());
+    if (s.cell == Cell::lstm) c = memory.rows<T>(rows, s.hidden);
   }
 };
 
-template <class T, Cell cell>
-class ForwardMember : Member<T> {
-  using Base = Member<T>;
+template <class E, Cell cell>
+class ForwardMember : Member<E> {
+  using T = Arithmetic<E>;
+  using Base = Member<E>;
   using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::padded_row;
   using V = Vector<T>;
   static constexpr long W = lanes<T>;
 
  public:
-  ForwardMember(const Forward<T>& s, Plan plan, long member, Barrier* barrier, T* memory, long rows)
+  ForwardMember(const Forward<E>& s, Plan plan, long member, Barrier* barrier, Memory memory, long rows)
       : Base(s, plan, member, barrier), s_(s), buffers_(s, memory, rows), own_h_(Base::units(plain_panels(s.width()))),
         own_c_(Base::units(recurrent_panels(s))) {}
 
@@ -140,22 +143,35 @@ class ForwardMember : Member<T> {
     return has_changed;
   }
 
-  void enter(long row, const T* h, const T* c) {
+  template <class State>
+  void enter(long row, const State* h, const State* c) {
     Base::copy(now_.at(row), h + column(row) * s_.width(), own_h_);
+    if constexpr (is_narrow<E>) Base::copy(buffers_.state.at(row), h + column(row) * s_.width(), own_h_);
     if constexpr (cell == Cell::lstm) Base::copy(buffers_.c.at(row), c + column(row) * s_.hidden, own_c_);
   }
 
   void leave(long row) {
-    Base::copy(s_.h + column(row) * s_.width(), next_.at(row), own_h_);
+    Base::copy(s_.h + column(row) * s_.width(), state(next_, row), own_h_);
     if constexpr (cell == Cell::lstm) Base::copy(s_.c + column(row) * s_.hidden, buffers_.c.at(row), own_c_);
   }
 
-  T* gates(long t, long row) const { return s_.gates + (packed_row(t, row) - s_.first_gates_row) * G * s_.hidden; }
-  T* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
-  T* output(long t, long row) const { return s_.output + padded_row(t, row) * s_.width(); }
+  long gates_place(long t, long row) const { return (packed_row(t, row) - s_.first_row) * G * s_.hidden; }
+  T* x(long t, long row) const { return s_.x + gates_place(t, row); }
+  E* gates(long t, long row) const { return s_.gates + gates_place(t, row); }
+  E* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
+  E* output(long t, long row) const { return s_.output + padded_row(t, row) * s_.width(); }
+
+  // h at full width, of which `h` is what the products take.
+  const T* state(Rows<E> h, long row) const {
+    if constexpr (is_narrow<E>)
+      return buffers_.state.at(row);
+    else
+      return h.at(row);
+  }
 
   void put_h(long t, long row, long unit, V h) {
     store(next_.at(row) + unit, h);
+    if constexpr (is_narrow<E>) store(buffers_.state.at(row) + unit, h);
     store(output(t, row) + unit, h, s_.width() - unit);
   }
 
@@ -172,7 +188,7 @@ class ForwardMember : Member<T> {
     const long H = s_.hidden;
     const T* bias = added_bias();
     Base::template product<4>(recurrent_panels(s_), s_.weight_hh, s_.bias, now_, H, count, [&](long row, long first, const T* tile) {
-      const T* x = gates(t, row);
+      const T* x = this->x(t, row);
       for (long unit = first; unit < first + 4 * W && unit < H; unit += W) {
         const V a = load(tile + unit - first) + (load(x + unit, H - unit) + load(bias + unit));
         put_h(t, row, unit, Rnn<T>::step(a, cell == Cell::rnn_relu));
@@ -185,16 +201,17 @@ class ForwardMember : Member<T> {
     const T* bias = added_bias();
     Base::template product<4>(recurrent_panels(s_), s_.weight_hh, s_.bias, now_, s_.width(), count,
                [&](long row, long unit, const T* tile) {
-                 T* gate = gates(t, row) + unit;
+                 const T* x = this->x(t, row) + unit;
                  T* c = buffers_.c.at(row) + unit;
                  const T* b = bias + unit * 4;
                  const long n = H - unit;
-                 const auto it = Lstm<T>::step(load(tile) + (load(gate, n) + load(b)),
-                                               load(tile + W) + (load(gate + H, n) + load(b + W)),
-                                               load(tile + 2 * W) + (load(gate + 2 * H, n) + load(b + 2 * W)),
-                                               load(tile + 3 * W) + (load(gate + 3 * H, n) + load(b + 3 * W)), load(c));
+                 const auto it = Lstm<T>::step(load(tile) + (load(x, n) + load(b)),
+                                               load(tile + W) + (load(x + H, n) + load(b + W)),
+                                               load(tile + 2 * W) + (load(x + 2 * H, n) + load(b + 2 * W)),
+                                               load(tile + 3 * W) + (load(x + 3 * H, n) + load(b + 3 * W)), load(c));
                  store(c, it.c);
                  if (s_.kept) {
+                   E* gate = gates(t, row) + unit;
                    store(gate, it.i, n);
                    store(gate + H, it.f, n);
                    store(gate + 2 * H, it.g, n);
@@ -219,20 +236,21 @@ class ForwardMember : Member<T> {
     const long H = s_.hidden;
     const T* bias = added_bias();
     Base::template product<3>(recurrent_panels(s_), s_.weight_hh, s_.bias, now_, H, count, [&](long row, long unit, const T* tile) {
-      T* gate = gates(t, row) + unit;
+      const T* x = this->x(t, row) + unit;
       const T* b = bias + unit * 3;
       const long n = H - unit;
-      const V r = sigmoid<T>(load(tile) + (load(gate, n) + load(b)));
-      const V z = sigmoid<T>(load(tile + W) + (load(gate + H, n) + load(b + W)));
+      const V r = sigmoid<T>(load(tile) + (load(x, n) + load(b)));
+      const V z = sigmoid<T>(load(tile + W) + (load(x + H, n) + load(b + W)));
       const V u = load(tile + 2 * W);
-      const V candidate = tanh<T>(load(gate + 2 * H, n) + load(b + 2 * W) + r * u);
+      const V candidate = tanh<T>(load(x + 2 * H, n) + load(b + 2 * W) + r * u);
       if (s_.kept) {
+        E* gate = gates(t, row) + unit;
         store(gate, r, n);
         store(gate + H, z, n);
         store(gate + 2 * H, candidate, n);
         store(kept(t, row) + unit, u, n);
       }
-      put_h(t, row, unit, Gru<T>::mix(z, candidate, load(now_.at(row) + unit)));
+      put_h(t, row, unit, Gru<T>::mix(z, candidate, load(state(now_, row) + unit)));
     });
   }
 
@@ -242,64 +260,67 @@ class ForwardMember : Member<T> {
     Base::template product<4>(recurrent_panels(s_), s_.weight_hh, s_.bias, now_, H, count, [&](long row, long first, const T* tile) {
       for (long u = 0; u < 2 && first + u * W < H; ++u) {
         const long unit = first + u * W, n = H - unit;
-        T* gate = gates(t, row) + unit;
+        T* x = this->x(t, row) + unit;
         const T* b = bias + (first * 2 + u * 2 * W);
-        const V r = sigmoid<T>(load(tile + 2 * u * W) + (load(gate, n) + load(b)));
-        const V z = sigmoid<T>(load(tile + (2 * u + 1) * W) + (load(gate + H, n) + load(b + W)));
-        store(gate, r, n);
-        store(gate + H, z, n);
-        store(buffers_.m.at(row) + unit, r * load(now_.at(row) + unit));
+        const V r = sigmoid<T>(load(tile + 2 * u * W) + (load(x, n) + load(b)));
+        const V z = sigmoid<T>(load(tile + (2 * u + 1) * W) + (load(x + H, n) + load(b + W)));
+        store(x + H, z, n);
+        if (s_.gates) {
+          E* gate = gates(t, row) + unit;
+          store(gate, r, n);
+          store(gate + H, z, n);
+        }
+        store(buffers_.m.at(row) + unit, r * load(state(now_, row) + unit));
       }
     });
     meet();
     const T* bias_n = s_.bias + 2 * packed_size<T>(recurrent_panels(s_), 1);
     Base::template product<4>(plain_panels(H), s_.weight_n, bias_n, buffers_.m, H, count, [&](long row, long first, const T* tile) {
-      T* gate = gates(t, row);
+      const T* x = this->x(t, row);
       for (long unit = first; unit < first + 4 * W && unit < H; unit += W) {
         const long n = H - unit;
-        const V candidate = tanh<T>(load(tile + unit - first) + load(gate + 2 * H + unit, n));
-        store(gate + 2 * H + unit, candidate, n);
-        put_h(t, row, unit, Gru<T>::mix(load(gate + H + unit, n), candidate, load(now_.at(row) + unit)));
+        const V candidate = tanh<T>(load(tile + unit - first) + load(x + 2 * H + unit, n));
+        const V z = load(x + H + unit, n);
+        if (s_.gates) store(gates(t, row) + 2 * H + unit, candidate, n);
+        put_h(t, row, unit, Gru<T>::mix(z, candidate, load(state(now_, row) + unit)));
       }
     });
   }
 
   static constexpr long G = gate_count(cell);
-  const Forward<T>& s_;
-  const ForwardBuffers<T> buffers_;
+  const Forward<E>& s_;
+  const ForwardBuffers<E> buffers_;
   const Range own_h_, own_c_;
-  Rows<T> now_, next_;
+  Rows<E> now_, next_;
 };
 
 // Backward -----------------------------------------------------------------------------------------------------------
 
-template <class T>
+template <class E>
 struct BackwardBuffers {
-  Rows<T> dh, dc, da[2], da_n;
+  using T = Arithmetic<E>;
+  Rows<T> dh, dc;
+  Rows<E> da[2], da_n, projected_dh;  // what products take
 
-  static long size(const Backward<T>& s, long rows) {
-    const long one = row_stride<T>(s.hidden);
-    return rows * (row_stride<T>(s.width()) + 2 * row_stride<T>(joint_gates(s.cell) * s.hidden) + 2 * one);
-  }
-
-  BackwardBuffers(const Backward<T>& s, T* memory, long rows) {
-    dh = {memory, row_stride<T>(s.width())}, memory += rows * dh.stride;
-    for (Rows<T>& buffer : da)
-      buffer = {memory, row_stride<T>(joint_gates(s.cell) * s.hidden)}, memory += rows * buffer.stride;
-    dc = {memory, row_stride<T>(s.hidden)}, memory += rows * dc.stride;
-    da_n = {memory, row_stride<T>(s.hidden)};
+  BackwardBuffers(const Backward<E>& s, Memory& memory, long rows) {
+    dh = memory.rows<T>(rows, s.width());
+    if (s.cell == Cell::lstm) dc = memory.rows<T>(rows, s.hidden);
+    for (Rows<E>& buffer : da) buffer = memory.rows<E>(rows, joint_gates(s.cell) * s.hidden);
+    if (s.cell == Cell::gru_reset_before) da_n = memory.rows<E>(rows, s.hidden);
+    if (s.projected) projected_dh = memory.rows<E>(rows, s.projected);
   }
 };
 
-template <class T, Cell cell>
-class BackwardMember : Member<T> {
-  using Base = Member<T>;
+template <class E, Cell cell>
+class BackwardMember : Member<E> {
+  using T = Arithmetic<E>;
+  using Base = Member<E>;
   using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::padded_row;
   using V = Vector<T>;
   static constexpr long W = lanes<T>;
 
  public:
-  BackwardMember(const Backward<T>& s, Plan plan, long member, Barrier* barrier, T* memory, long rows)
+  BackwardMember(const Backward<E>& s, Plan plan, long member, Barrier* barrier, Memory memory, long rows)
       : Base(s, plan, member, barrier), s_(s), buffers_(s, memory, rows), own_h_(Base::units(plain_panels(s.width()))),
         own_(Base::units(plain_panels(s.hidden))) {}
 
@@ -347,27 +368,27 @@ class BackwardMember : Member<T> {
   }
 
   long grad_row(long t, long row) const { return packed_row(t, row) - s_.first_grad_row; }
-  const T* gates(long t, long row) const { return s_.gates + packed_row(t, row) * G * s_.hidden; }
-  const T* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
-  T* grad_gates(long t, long row) const {
+  const E* gates(long t, long row) const { return s_.gates + packed_row(t, row) * G * s_.hidden; }
+  const E* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
+  E* grad_gates(long t, long row) const {
     return s_.grad_gates + grad_row(t, row) * s_.grad_stride;
   }
-  const T* h_before(long t, long row) const {
+  const E* h_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_h + column(row) * s_.width();
     return s_.output + padded_row(Base::before(t), row) * s_.width();
   }
-  const T* c_before(long t, long row) const {
+  const E* c_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_c + column(row) * s_.hidden;
     return kept(Base::before(t), row);
   }
-  const T* grad_output(long t, long row) const { return s_.grad_output + padded_row(t, row) * s_.width(); }
+  const E* grad_output(long t, long row) const { return s_.grad_output + padded_row(t, row) * s_.width(); }
 
   // What reaches h_t: from later steps, and from the step's own loss.
-  V reaching(long row, long unit, const T* own_loss) const {
+  V reaching(long row, long unit, const E* own_loss) const {
     const V dh = load(buffers_.dh.at(row) + unit);
     return own_loss ? dh + load(own_loss + unit, s_.width() - unit) : dh;
   }
-  const T* own_loss(long t, long row) const { return s_.grad_output ? grad_output(t, row) : nullptr; }
+  const E* own_loss(long t, long row) const { return s_.grad_output ? grad_output(t, row) : nullptr; }
 
   void step_backward(long t, long count) {
     if constexpr (cell == Cell::lstm) step_lstm(t, count);
@@ -392,9 +413,9 @@ class BackwardMember : Member<T> {
   void step_rnn(long t, long count) {
     const long H = s_.hidden;
     for (long row = 0; row < count; ++row) {
-      const T* h = s_.output + padded_row(t, row) * H;
-      const T* loss = own_loss(t, row);
-      T* grad = grad_gates(t, row);
+      const E* h = s_.output + padded_row(t, row) * H;
+      const E* loss = own_loss(t, row);
+      E* grad = grad_gates(t, row);
       for (long unit = own_.begin; unit < own_.end; unit += W) {
         const long n = H - unit;
         const V da = Rnn<T>::step_backward(reaching(row, unit, loss), load(h + unit, n), cell == Cell::rnn_relu);
@@ -407,14 +428,14 @@ class BackwardMember : Member<T> {
 
   void lstm_unit(long t, long row, long unit, V dm) {
     const long H = s_.hidden, n = H - unit;
-    const T* gate = gates(t, row) + unit;
+    const E* gate = gates(t, row) + unit;
     T* dc = buffers_.dc.at(row) + unit;
     const auto d = Lstm<T>::step_backward(dm, load(dc), load(gate, n), load(gate + H, n), load(gate + 2 * H, n),
                                           load(gate + 3 * H, n), load(kept(t, row) + unit, n),
                                           load(c_before(t, row) + unit, n));
     store(dc, d.c_prev);
-    T* grad = grad_gates(t, row) + unit;
-    T* da = da_.at(row) + unit;
+    E* grad = grad_gates(t, row) + unit;
+    E* da = da_.at(row) + unit;
     const V parts[] = {d.a_i, d.a_f, d.a_g, d.a_o};
     for (int g = 0; g < 4; ++g) {
       store(da + g * H, parts[g], n);
@@ -428,11 +449,11 @@ class BackwardMember : Member<T> {
       for (long row = 0; row < count; ++row)
         for (long unit = own_h_.begin; unit < own_h_.end; unit += W) {
           const V dh = reaching(row, unit, own_loss(t, row));
-          store(buffers_.dh.at(row) + unit, dh, s_.projected - unit);
+          store(buffers_.projected_dh.at(row) + unit, dh);
           store(s_.grad_hidden + grad_row(t, row) * s_.projected + unit, dh, s_.projected - unit);
         }
       meet();
-      Base::template product<4>(plain_panels(s_.hidden), s_.weight_hr, nullptr, buffers_.dh, s_.projected, count,
+      Base::template product<4>(plain_panels(s_.hidden), s_.weight_hr, nullptr, buffers_.projected_dh, s_.projected, count,
                  [&](long row, long first, const T* tile) {
                    for (long unit = first; unit < first + 4 * W && unit < s_.hidden; unit += W)
                      lstm_unit(t, row, unit, load(tile + unit - first));
@@ -448,12 +469,12 @@ class BackwardMember : Member<T> {
   void step_gru(long t, long count) {
     const long H = s_.hidden;
     for (long row = 0; row < count; ++row) {
-      const T* gate = gates(t, row);
-      const T* h_prev = h_before(t, row);
-      const T* loss = own_loss(t, row);
-      const T* u = kept(t, row);
-      T* grad = grad_gates(t, row);
-      T* da = da_.at(row);
+      const E* gate = gates(t, row);
+      const E* h_prev = h_before(t, row);
+      const E* loss = own_loss(t, row);
+      const E* u = kept(t, row);
+      E* grad = grad_gates(t, row);
+      E* da = da_.at(row);
       for (long unit = own_.begin; unit < own_.end; unit += W) {
         const long n = H - unit;
         const V r = load(gate + unit, n);
@@ -477,10 +498,10 @@ class BackwardMember : Member<T> {
   void step_gru_reset_before(long t, long count) {
     const long H = s_.hidden;
     for (long row = 0; row < count; ++row) {
-      const T* gate = gates(t, row);
-      const T* h_prev = h_before(t, row);
-      const T* loss = own_loss(t, row);
-      T* grad = grad_gates(t, row);
+      const E* gate = gates(t, row);
+      const E* h_prev = h_before(t, row);
+      const E* loss = own_loss(t, row);
+      E* grad = grad_gates(t, row);
       for (long unit = own_.begin; unit < own_.end; unit += W) {
         const long n = H - unit;
         const auto d = Gru<T>::mix_backward(reaching(row, unit, loss), load(gate + H + unit, n),
@@ -495,8 +516,8 @@ class BackwardMember : Member<T> {
     meet();
     Base::template product<4>(plain_panels(H), s_.weight_n, nullptr, buffers_.da_n, H, count,
                [&](long row, long first, const T* tile) {
-                 const T* gate = gates(t, row);
-                 const T* before = h_before(t, row);
+                 const E* gate = gates(t, row);
+                 const E* before = h_before(t, row);
                  T* dh = buffers_.dh.at(row);
                  for (long unit = first; unit < first + 4 * W && unit < H; unit += W) {
                    const long n = H - unit;
@@ -512,10 +533,10 @@ class BackwardMember : Member<T> {
   }
 
   static constexpr long G = gate_count(cell);
-  const Backward<T>& s_;
-  const BackwardBuffers<T> buffers_;
+  const Backward<E>& s_;
+  const BackwardBuffers<E> buffers_;
   const Range own_h_, own_;
-  Rows<T> da_;
+  Rows<E> da_;
 };
 
 // One call -----------------------------------------------------------------------------------------------------------
@@ -525,53 +546,63 @@ bool forward(const Forward<T>& s) {
   return Run<T, Forward<T>, ForwardMember, ForwardBuffers<T>>::go(s);
 }
 
-template <class T>
-bool backward(const Backward<T>& s) {
-  return Run<T, Backward<T>, BackwardMember, BackwardBuffers<T>>::go(s);
+template <class E>
+bool backward(const Backward<E>& s) {
+  return Run<E, Backward<E>, BackwardMember, BackwardBuffers<E>>::go(s);
 }
 
-template <class T>
+template <class E>
 long columns_size(long columns, long depth) {
-  return packed_size<T>(plain_panels(columns), depth);
+  return packed_size<E>(plain_panels(columns), depth);
 }
 
-template <class T>
-void pack_columns(long columns, long depth, const T* source, long column_stride, long depth_stride, T* packed,
-                  int threads) {
-  pack<T>({plain_panels(columns), depth, source, column_stride, depth_stride, packed}, threads);
+template <class E>
+void pack_columns(long columns, long depth, const Arithmetic<E>* source, long column_stride, long depth_stride,
+                  E* packed, int threads) {
+  pack<E>({plain_panels(columns), depth, source, column_stride, depth_stride, packed}, threads);
 }
 
 // Below this many multiplications a product is done by the calling thread.
 constexpr long worth_sharing = 200000;
 
-template <class T>
-void multiply_rows_by(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
+template <class E, class Out>
+void multiply_rows_by(long rows, long depth, long columns, const E* a, long a_stride, const E* packed, Out* out,
                       long out_stride, int threads) {
-  RowProduct<T> it{rows, depth, columns, a, a_stride, packed, out, out_stride};
-  run_together(rows * depth * columns < worth_sharing ? 1 : threads, RowProduct<T>::work, &it);
+  RowProduct<E, Out> it{rows, depth, columns, a, a_stride, packed, out, out_stride};
+  run_together(rows * depth * columns < worth_sharing ? 1 : threads, RowProduct<E, Out>::work, &it);
 }
 
-template <class T>
-bool add_outer(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum, T* bias,
-               int threads) {
+template <class E>
+bool add_outer(long rows, long left, long right, const E* a, long a_stride, const E* b, long b_stride,
+               Arithmetic<E>* sum, Arithmetic<E>* bias, int threads) {
   if (rows * left * right < worth_sharing) threads = 1;
-  const size_t line = 64, bytes = sizeof(T) * threads * OuterProduct<T>::workspace_size(right);
-  T* workspace = static_cast<T*>(aligned_alloc(line, (bytes + line - 1) / line * line));
+  const size_t line = 64, bytes = sizeof(E) * threads * OuterProduct<E>::workspace_size(right);
+  E* workspace = static_cast<E*>(aligned_alloc(line, (bytes + line - 1) / line * line));
   if (!workspace) return false;
-  OuterProduct<T> it{rows, left, right, a, a_stride, b, b_stride, sum, bias, workspace};
-  run_together(threads, OuterProduct<T>::work, &it);
+  OuterProduct<E> it{rows, left, right, a, a_stride, b, b_stride, sum, bias, workspace};
+  run_together(threads, OuterProduct<E>::work, &it);
   free(workspace);
   return true;
 }
 
-template <class T>
-constexpr Kernels<T> kernels{forward_sizes<T>, backward_sizes<T>, pack_forward<T>,     pack_backward<T>, forward<T>,
-                             backward<T>,      columns_size<T>,   pack_columns<T>,     multiply_rows_by<T>, add_outer<T>};
+template <class E>
+constexpr Kernels<E> kernels{forward_sizes<E>,
+                             backward_sizes<E>,
+                             pack_forward<E>,
+                             pack_backward<E>,
+                             forward<E>,
+                             backward<E>,
+                             columns_size<E>,
+                             pack_columns<E>,
+                             multiply_rows_by<E, Arithmetic<E>>,
+                             multiply_rows_by<E, E>,
+                             add_outer<E>};
 
 }  // namespace
 
 #define THROUGHTIME_NAME_OF(name) #name
 #define THROUGHTIME_NAME(name) THROUGHTIME_NAME_OF(name)
-const InstructionSet instruction_set{THROUGHTIME_NAME(THROUGHTIME_ISA), kernels<float>, kernels<double>};
+const InstructionSet instruction_set{THROUGHTIME_NAME(THROUGHTIME_ISA), kernels<float>, kernels<double>,
+                                      kernels<Bf16>};
 
 }  // namespace throughtime::THROUGHTIME_ISA

@@ -5,6 +5,24 @@
 
 namespace throughtime {
 
+// bfloat16: a float's upper half. It is stored and multiplied; sums and pointwise arithmetic are float.
+struct Bf16 {
+  uint16_t bits;
+};
+
+template <class E>
+struct ArithmeticOf {
+  using Type = E;
+};
+template <>
+struct ArithmeticOf<Bf16> {
+  using Type = float;
+};
+
+// The type in which elements of type E are computed with.
+template <class E>
+using Arithmetic = typename ArithmeticOf<E>::Type;
+
 enum class Cell : int { rnn_tanh, rnn_relu, lstm, gru, gru_reset_before };
 
 constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell >= Cell::gru ? 3 : 1; }
@@ -27,31 +45,36 @@ struct Layout {
   long width() const { return projected ? projected : hidden; }
 };
 
-template <class T>
+// E: what products multiply, and what is kept for the backward pass. The carried state is of type Arithmetic<E>.
+template <class E>
 struct Forward : Layout {
-  T* gates;             // packed (., G*H): W_ih x on entry, the gates' values on return
-  long first_gates_row;  // the packed row at which `gates` begins
-  T* kept;              // packed (., H): LSTM c, GRU (reset after) u; or null
-  T* output;            // (T, B, P); rows past a row's end are not written
-  T *h, *c;             // (B, P), (B, H): state before this call on entry, after it on return
-  const T *initial_h, *initial_c;
-  const T *weight_hh, *weight_n, *weight_hr, *bias;  // packed by pack_forward
+  using T = Arithmetic<E>;
+  T* x;            // packed (., G*H): W_ih x on entry, arbitrary on return
+  E* gates;        // packed (., G*H): the gates' values on return; may be the memory of x; or null
+  long first_row;  // the packed row at which x and gates begin
+  E* kept;         // packed (., H): LSTM c, GRU (reset after) u; or null
+  E* output;       // (T, B, P); rows past a row's end are not written
+  T *h, *c;        // (B, P), (B, H): state before this call on entry, after it on return
+  const E *initial_h, *initial_c;
+  const E *weight_hh, *weight_n, *weight_hr;  // packed by pack_forward
+  const T* bias;                              // likewise
 };
 
-template <class T>
+template <class E>
 struct Backward : Layout {
-  const T *gates, *kept, *output;  // as `forward` left them; `gates` from row 0
-  const T* grad_output;            // (T, B, P) or null
+  using T = Arithmetic<E>;
+  const E *gates, *kept, *output;  // as `forward` left them; `gates` from row 0
+  const E* grad_output;            // (T, B, P) or null
   T *grad_h, *grad_c;              // (B, P), (B, H): gradient of the state after this call on entry, before on return
   T *grad_initial_h, *grad_initial_c;  // (B, .): resets add to them; null without resets
-  const T *initial_h, *initial_c;
+  const E *initial_h, *initial_c;
   long first_grad_row;  // the packed row at which the five below begin
   long grad_stride;     // from one row of grad_gates to the next
-  T* grad_gates;        // packed (., G*H): da; GRU (reset after) (., 4H): da_n, da_r, da_z, da_n * r
-  T* h_prev;            // packed (., P) or null
-  T* extra;             // packed (., H): r * h_prev of GRU (reset before), m of a projected LSTM
-  T* grad_hidden;       // packed (., P): dh of a projected LSTM
-  const T *weight_hh, *weight_n, *weight_hr;  // packed by pack_backward
+  E* grad_gates;        // packed (., G*H): da; GRU (reset after) (., 4H): da_n, da_r, da_z, da_n * r
+  E* h_prev;            // packed (., P) or null
+  E* extra;             // packed (., H): r * h_prev of GRU (reset before), m of a projected LSTM
+  E* grad_hidden;       // packed (., P): dh of a projected LSTM
+  const E *weight_hh, *weight_n, *weight_hr;  // packed by pack_backward
 };
 
 // Sizes, in elements, of the packed weights.
@@ -60,24 +83,27 @@ struct PackedSizes {
 };
 
 // One instruction set's code for one element type. Functions return false when memory runs out.
-template <class T>
+template <class E>
 struct Kernels {
+  using T = Arithmetic<E>;
   PackedSizes (*forward_sizes)(const Layout&);
   PackedSizes (*backward_sizes)(const Layout&);
   void (*pack_forward)(const Layout&, const T* weight_hh, const T* weight_hr, const T* bias_ih, const T* bias_hh,
-                       T* packed_hh, T* packed_n, T* packed_hr, T* packed_bias);
-  void (*pack_backward)(const Layout&, const T* weight_hh, const T* weight_hr, T* packed_hh, T* packed_n, T* packed_hr);
-  bool (*forward)(const Forward<T>&);
-  bool (*backward)(const Backward<T>&);
+                       E* packed_hh, E* packed_n, E* packed_hr, T* packed_bias);
+  void (*pack_backward)(const Layout&, const T* weight_hh, const T* weight_hr, E* packed_hh, E* packed_n, E* packed_hr);
+  bool (*forward)(const Forward<E>&);
+  bool (*backward)(const Backward<E>&);
 
   // The products outside the time loop: element (k, column) of the packed matrix is at
   // source[column * column_stride + k * depth_stride]; `add_outer` adds a^T b to sum and the sums of a's rows to bias.
   long (*columns_size)(long columns, long depth);
-  void (*pack_columns)(long columns, long depth, const T* source, long column_stride, long depth_stride, T* packed,
+  void (*pack_columns)(long columns, long depth, const T* source, long column_stride, long depth_stride, E* packed,
                        int threads);
-  void (*multiply_rows_by)(long rows, long depth, long columns, const T* a, long a_stride, const T* packed, T* out,
+  void (*multiply_rows_by)(long rows, long depth, long columns, const E* a, long a_stride, const E* packed, T* out,
                            long out_stride, int threads);
-  bool (*add_outer)(long rows, long left, long right, const T* a, long a_stride, const T* b, long b_stride, T* sum,
+  void (*multiply_rows_and_round)(long rows, long depth, long columns, const E* a, long a_stride, const E* packed,
+                                  E* out, long out_stride, int threads);
+  bool (*add_outer)(long rows, long left, long right, const E* a, long a_stride, const E* b, long b_stride, T* sum,
                     T* bias, int threads);
 };
 
@@ -85,8 +111,12 @@ struct InstructionSet {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  Kernels<Bf16> bf16;
 };
 
+namespace avx512_bf16 {
+extern const InstructionSet instruction_set;
+}
 namespace avx512 {
 extern const InstructionSet instruction_set;
 }

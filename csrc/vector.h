@@ -1,4 +1,4 @@
-// One vector register of floats or doubles, by the compiler's vector extensions, and the functions that cells need.
+// One vector register of floats or doubles (bfloat16 is widened on the way in, rounded on the way out), by the compiler's vector extensions, and the functions that cells need.
 //
 // Every translation unit that includes this names its instruction set in THROUGHTIME_ISA (a namespace) and its register
 // width in THROUGHTIME_VECTOR_BYTES. Nothing here or in the headers built on it may instantiate a std template: the
@@ -6,6 +6,12 @@
 #pragma once
 
 #include <cstdint>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#include "sequence.h"
 
 #define THROUGHTIME_INLINE inline __attribute__((always_inline))
 
@@ -26,27 +32,54 @@ struct VectorOf<double> {
   typedef int64_t Integers __attribute__((vector_size(THROUGHTIME_VECTOR_BYTES)));
 };
 
-template <class T>
-using Vector = typename VectorOf<T>::Floats;
+template <class E>
+using Vector = typename VectorOf<Arithmetic<E>>::Floats;
 
-template <class T>
-constexpr long lanes = THROUGHTIME_VECTOR_BYTES / sizeof(T);
+template <class E>
+constexpr long lanes = THROUGHTIME_VECTOR_BYTES / sizeof(Arithmetic<E>);
+
+template <class E>
+constexpr bool is_narrow = sizeof(E) < sizeof(Arithmetic<E>);
 
 template <class T>
 THROUGHTIME_INLINE Vector<T> splat(T value) {
   return value - Vector<T>{};  // x - 0 is x for every x, so this is a plain broadcast; x + 0 is not
 }
 
-template <class T>
-THROUGHTIME_INLINE Vector<T> load(const T* from) {
-  Vector<T> v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
+typedef uint32_t Words __attribute__((vector_size(THROUGHTIME_VECTOR_BYTES)));
+typedef uint16_t HalfWords __attribute__((vector_size(THROUGHTIME_VECTOR_BYTES / 2)));
+
+// To the nearest bfloat16, ties to even, in the upper half of each word; a NaN stays one, whatever its payload.
+THROUGHTIME_INLINE Words round_to_upper_half(Vector<float> v) {
+  const Words bits = (Words)v, rounded = bits + (0x7FFF + ((bits >> 16) & 1));
+  return (v == v ? rounded : (bits | 0x400000)) & 0xFFFF0000;
 }
 
-template <class T>
-THROUGHTIME_INLINE void store(T* to, Vector<T> v) {
-  __builtin_memcpy(to, &v, sizeof v);
+template <class E>
+THROUGHTIME_INLINE Vector<E> load(const E* from) {
+  if constexpr (is_narrow<E>) {
+    HalfWords halves;
+    __builtin_memcpy(&halves, from, sizeof halves);
+    return (Vector<E>)(__builtin_convertvector(halves, Words) << 16);
+  } else {
+    Vector<E> v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+  }
+}
+
+template <class E>
+THROUGHTIME_INLINE void store(E* to, Vector<E> v) {
+  if constexpr (!is_narrow<E>) {
+    __builtin_memcpy(to, &v, sizeof v);
+  } else {
+#if defined(__AVX512BF16__)
+    const auto halves = _mm512_cvtneps_pbh((__m512)v);
+#else
+    const auto halves = __builtin_convertvector(round_to_upper_half(v) >> 16, HalfWords);
+#endif
+    __builtin_memcpy(to, &halves, sizeof halves);
+  }
 }
 
 // Keep a value in a register: GCC would rather read it from memory again at each use, and loads are what runs out.
@@ -64,18 +97,20 @@ THROUGHTIME_INLINE void hold(V& value) {
 }
 
 // The last vector of a row may be partial: lanes past `count` are zero, and are never read or written in memory.
-template <class T>
-THROUGHTIME_INLINE Vector<T> load(const T* from, long count) {
-  if (count >= lanes<T>) return load(from);
-  Vector<T> v{};
-  for (long lane = 0; lane < count; ++lane) v[lane] = from[lane];
-  return v;
+template <class E>
+THROUGHTIME_INLINE Vector<E> load(const E* from, long count) {
+  if (count >= lanes<E>) return load(from);
+  E all[lanes<E>] = {};
+  for (long lane = 0; lane < count; ++lane) all[lane] = from[lane];
+  return load(all);
 }
 
-template <class T>
-THROUGHTIME_INLINE void store(T* to, Vector<T> v, long count) {
-  if (count >= lanes<T>) return store(to, v);
-  for (long lane = 0; lane < count; ++lane) to[lane] = v[lane];
+template <class E>
+THROUGHTIME_INLINE void store(E* to, Vector<E> v, long count) {
+  if (count >= lanes<E>) return store(to, v);
+  E all[lanes<E>];
+  store(all, v);
+  for (long lane = 0; lane < count; ++lane) to[lane] = all[lane];
 }
 
 // Comparisons are written so that a NaN passes through.

@@ -36,6 +36,9 @@ _ARGUMENTS = """
     - `reset`: bool, (T, B), or (B, T) if `batch_first`, or (T,) unbatched. Where true, a new sequence begins at that step:
       the state before it is the initial state. A reverse direction starts anew on the other side of the same boundary.
 
+    Under torch.autocast every cell computes in the autocast dtype: output and final state have it, and a given state may
+    have it or the parameters' dtype. Gradients have the dtype of what they belong to.
+
     Parameters have torch's names, shapes and initialisation U(−1/√H, 1/√H), so state_dicts exchange both ways and the same
     seed gives the same weights.
 
@@ -154,8 +157,9 @@ class Recurrent(nn.Module):
             if lengths is not None or reset is not None:
                 raise ValueError("a PackedSequence carries its own lengths; give lengths= and reset= with padded input")
             self._check_features(input.data, 2)
-            state = self._check_state(state, input.data, int(input.batch_sizes[0]))
-            return run_stack_packed(stack, self.all_weights, input, state)
+            dtype = self._computed_dtype(input.data.device)
+            state = self._check_state(state, input.data, int(input.batch_sizes[0]), dtype)
+            return run_stack_packed(stack, self.all_weights, input.to(dtype), state)
 
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
@@ -168,10 +172,11 @@ class Recurrent(nn.Module):
         steps, rows, _ = input.shape
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        state = self._check_state(state, input, rows)
+        dtype = self._computed_dtype(input.device)
+        state = self._check_state(state, input, rows, dtype)
         lengths = _check_lengths(lengths, steps, rows, input.device)
         _check_reset(reset, steps, rows, input.device, self.batch_first)
-        output, final = run_stack(stack, self.all_weights, input, state, lengths, reset)
+        output, final = run_stack(stack, self.all_weights, input.to(dtype), state, lengths, reset)
         return (output.transpose(0, 1) if self.batch_first else output), final
 
     def _run_unbatched(
@@ -199,9 +204,18 @@ class Recurrent(nn.Module):
     def _kind(self) -> str:
         return type(self).__name__
 
+    def _computed_dtype(self, device: torch.device) -> torch.dtype:
+        """Dtype of output and state: the parameters', or under torch.autocast, which leaves float64 alone, that one's."""
+        dtype = self.all_weights[0][0].dtype
+        if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+            return torch.get_autocast_dtype(device.type)
+        return dtype
+
     def _check_features(self, input: Tensor, dims: int) -> None:
         weight = self.all_weights[0][0]
-        if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+        is_cast = torch.is_autocast_enabled(input.device.type) and input.is_floating_point()
+        is_cast = is_cast and torch.float64 not in (input.dtype, weight.dtype)
+        if input.dtype != weight.dtype and not is_cast:
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
                 f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
@@ -217,24 +231,26 @@ class Recurrent(nn.Module):
                 f"input is on {input.device}, but the parameters are on {weight.device}; move one of them with .to()"
             )
 
-    def _check_state(self, state: tuple[Tensor, ...] | None, input: Tensor, rows: int) -> tuple[Tensor, ...]:
-        """Return the initial state, zeros where none was given."""
+    def _check_state(
+        self, state: tuple[Tensor, ...] | None, input: Tensor, rows: int, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        """Return the initial state in the computation's dtype, zeros where none was given."""
         count = self.num_layers * (2 if self.bidirectional else 1)
         shapes = [(count, rows, self.output_size), (count, rows, self.hidden_size)][: CELLS[self.cell].state_size]
         weight = self.all_weights[0][0]
         if state is None:
-            return tuple(torch.zeros(shape, dtype=weight.dtype, device=input.device) for shape in shapes)
+            return tuple(torch.zeros(shape, dtype=dtype, device=input.device) for shape in shapes)
         for index, (tensor, shape) in enumerate(zip(state, shapes, strict=True)):
             name = "hx" if len(shapes) == 1 else f"hx[{index}]"
             if tensor.dim() != 3:
                 raise RuntimeError(f"For batched 3-D input, {name} should also be 3-D but got {tensor.dim()}-D tensor")
             if tensor.shape != shape:
                 raise RuntimeError(f"Expected {name} size {shape}, got {list(tensor.shape)}")
-            if tensor.dtype != weight.dtype or tensor.device != input.device:
+            if tensor.dtype not in (weight.dtype, dtype) or tensor.device != input.device:
                 raise RuntimeError(
                     f"{name} is {tensor.dtype} on {tensor.device}; expected {weight.dtype} on {input.device}, like the rest"
                 )
-        return state
+        return tuple(tensor.to(dtype) for tensor in state)
 
 
 class RNN(Recurrent):

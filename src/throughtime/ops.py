@@ -7,9 +7,12 @@ the request.
 
 | backend | what computes |
 |---|---|
-| `native` | the C++ kernels: float32 and float64 on the CPU, every cell, lengths and resets at no detour |
+| `native` | the C++ kernels: float32, float64 and bfloat16 on the CPU, every cell, lengths and resets at no detour |
 | `reference` | the equations in `cells`, step by step in plain torch: any device, any floating dtype |
 | `torch` | torch's own fused call (oneDNN, cuDNN): no resets, no reset-before GRU |
+
+The input's dtype is that of output and state. Parameters may be wider (autocast): they are rounded for the computation,
+and their gradients have their own dtype.
 """
 
 from dataclasses import dataclass
@@ -108,7 +111,7 @@ def run_stack(
     Args:
         stack: What to run.
         weights: Flat parameters of each layer and direction, in torch's order (layer 0, layer 0 reverse, layer 1, …).
-        input: (T, B, I).
+        input: (T, B, I); its dtype is that of the results.
         state: (h_0,) or (h_0, c_0), each (L · directions, B, ·).
         lengths: (B,), or `None`.
         reset: (T, B), or `None`.
@@ -119,6 +122,7 @@ def run_stack(
     backend = choose_backend(stack, input, lengths, reset)
     if backend != "torch":
         return _run_layers(stack, backend, weights, input, state, lengths, reset)
+    weights = [_cast(row, input.dtype) for row in weights]
     if lengths is None:
         return torch_fused.run(stack.cell, input, state, weights, stack.num_layers, stack.dropout, stack.bidirectional)
     return _run_ragged_fused(stack, weights, input, state, lengths)
@@ -130,6 +134,7 @@ def run_stack_packed(
     """Run a stack over a PackedSequence; `state` is in the caller's order of rows, and so is the final state."""
     backend = choose_backend(stack, packed.data, packed.batch_sizes)
     if backend == "torch":
+        weights = [_cast(row, packed.data.dtype) for row in weights]
         return torch_fused.run_packed(
             stack.cell, packed, state, weights, stack.num_layers, stack.dropout, stack.bidirectional
         )
@@ -203,9 +208,8 @@ def _recurrence(
     """Run one layer in one direction. `keep` asks for what the backward pass needs; without it `saved` is empty."""
     if backend == "native":
         return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep)
-    result = sequence.forward(
-        CELLS[cell], input, tuple(initial), Parameters.from_list(parameters), lengths, reset, reverse
-    )
+    rounded = Parameters.from_list(_cast(parameters, input.dtype))
+    result = sequence.forward(CELLS[cell], input, tuple(initial), rounded, lengths, reset, reverse)
     saved = [torch.stack(field) for field in zip(*result.saved, strict=True)] if keep else []
     # An operator's outputs must not alias its inputs, and an all-empty batch would hand the initial state through.
     return result.outputs, [s.clone() for s in result.final_state], saved
@@ -236,17 +240,21 @@ def _recurrence_backward(
         return input.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
     kind = CELLS[cell]
     steps = [kind.saved(*fields) for fields in zip(*saved, strict=True)]
-    gradient = sequence.backward(
-        kind, grad_output, tuple(grad_final), steps, Parameters.from_list(parameters), lengths, reset, reverse
-    )
+    rounded = Parameters.from_list(_cast(parameters, input.dtype))
+    gradient = sequence.backward(kind, grad_output, tuple(grad_final), steps, rounded, lengths, reset, reverse)
     grad_input = gradient.inputs if needs_input else input.new_empty(0)
-    return grad_input, [g.clone() for g in gradient.initial_state], gradient.parameters.to_list()
+    grad_parameters = _cast(gradient.parameters.to_list(), parameters[0].dtype)
+    return grad_input, [g.clone() for g in gradient.initial_state], grad_parameters
+
+
+def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 @torch.library.register_fake("throughtime::recurrence", lib=_library)
 def _(input, initial, parameters, lengths, reset, cell, reverse, keep, backend):
     # One step of the equations on fake tensors tells every shape and dtype.
-    state, saved = CELLS[cell].step(input[0], tuple(initial), Parameters.from_list(parameters))
+    state, saved = CELLS[cell].step(input[0], tuple(initial), Parameters.from_list(_cast(parameters, input.dtype)))
     steps, batch, _ = input.shape
     output = state[0].new_empty((steps, *state[0].shape))
     final = [torch.empty_like(s) for s in state]
@@ -322,13 +330,14 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
         grad_output, *others = leaves
         grad_final, others = others[:states], others[states:]
         input, *others = others
-        initial, parameters = others[:states], Parameters.from_list(others[states:])
+        initial, parameters = others[:states], Parameters.from_list(_cast(others[states:], input.dtype))
         kind = CELLS[cell]
         result = sequence.forward(kind, input, tuple(initial), parameters, lengths, reset, reverse)
         gradient = sequence.backward(
             kind, grad_output, tuple(grad_final), result.saved, parameters, lengths, reset, reverse
         )
-    results = [*gradient.initial_state, *gradient.parameters.to_list()]
+        grad_parameters = _cast(gradient.parameters.to_list(), tensors[-1].dtype)
+    results = [*gradient.initial_state, *grad_parameters]
     weights = [*grad_grad_initial, *grad_grad_parameters]
     if needs_input:
         results, weights = [gradient.inputs, *results], [grad_grad_input, *weights]

@@ -8,7 +8,10 @@ what one writes is still in the cache when the other reads it, and the backward 
 Rows are sorted by length inside, and only real steps have a place in the arrays (torch's PackedSequence order):
 time and memory are proportional to the sum of the lengths.
 
-Kept for the backward pass, in floats per real step, besides input and output: LSTM 5 H, GRU 4 H, GRU with the reset
+In bfloat16 products multiply bfloat16 and sum float32; state, biases, pointwise arithmetic and the sums of the weights'
+gradients are float32. Output and what is kept are bfloat16, parameters and their gradients bfloat16 or float32.
+
+Kept for the backward pass, in elements per real step, besides input and output: LSTM 5 H, GRU 4 H, GRU with the reset
 gate before the product 3 H, RNN none.
 """
 
@@ -30,7 +33,7 @@ except ImportError as error:
 
 _CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
 _GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
-_DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 _APART = 16
 _LARGE = 1 << 20  # bytes from which memory is pooled
@@ -44,7 +47,7 @@ def refusal(cell: str, input: Tensor) -> str | None:
     if cell not in _CELLS:
         return f"they have no {cell} cell"
     if input.device.type != "cpu" or input.dtype not in _DTYPES:
-        return f"they compute float32 and float64 on the CPU, not {input.dtype} on {input.device.type}"
+        return f"they compute float32, float64 and bfloat16 on the CPU, not {input.dtype} on {input.device.type}"
     return None
 
 
@@ -61,7 +64,7 @@ def saved_widths(cell: str, hidden: int) -> list[int]:
 
 
 def instruction_set() -> str:
-    """Name the instruction set in use: avx512, avx2 or generic."""
+    """Name the instruction set in use: avx512_bf16, avx512, avx2 or generic."""
     return _native.instruction_set()
 
 
@@ -114,9 +117,10 @@ def forward(
 
     Args:
         cell: Key of `throughtime.cells.CELLS`.
-        input: (T, B, I), float32 or float64.
-        initial: [h_0] or [h_0, c_0], each (B, ·).
-        parameters: weight_ih, weight_hh[, bias_ih, bias_hh][, weight_hr], as torch has them.
+        input: (T, B, I), float32, float64 or bfloat16.
+        initial: [h_0] or [h_0, c_0], each (B, ·), of the input's dtype.
+        parameters: weight_ih, weight_hh[, bias_ih, bias_hh][, weight_hr], as torch has them, of the input's dtype;
+            float32 beside bfloat16 input too, and then so are their gradients.
         lengths: Real steps of each row (B,), int64, in any order, 0 to T; `None` means T.
         reset: Where a new sequence begins (T, B), bool.
         reverse: Run from the last step to the first.
@@ -131,23 +135,30 @@ def forward(
     x = rows.compact(input)
     width = weights.gates * weights.hidden
     output = call.new_output()
-    final = [s.clone(memory_format=torch.contiguous_format) for s in call.initial]
-    product = _RowProduct(weights.weight_ih, transposed=True)
-    stretches = list(rows.stretches(width, input.element_size()))
-    held = rows.count if keep else max(s.last_row - s.first_row for s in stretches)
-    gates = _new(input, held, width)
-    kept = [_new(input, rows.count, weights.hidden)] if keep and cell in ("lstm", "gru") else []
+    final = [s.to(call.arithmetic, copy=True) for s in call.initial]
+    product = _RowProduct(input.dtype, weights.weight_ih, transposed=True)
+    stretches = list(rows.stretches(width, call.arithmetic.itemsize))
+    keep = keep and not cell.startswith("rnn")
+    gates = _new(input, rows.count, width) if keep else None
+    kept = _new(input, rows.count, weights.hidden) if keep and cell in ("lstm", "gru") else None
+    # W_ih x of a stretch; where it has the gates' dtype, they take its place.
+    is_shared = gates is not None and input.dtype == call.arithmetic
+    longest = max(s.last_row - s.first_row for s in stretches)
+    scratch = None if is_shared else _new(weights.weight_ih, longest, width)
     for stretch in reversed(stretches) if reverse else stretches:
-        base = 0 if keep else stretch.first_row
         first, last = stretch.first_row, stretch.last_row
-        product.write(x[first:last], gates[first - base : last - base])
+        gates_here = None if gates is None else gates[first:last]
+        a = gates_here if scratch is None else scratch[: last - first]
+        assert a is not None
+        product.write(x[first:last], a)
         layout.forward(
-            *(stretch.begin, stretch.end, gates.data_ptr(), base, _address(kept), output.data_ptr()),
+            *(stretch.begin, stretch.end, a.data_ptr(), _address([gates_here]), first, _address([kept])),
+            output.data_ptr(),
             *_addresses(final),
             *_addresses(call.initial),
             *(_address([p]) for p in packed),
         )
-    return output, final, [gates, *kept] if keep and cell[:3] != "rnn" else []
+    return output, [s.to(input.dtype) for s in final], [t for t in (gates, kept) if t is not None]
 
 
 def backward(
@@ -186,9 +197,9 @@ def backward(
     x = rows.compact(input)
     sums = _Sums(cell, call, x, needs_input)
     grad_output = None if grad_output is None else grad_output.contiguous()
-    grad_state = [g.clone(memory_format=torch.contiguous_format) for g in grad_final]
+    grad_state = [g.to(call.arithmetic, copy=True, memory_format=torch.contiguous_format) for g in grad_final]
     grad_anew = [torch.zeros_like(g) for g in grad_state] if reset is not None else []
-    stretches = list(rows.stretches(_gradient_width(cell, call.weights.hidden), input.element_size()))
+    stretches = list(rows.stretches(_gradient_width(cell, call.weights.hidden), call.arithmetic.itemsize))
     work = _new_workspace(cell, call, max(s.last_row - s.first_row for s in stretches))
     for stretch in stretches if reverse else reversed(stretches):
         layout.backward(
@@ -205,7 +216,7 @@ def backward(
     if grad_anew:
         grad_state = [a + b for a, b in zip(grad_state, grad_anew, strict=True)]
     grad_input = None if sums.input is None else rows.spread(sums.input, input.shape)
-    return Gradient(grad_input, grad_state, sums.to_list())
+    return Gradient(grad_input, [g.to(input.dtype) for g in grad_state], sums.to_list(parameters[0].dtype))
 
 
 class _Weights(NamedTuple):
@@ -217,6 +228,10 @@ class _Weights(NamedTuple):
     bias_ih: Tensor | None
     bias_hh: Tensor | None
     weight_hr: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> "_Weights":
+        """Return them in another dtype."""
+        return self._replace(**{n: t.to(dtype) for n, t in self._asdict().items() if isinstance(t, Tensor)})
 
 
 def _read_weights(cell: str, parameters: list[Tensor]) -> _Weights:
@@ -317,17 +332,21 @@ class _Call:
         reset: Tensor | None,
         reverse: bool,
     ) -> None:
+        if (reason := refusal(cell, input)) is not None:
+            raise NotImplementedError(reason)
         steps, batch, _ = input.shape
-        self.weights = _read_weights(cell, parameters)
+        self.arithmetic = torch.float32 if input.dtype == torch.bfloat16 else input.dtype
+        weights = _read_weights(cell, parameters)
         self.initial = [s.contiguous() for s in initial]
-        _check(cell, input, self.initial, self.weights, lengths, reset)
+        _check(cell, input, self.initial, weights, self.arithmetic, lengths, reset)
+        self.weights = weights.to(self.arithmetic)
         if lengths is not None and bool((lengths == steps).all()):
             lengths = None
         self.rows = _Rows(steps, batch, lengths)
         self.reset = None if reset is None else reset.contiguous()
         self.reverse = reverse
         self.input = input
-        self.layout = _kind(input)(
+        self.layout = _kind(input.dtype)(
             *(_CELLS[cell], bool(reverse), torch.get_num_threads(), steps, batch),
             *(self.weights.hidden, self.weights.projected),
             *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
@@ -350,28 +369,28 @@ def _check(
     input: Tensor,
     initial: list[Tensor],
     weights: _Weights,
+    arithmetic: torch.dtype,
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> None:
     """Check everything that native code would otherwise read out of bounds."""
-    if (reason := refusal(cell, input)) is not None:
-        raise NotImplementedError(reason)
     steps, batch, features = input.shape
     hidden, gate_rows, width = weights.hidden, weights.gates * weights.hidden, weights.projected or weights.hidden
+    of_weights = arithmetic if weights.weight_ih.dtype == arithmetic else input.dtype
     expected = [
-        ("weight_ih", weights.weight_ih, (gate_rows, features)),
-        ("weight_hh", weights.weight_hh, (gate_rows, width)),
-        ("bias_ih", weights.bias_ih, (gate_rows,)),
-        ("bias_hh", weights.bias_hh, (gate_rows,)),
-        ("weight_hr", weights.weight_hr, (width, hidden)),
-        *zip(("h_0", "c_0"), initial, ((batch, width), (batch, hidden)), strict=False),
+        ("weight_ih", weights.weight_ih, (gate_rows, features), of_weights),
+        ("weight_hh", weights.weight_hh, (gate_rows, width), of_weights),
+        ("bias_ih", weights.bias_ih, (gate_rows,), of_weights),
+        ("bias_hh", weights.bias_hh, (gate_rows,), of_weights),
+        ("weight_hr", weights.weight_hr, (width, hidden), of_weights),
+        *zip(("h_0", "c_0"), initial, ((batch, width), (batch, hidden)), [input.dtype] * 2, strict=False),
     ]
-    for name, tensor, shape in expected:
+    for name, tensor, shape, dtype in expected:
         if tensor is None:
             continue
-        if tensor.shape != shape or tensor.dtype != input.dtype or tensor.device != input.device:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != input.device:
             given = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            raise ValueError(f"{name} is {given}; expected {shape} {input.dtype} on {input.device}")
+            raise ValueError(f"{name} is {given}; expected {shape} {dtype} on {input.device}")
     if len(initial) != (2 if cell == "lstm" else 1) or (weights.projected and cell != "lstm"):
         raise ValueError(f"{len(initial)} state tensors, projection {weights.projected}: not what a {cell} has")
     if lengths is not None:
@@ -427,10 +446,12 @@ class _Sums:
         self.weight_ih = torch.zeros_like(weights.weight_ih)
         self.weight_hh = torch.zeros_like(weights.weight_hh)
         self.weight_hr = None if weights.weight_hr is None else torch.zeros_like(weights.weight_hr)
-        self.bias = None if weights.bias_ih is None else x.new_zeros(_gradient_width(cell, weights.hidden))
+        self.bias = (
+            None if weights.bias_ih is None else weights.bias_ih.new_zeros(_gradient_width(cell, weights.hidden))
+        )
         if needs_input:  # the kernels yield a GRU's ∂a in the order n, r, z
             weight = weights.weight_ih.roll(weights.hidden, 0) if cell == "gru" else weights.weight_ih
-            self._through_weight_ih = _RowProduct(weight)
+            self._through_weight_ih = _RowProduct(x.dtype, weight)
 
     def add(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> None:
         """Add what a stretch of the backward loop has yielded."""
@@ -453,7 +474,7 @@ class _Sums:
         for first, h_prev in self._h_before(stretch, work, output):
             _add_outer(weight_hh, da_hh[first : first + len(h_prev)], h_prev)
         if self.bias is not None and self.cell == "gru":  # ∂a_n ⊙ r, which only b_hh meets
-            self.bias[3 * hidden :] += da[:, 3 * hidden :].sum(0)
+            self.bias[3 * hidden :] += da[:, 3 * hidden :].sum(0, dtype=self.bias.dtype)
 
     def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
         """H before each of the stretch's rows, in pieces: (first row, h)."""
@@ -471,7 +492,7 @@ class _Sums:
             before = output[others.start + shift : others.stop + shift]
             yield (others.start - begin) * batch, before.reshape(-1, width)
 
-    def to_list(self) -> list[Tensor]:
+    def to_list(self, dtype: torch.dtype) -> list[Tensor]:
         """Gradients of the parameters, in torch's order."""
         hidden, weight_ih, bias_ih, bias_hh = self.call.weights.hidden, self.weight_ih, self.bias, None
         if self.cell == "gru":
@@ -481,28 +502,31 @@ class _Sums:
         elif self.bias is not None:
             bias_hh = self.bias.clone()
         tensors = [weight_ih, self.weight_hh, bias_ih, bias_hh, self.weight_hr]
-        return [tensor for tensor in tensors if tensor is not None]
+        return [tensor.to(dtype) for tensor in tensors if tensor is not None]
 
 
-def _kind(tensor: Tensor) -> Any:
-    return _native.LayoutF32 if tensor.dtype == torch.float32 else _native.LayoutF64
+def _kind(dtype: torch.dtype) -> Any:
+    names = {torch.float32: "LayoutF32", torch.float64: "LayoutF64", torch.bfloat16: "LayoutBf16"}
+    return getattr(_native, names[dtype])
 
 
 class _RowProduct:
-    """rows · weight, or rows · weightᵀ, with the weight packed once."""
+    """rows · weight, or rows · weightᵀ, with the weight packed once, as a factor for rows of the given dtype."""
 
-    def __init__(self, weight: Tensor, transposed: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, weight: Tensor, transposed: bool = False) -> None:
         depth, self.columns = weight.shape[::-1] if transposed else weight.shape
         column_stride, depth_stride = weight.stride() if transposed else weight.stride()[::-1]
-        self.packed = _new(weight, _kind(weight).columns_size(self.columns, depth))
-        _kind(weight).pack_columns(
+        self.packed = _new(weight.new_empty(0, dtype=dtype), _kind(dtype).columns_size(self.columns, depth))
+        _kind(dtype).pack_columns(
             *(self.columns, depth, weight.data_ptr(), column_stride, depth_stride, self.packed.data_ptr()),
             torch.get_num_threads(),
         )
 
     def write(self, rows: Tensor, out: Tensor) -> None:
-        """Write the product of `rows` (·, depth) to `out` (·, columns)."""
-        _kind(rows).multiply_rows_by(
+        """Write the product of `rows` (·, depth) to `out` (·, columns), of the rows' dtype or their arithmetic's."""
+        kind = _kind(rows.dtype)
+        multiply = kind.multiply_rows_and_round if out.dtype == rows.dtype else kind.multiply_rows_by
+        multiply(
             *(*rows.shape, self.columns, rows.data_ptr(), rows.stride(0), self.packed.data_ptr(), out.data_ptr()),
             *(out.stride(0), torch.get_num_threads()),
         )
@@ -510,7 +534,7 @@ class _RowProduct:
 
 def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
     """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
-    _kind(sum).add_outer(
+    _kind(left.dtype).add_outer(
         *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
         *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
     )
@@ -519,7 +543,8 @@ def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = N
 def _pack_forward(call: _Call) -> list[Tensor]:
     """Weights in the order in which the forward loop reads them: W_hh, (reset before) its n, W_hr, biases."""
     weights = call.weights
-    packed = [_new(call.input, size) for size in call.layout.forward_sizes()]
+    *sizes, bias_size = call.layout.forward_sizes()
+    packed = [*(_new(call.input, size) for size in sizes), _new(weights.weight_hh, bias_size)]
     tensors = (weights.weight_hh, weights.weight_hr, weights.bias_ih, weights.bias_hh)
     call.layout.pack_forward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
     return packed
@@ -538,7 +563,11 @@ def _new(like: Tensor, *shape: int) -> Tensor:
     count = math.prod(shape)
     if count * like.element_size() < _LARGE:
         return like.new_empty(shape)
-    tensor = _kind(like).new_array(count).view(shape)
+    kind = _kind(like.dtype)
+    if like.dtype == torch.bfloat16:  # whose arrays come as floats of half the number
+        tensor = kind.new_array((count + 1) // 2).view(like.dtype)[:count].view(shape)
+    else:
+        tensor = kind.new_array(count).view(shape)
     if torch.are_deterministic_algorithms_enabled():  # as torch fills its own
         tensor.fill_(torch.nan)
     return tensor
