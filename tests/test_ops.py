@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import BACKENDS, HAS_NATIVE
 from torch import Tensor
+from variants import mask_names, random_masks, random_parameters
 
 import throughtime
 from throughtime.cells import CELLS, Parameters
@@ -27,7 +28,7 @@ def arguments(name: str, backend: str, requires_grad: bool = True, ragged: bool 
     state = [torch.randn(2, hidden, dtype=torch.float64, requires_grad=requires_grad) for _ in range(cell.state_size)]
     lengths = torch.tensor([5, 3]) if ragged else None
     reset = torch.rand(5, 2) < 0.3 if ragged else None
-    return x, state, tensors, lengths, reset, name, False, True, backend
+    return x, state, tensors, lengths, reset, [], name, False, True, backend
 
 
 OPERATOR_BACKENDS = [name for name in BACKENDS if name != "torch"]
@@ -57,10 +58,8 @@ def test_derivatives_of_first_and_second_order(name, backend):
 
 
 def test_nothing_is_saved_when_nothing_will_be_asked():
-    x, state, parameters, lengths, reset, name, reverse, _, backend = arguments(
-        "lstm", "reference", requires_grad=False
-    )
-    saved = torch.ops.throughtime.recurrence(x, state, parameters, lengths, reset, name, reverse, False, backend)[2]
+    *given, _, backend = arguments("lstm", "reference", requires_grad=False)
+    saved = torch.ops.throughtime.recurrence(*given, False, backend)[2]
     assert saved == []
 
 
@@ -97,6 +96,70 @@ def test_auto_takes_the_fastest_that_is_right(monkeypatch):
     assert choose_backend(Stack("lstm"), x, reset=reset) == "reference"
     assert choose_backend(Stack("gru_reset_before"), x) == "reference"
     assert choose_backend(Stack("gru", backend="reference"), x) == "reference"
+
+
+VARIANTS = ["lstm+coupled+peepholes+layer_norm", "gru+layer_norm", "gru_reset_before+layer_norm", "rnn_tanh+layer_norm"]
+
+
+def variant_arguments(name: str, backend: str, hidden: int = 4) -> tuple:
+    name = "+".join([name, *mask_names(name)])
+    x, state, _, lengths, reset, *_ = arguments(name.split("+")[0], backend, hidden=hidden)
+    parameters = [p.requires_grad_() for p in random_parameters(name, 3, hidden)]
+    return x, state, parameters, lengths, reset, random_masks(name, 5, 2, hidden), name, False, True, backend
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("backend", ["reference"])
+def test_the_operator_keeps_torchs_rules_with_variants(name, backend):
+    torch.library.opcheck(torch.ops.throughtime.recurrence.default, variant_arguments(name, backend))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("backend", ["reference"])
+def test_variants_derivatives_of_first_and_second_order(name, backend):
+    x, state, parameters, *rest = variant_arguments(name, backend, hidden=2)
+
+    def run(x: Tensor, *tensors: Tensor):
+        initial, weights = list(tensors[: len(state)]), list(tensors[len(state) :])
+        output, final, _ = torch.ops.throughtime.recurrence(x, initial, weights, *rest)
+        return output, *final
+
+    assert torch.autograd.gradcheck(run, (x, *state, *parameters))
+    assert torch.autograd.gradgradcheck(run, (x, *state, *parameters))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_variants_compile_and_export(is_training):
+    layer = throughtime.LSTM(3, 4, 2, bidirectional=True, **EVERYTHING).train(is_training)
+    x = torch.randn(6, 3, 3)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for module in (layer, compiled):
+        torch.manual_seed(1)
+        layer.zero_grad()
+        output, _ = module(x)
+        output.sum().backward()
+        results.append([output.detach(), *(p.grad for p in layer.parameters())])
+    for a, e in zip(*results, strict=True):
+        torch.testing.assert_close(a, e)
+    steps = torch.export.Dim("steps", min=2)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: steps},)).module()
+    x = torch.randn(11, 3, 3)
+    results = []
+    for module in (layer, program):
+        torch.manual_seed(1)
+        results.append(module(x)[0])
+    torch.testing.assert_close(*results)
+
+
+EVERYTHING = {
+    "layer_norm": True,
+    "peepholes": True,
+    "coupled": True,
+    "zoneout": (0.3, 0.1),
+    "recurrent_dropout": 0.2,
+    "weight_drop": 0.2,
+}
 
 
 def test_fake_tensors_tell_the_shapes_of_a_projected_layer():

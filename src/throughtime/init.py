@@ -24,8 +24,10 @@ def forget_bias_(layer: LSTM, value: float = 1.0) -> LSTM:
         >>> (layer.bias_ih_l0 + layer.bias_hh_l0)[8:16].tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
+    gates = 3 if layer.coupled else 4
     for bias_ih, bias_hh in _biases(layer):
-        _set_gate(bias_ih, bias_hh, gate=1, gates=4, value=torch.full_like(bias_ih[: layer.hidden_size], value))
+        gate = torch.full_like(bias_ih[: layer.hidden_size], value)
+        _set_gate(bias_ih, bias_hh, gate=gates - 3, gates=gates, value=gate)
     return layer
 
 
@@ -45,10 +47,11 @@ def chrono_(layer: Gated, max_lag: int) -> Gated:
     """
     if max_lag < 3:
         raise InputError(f"max_lag = {max_lag}; expected the longest dependency in time steps, at least 3")
-    gates = 4 if isinstance(layer, LSTM) else 3
+    is_coupled = isinstance(layer, LSTM) and layer.coupled  # f alone then says what i is
+    gates = 4 if isinstance(layer, LSTM) and not is_coupled else 3
     for bias_ih, bias_hh in _biases(layer):
         keep = torch.empty_like(bias_ih[: layer.hidden_size]).uniform_(1, max_lag - 1).log_()
-        _set_gate(bias_ih, bias_hh, gate=1, gates=gates, value=keep)
+        _set_gate(bias_ih, bias_hh, gate=0 if is_coupled else 1, gates=gates, value=keep)
         if gates == 4:
             _set_gate(bias_ih, bias_hh, gate=0, gates=gates, value=-keep)
     return layer

@@ -3,13 +3,14 @@
 import math
 import numbers
 import warnings
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from throughtime.cells import CELLS
+from throughtime.cells import find
 from throughtime.errors import unknown_name
 from throughtime.ops import Stack, backends, run_stack, run_stack_packed
 
@@ -26,6 +27,13 @@ _ARGUMENTS = """
         dtype: What the parameters are.
         backend: "auto" takes the fastest that is right; a name of `throughtime.backends()` insists on it, and calls that
             it can't serve raise NotImplementedError.
+        layer_norm: Layer normalisation of W_ih x, of W_hh h and of an LSTM's c (Ba et al., 2016). Its shifts are `bias_ih` and
+            `bias_hh`, and it brings `gain_ih_l0`, `gain_hh_l0` (G·H,), for an LSTM `gain_c_l0` and `shift_c_l0` (H,).
+        zoneout: Probability, below 1, with which each unit keeps its old value in a step while training; otherwise the state is
+            the expectation of that (Krueger et al., 2017).
+        recurrent_dropout: Probability, below 1, with which each unit of h is hidden from W_hh, in all of a sequence's steps alike
+            and while training (variational dropout: Gal & Ghahramani, 2016). Others are multiplied by 1/(1 − p).
+        weight_drop: The same for each element of `weight_hh`, drawn anew in each call (Merity et al., 2018).
 
     `forward(input, hx=None, *, lengths=None, reset=None)`:
 
@@ -40,7 +48,8 @@ _ARGUMENTS = """
     have it or the parameters' dtype. Gradients have the dtype of what they belong to.
 
     Parameters have torch's names, shapes and initialisation U(−1/√H, 1/√H), so state_dicts exchange both ways and the same
-    seed gives the same weights.
+    seed gives the same weights. Gains begin at 1 and `shift_c` at 0. What is dropped is drawn from torch's generator, so
+    `torch.manual_seed` repeats it, whatever the backend and the number of threads.
 
     Raises:
         ValueError: A size, a probability, a length or a number of dimensions is wrong.
@@ -67,11 +76,17 @@ class Recurrent(nn.Module):
         device: Any = None,
         dtype: Any = None,
         backend: str = "auto",
+        *,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
     ) -> None:
         super().__init__()
         _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        _check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        _check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional, layer_norm=layer_norm)
         _check_dropout(dropout, num_layers)
+        _check_probabilities(recurrent_dropout=recurrent_dropout, weight_drop=weight_drop)
         if not 0 <= proj_size < hidden_size:
             raise ValueError(
                 f"proj_size = {proj_size}; expected 0 (no projection) to hidden_size − 1 = {hidden_size - 1}"
@@ -87,13 +102,25 @@ class Recurrent(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.backend = backend
+        self._state_size = find(self.cell).state_size
+        self.layer_norm = layer_norm
+        self.zoneout = _check_zoneout(zoneout, self._state_size)
+        self.recurrent_dropout = float(recurrent_dropout)
+        self.weight_drop = float(weight_drop)
+        if layer_norm:
+            self.cell += "+layer_norm"
         self._names = self._make_parameters(device, dtype)
         self.reset_parameters()
 
     def _make_parameters(self, device: Any, dtype: Any) -> list[list[str]]:
         """Register the parameters in torch's order; return their names, one list for each layer and direction."""
-        gate_rows = CELLS[self.cell].gates * self.hidden_size
+        gate_rows = find(self.cell).gates * self.hidden_size
         directions = 2 if self.bidirectional else 1
+        variant = {
+            "weight_ch": (gate_rows - self.hidden_size,),
+            **dict.fromkeys(("gain_ih", "gain_hh"), (gate_rows,)),
+            **dict.fromkeys(("gain_c", "shift_c"), (self.hidden_size,)),
+        }
         names = []
         for layer in range(self.num_layers):
             width = self.input_size if layer == 0 else self.output_size * directions
@@ -102,6 +129,7 @@ class Recurrent(nn.Module):
                 shapes |= {"bias_ih": (gate_rows,), "bias_hh": (gate_rows,)}
             if self.proj_size:
                 shapes |= {"weight_hr": (self.proj_size, self.hidden_size)}
+            shapes |= {name: variant[name] for name in find(self.cell).extra}
             for suffix in ("", "_reverse")[:directions]:
                 for name, shape in shapes.items():
                     tensor = torch.empty(shape, device=device, dtype=dtype)
@@ -116,17 +144,20 @@ class Recurrent(nn.Module):
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction, in torch's order."""
+        """The parameters of each layer and direction, in torch's order; then those that a variant brings."""
         return [[getattr(self, name) for name in row] for row in self._names]
 
     def flatten_parameters(self) -> None:
         """Do nothing. Code written for torch.nn calls it; these layers need no contiguous weights."""
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(−1/√H, 1/√H), in torch.nn's order."""
+        """Draw every parameter from U(−1/√H, 1/√H), in torch.nn's order; set gains to 1 and `shift_c` to 0."""
         bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        for name, parameter in self.named_parameters():
+            if name.startswith(("gain", "shift")):
+                nn.init.constant_(parameter, float(name.startswith("gain")))
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
 
     def extra_repr(self) -> str:
         """Name the sizes, and the options that differ from their defaults."""
@@ -138,8 +169,16 @@ class Recurrent(nn.Module):
             "bidirectional": False,
             "proj_size": 0,
             "backend": "auto",
+            "layer_norm": False,
+            "peepholes": False,
+            "coupled": False,
+            "zoneout": 0.0,
+            "recurrent_dropout": 0.0,
+            "weight_drop": 0.0,
         }
-        options = [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
+        options = [
+            f"{name}={given}" for name, value in defaults.items() if (given := getattr(self, name, value)) != value
+        ]
         return ", ".join([str(self.input_size), str(self.hidden_size), *options])
 
     def _run(
@@ -150,16 +189,14 @@ class Recurrent(nn.Module):
         reset: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """Bring every form of input to (T, B, I) or packed, check it, run the stack, and give the form back."""
-        stack = Stack(
-            self.cell, self.num_layers, self.bidirectional, self.dropout if self.training else 0.0, self.backend
-        )
+        stack = self._stack()
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None:
                 raise ValueError("a PackedSequence carries its own lengths; give lengths= and reset= with padded input")
             self._check_features(input.data, 2)
             dtype = self._computed_dtype(input.data.device)
             state = self._check_state(state, input.data, int(input.batch_sizes[0]), dtype)
-            return run_stack_packed(stack, self.all_weights, input.to(dtype), state)
+            return run_stack_packed(stack, self._drop_weights(), input.to(dtype), state)
 
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
@@ -176,8 +213,28 @@ class Recurrent(nn.Module):
         state = self._check_state(state, input, rows, dtype)
         lengths = _check_lengths(lengths, steps, rows, input.device)
         _check_reset(reset, steps, rows, input.device, self.batch_first)
-        output, final = run_stack(stack, self.all_weights, input.to(dtype), state, lengths, reset)
+        output, final = run_stack(stack, self._drop_weights(), input.to(dtype), state, lengths, reset)
         return (output.transpose(0, 1) if self.batch_first else output), final
+
+    def _stack(self) -> Stack:
+        """Say what to run, apart from its tensors."""
+        zoneout = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, self.zoneout)
+        return Stack(
+            cell=self.cell,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.backend,
+            zoneout=zoneout if self._state_size == 2 else (0.0, zoneout[1]),
+            zoneout_is_expected=not self.training,
+            recurrent_dropout=self.recurrent_dropout if self.training else 0.0,
+        )
+
+    def _drop_weights(self) -> list[list[Tensor]]:
+        """Return `all_weights`, those in each `weight_hh` dropped while training."""
+        if not self.weight_drop or not self.training:
+            return self.all_weights
+        return [[row[0], dropout(row[1], self.weight_drop), *row[2:]] for row in self.all_weights]
 
     def _run_unbatched(
         self, input: Tensor, state: tuple[Tensor, ...] | None, lengths: Tensor | None, reset: Tensor | None
@@ -236,7 +293,7 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return the initial state in the computation's dtype, zeros where none was given."""
         count = self.num_layers * (2 if self.bidirectional else 1)
-        shapes = [(count, rows, self.output_size), (count, rows, self.hidden_size)][: CELLS[self.cell].state_size]
+        shapes = [(count, rows, self.output_size), (count, rows, self.hidden_size)][: self._state_size]
         weight = self.all_weights[0][0]
         if state is None:
             return tuple(torch.zeros(shape, dtype=dtype, device=input.device) for shape in shapes)
@@ -280,6 +337,10 @@ class RNN(Recurrent):
         dtype: Any = None,
         *,
         backend: str = "auto",
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise unknown_name("nonlinearity", nonlinearity, ["tanh", "relu"])
@@ -295,12 +356,16 @@ class RNN(Recurrent):
             device=device,
             dtype=dtype,
             backend=backend,
+            layer_norm=layer_norm,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            weight_drop=weight_drop,
         )
 
     @property
     def nonlinearity(self) -> str:
         """The name of the function: "tanh" or "relu"."""
-        return self.cell.removeprefix("rnn_")
+        return self.cell.split("+")[0].removeprefix("rnn_")
 
     def extra_repr(self) -> str:
         """Name the sizes, and the options that differ from their defaults."""
@@ -325,6 +390,10 @@ class LSTM(Recurrent):
     Use it as `torch.nn.LSTM`; `proj_size` P > 0 projects h to that width. `hx` and the final state are pairs (h, c). The
     equations stand in `throughtime.cells.lstm`; `throughtime.init` has forget-gate and chrono initialisation.
 
+    `peepholes` lets i and f see c_{t−1} and o see c_t, each unit its own (Gers & Schmidhuber, 2000): `weight_ch_l0` (3·H,), cut
+    i f o. `coupled` makes i = 1 − f (CIFG: Greff et al., 2017): the gates are then f g o, so `weight_ih_l0` is (3·H, I) and so on,
+    and the peepholes (2·H,), f o. `zoneout` may be a pair, for c and for h.
+
     Example:
         >>> import torch, throughtime
         >>> layer = throughtime.LSTM(input_size=5, hidden_size=8, batch_first=True)
@@ -334,8 +403,6 @@ class LSTM(Recurrent):
         >>> output.shape, c.shape
         (torch.Size([3, 20, 8]), torch.Size([1, 3, 8]))
     """
-
-    cell = "lstm"
 
     def __init__(
         self,
@@ -351,7 +418,17 @@ class LSTM(Recurrent):
         dtype: Any = None,
         *,
         backend: str = "auto",
+        layer_norm: bool = False,
+        peepholes: bool = False,
+        coupled: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
     ) -> None:
+        _check_flags(peepholes=peepholes, coupled=coupled)
+        self.cell = "lstm" + "+coupled" * coupled + "+peepholes" * peepholes
+        self.peepholes = peepholes
+        self.coupled = coupled
         super().__init__(
             input_size,
             hidden_size,
@@ -364,6 +441,10 @@ class LSTM(Recurrent):
             device,
             dtype,
             backend,
+            layer_norm=layer_norm,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            weight_drop=weight_drop,
         )
 
     def forward(
@@ -410,6 +491,10 @@ class GRU(Recurrent):
         *,
         reset_after: bool = True,
         backend: str = "auto",
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
     ) -> None:
         _check_flags(reset_after=reset_after)
         self.cell = "gru" if reset_after else "gru_reset_before"
@@ -424,12 +509,16 @@ class GRU(Recurrent):
             device=device,
             dtype=dtype,
             backend=backend,
+            layer_norm=layer_norm,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            weight_drop=weight_drop,
         )
 
     @property
     def reset_after(self) -> bool:
         """Whether the reset gate acts after the recurrent product."""
-        return self.cell == "gru"
+        return self.cell.split("+")[0] == "gru"
 
     def extra_repr(self) -> str:
         """Name the sizes, and the options that differ from their defaults."""
@@ -482,6 +571,31 @@ def _check_dropout(dropout: float, num_layers: int) -> None:
             f"dropout={dropout} acts on the outputs of every layer but the last, so with num_layers=1 it does nothing",
             stacklevel=4,
         )
+
+
+def _check_probabilities(**probabilities: float) -> None:
+    for name, value in probabilities.items():
+        if not _is_probability(value):
+            raise ValueError(f"{name} should be a probability, a number from 0 to below 1, got {value!r}")
+
+
+def _check_zoneout(zoneout: float | tuple[float, float], state_size: int) -> float | tuple[float, float]:
+    """Return the probability, or an LSTM's pair of them for c and h."""
+    if _is_probability(zoneout):
+        return float(zoneout)
+    if (
+        state_size == 2
+        and isinstance(zoneout, tuple | list)
+        and len(zoneout) == 2
+        and all(map(_is_probability, zoneout))
+    ):
+        return float(zoneout[0]), float(zoneout[1])
+    pair = ", or a pair of them for c and h" if state_size == 2 else ""
+    raise ValueError(f"zoneout should be a probability, a number from 0 to below 1{pair}, got {zoneout!r}")
+
+
+def _is_probability(value: object) -> TypeGuard[float]:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) < 1
 
 
 def _check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.device) -> Tensor | None:

@@ -15,6 +15,7 @@ The input's dtype is that of output and state. Parameters may be wider (autocast
 and their gradients have their own dtype.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from throughtime.cells import CELLS, Parameters, sequence
+from throughtime.cells import Masks, Parameters, find, sequence
 from throughtime.errors import unknown_name
 from throughtime.kernels import cpu, torch_fused
 
@@ -31,11 +32,12 @@ Tensors = list[Tensor]
 _library = torch.library.Library("throughtime", "DEF")
 _library.define(
     "recurrence(Tensor input, Tensor[] initial, Tensor[] parameters, Tensor? lengths, Tensor? reset, "
-    "str cell, bool reverse, bool keep, str backend) -> (Tensor output, Tensor[] final, Tensor[] saved)"
+    "Tensor[] masks, str cell, bool reverse, bool keep, str backend) -> (Tensor output, Tensor[] final, Tensor[] saved)"
 )
 _library.define(
     "recurrence_backward(Tensor grad_output, Tensor[] grad_final, Tensor input, Tensor[] initial, Tensor[] parameters, "
-    "Tensor output, Tensor[] saved, Tensor? lengths, Tensor? reset, str cell, bool reverse, bool needs_input, str backend) "
+    "Tensor output, Tensor[] saved, Tensor? lengths, Tensor? reset, Tensor[] masks, str cell, bool reverse, "
+    "bool needs_input, str backend) "
     "-> (Tensor grad_input, Tensor[] grad_initial, Tensor[] grad_parameters)"
 )
 
@@ -59,11 +61,14 @@ class Stack:
     """A stack of recurrent layers, apart from its tensors.
 
     Attributes:
-        cell: Key in `CELLS`.
+        cell: Name of the cell with its variants, but for those that take masks; see `cells.find`.
         num_layers: L.
         bidirectional: Whether each layer runs both ways.
         dropout: Probability with which an output of any layer but the last is dropped; 0 outside training.
         backend: "auto" or a key of `backends()`.
+        zoneout: Probabilities (of c, of h) with which a unit keeps its old value.
+        zoneout_is_expected: Whether zoneout's expectation stands for its masks: outside training.
+        recurrent_dropout: Probability with which a unit of h_{t−1} is hidden from W_hh all along; 0 outside training.
     """
 
     cell: str
@@ -71,6 +76,16 @@ class Stack:
     bidirectional: bool = False
     dropout: float = 0.0
     backend: str = "auto"
+    zoneout: tuple[float, float] = (0.0, 0.0)
+    zoneout_is_expected: bool = False
+    recurrent_dropout: float = 0.0
+
+    @property
+    def whole_cell(self) -> str:
+        """Name of the cell with all its variants."""
+        of_c, of_h = self.zoneout
+        variants = {"zoneout_h": of_h, "zoneout_c": of_c, "recurrent_dropout": self.recurrent_dropout}
+        return "+".join([self.cell, *(name for name, probability in variants.items() if probability)])
 
     @property
     def directions(self) -> int:
@@ -85,7 +100,7 @@ def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, r
         InputError: The named backend is unknown.
         NotImplementedError: The named backend can't serve the request.
     """
-    refusals = {"native": cpu.refusal(stack.cell, input), "torch": torch_fused.refusal(stack.cell, reset)}
+    refusals = {"native": cpu.refusal(stack.whole_cell, input), "torch": torch_fused.refusal(stack.whole_cell, reset)}
     if stack.backend == "auto":
         if torch.compiler.is_compiling():
             # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
@@ -179,8 +194,9 @@ def _run_layers(
             row = layer * stack.directions + direction
             initial = [s[row] for s in state]
             keep = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *initial, *weights[row]))
+            masks = _draw_masks(stack, input, initial)
             output, final, _ = torch.ops.throughtime.recurrence(
-                input, initial, weights[row], lengths, reset, stack.cell, direction == 1, keep, backend
+                *(input, initial, weights[row], lengths, reset, masks, stack.whole_cell, direction == 1, keep, backend)
             )
             outputs.append(output)
             finals.append(final)
@@ -188,6 +204,28 @@ def _run_layers(
         if layer < stack.num_layers - 1:
             input = dropout(input, stack.dropout)
     return input, tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
+
+
+def _draw_masks(stack: Stack, input: Tensor, initial: Tensors) -> Tensors:
+    """Draw the masks that one layer takes in one direction, from torch's generator and in the order of `Cell.masks`."""
+    h, c = initial[0], initial[-1]
+    (of_c, of_h), masks = stack.zoneout, []
+    for probability, state in ((of_h, h), (of_c, c)):
+        if probability and stack.zoneout_is_expected:
+            masks.append(torch.full((), probability, dtype=state.dtype, device=state.device))
+        elif probability:
+            masks.append(_draw(probability, (input.shape[0], *state.shape), state.device))
+    if stack.recurrent_dropout:
+        masks.append(dropout(torch.ones_like(h), stack.recurrent_dropout))
+    return masks
+
+
+def _draw(probability: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a mask that is true with `probability`, to 1/65,536: four elements a random number, as drawing them is slow."""
+    count, levels = math.prod(shape), 1 << 16
+    numbers = torch.randint(-(1 << 63), (1 << 63) - 1, ((count + 3) // 4,), device=device)
+    below = min(round(probability * levels), levels - 1) - levels // 2
+    return (numbers.view(torch.int16)[:count] < below).view(shape)
 
 
 # The operator -------------------------------------------------------------------------------------------------------
@@ -200,6 +238,7 @@ def _recurrence(
     parameters: Tensors,
     lengths: Tensor | None,
     reset: Tensor | None,
+    masks: Tensors,
     cell: str,
     reverse: bool,
     keep: bool,
@@ -207,9 +246,12 @@ def _recurrence(
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run one layer in one direction. `keep` asks for what the backward pass needs; without it `saved` is empty."""
     if backend == "native":
-        return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep)
-    rounded = Parameters.from_list(_cast(parameters, input.dtype))
-    result = sequence.forward(CELLS[cell], input, tuple(initial), rounded, lengths, reset, reverse)
+        return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep, masks)
+    kind = find(cell)
+    result = sequence.forward(
+        *(kind, input, tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra)),
+        *(lengths, reset, reverse, Masks.from_list(masks, kind.masks)),
+    )
     saved = [torch.stack(field) for field in zip(*result.saved, strict=True)] if keep else []
     # An operator's outputs must not alias its inputs, and an all-empty batch would hand the initial state through.
     return result.outputs, [s.clone() for s in result.final_state], saved
@@ -226,6 +268,7 @@ def _recurrence_backward(
     saved: Tensors,
     lengths: Tensor | None,
     reset: Tensor | None,
+    masks: Tensors,
     cell: str,
     reverse: bool,
     needs_input: bool,
@@ -235,13 +278,21 @@ def _recurrence_backward(
     if backend == "native":
         grad_input, grad_initial, grad_parameters = cpu.backward(
             *(cell, grad_output, grad_final, input, initial, parameters, output, saved),
-            *(lengths, reset, reverse, needs_input),
+            *(lengths, reset, reverse, needs_input, masks),
         )
         return input.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
-    kind = CELLS[cell]
+    kind = find(cell)
     steps = [kind.saved(*fields) for fields in zip(*saved, strict=True)]
-    rounded = Parameters.from_list(_cast(parameters, input.dtype))
-    gradient = sequence.backward(kind, grad_output, tuple(grad_final), steps, rounded, lengths, reset, reverse)
+    gradient = sequence.backward(
+        *(
+            kind,
+            grad_output,
+            tuple(grad_final),
+            steps,
+            Parameters.from_list(_cast(parameters, input.dtype), kind.extra),
+        ),
+        *(lengths, reset, reverse, Masks.from_list(masks, kind.masks)),
+    )
     grad_input = gradient.inputs if needs_input else input.new_empty(0)
     grad_parameters = _cast(gradient.parameters.to_list(), parameters[0].dtype)
     return grad_input, [g.clone() for g in gradient.initial_state], grad_parameters
@@ -252,16 +303,17 @@ def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 @torch.library.register_fake("throughtime::recurrence", lib=_library)
-def _(input, initial, parameters, lengths, reset, cell, reverse, keep, backend):
+def _(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend):
     # One step of the equations on fake tensors tells every shape and dtype.
-    state, saved = CELLS[cell].step(input[0], tuple(initial), Parameters.from_list(_cast(parameters, input.dtype)))
+    kind = find(cell)
+    state, saved = kind.step(input[0], tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra))
     steps, batch, _ = input.shape
     output = state[0].new_empty((steps, *state[0].shape))
     final = [torch.empty_like(s) for s in state]
     if not keep:
         return output, final, []
     if backend == "native":
-        widths = cpu.saved_widths(cell, parameters[1].shape[0] // CELLS[cell].gates)
+        widths = cpu.saved_widths(cell, parameters[1].shape[0] // kind.gates)
         is_ragged = lengths is not None and widths
         rows = torch.library.get_ctx().new_dynamic_size() if is_ragged else steps * batch
         return output, final, [input.new_empty((rows, width)) for width in widths]
@@ -279,6 +331,7 @@ def _(
     saved,
     lengths,
     reset,
+    masks,
     cell,
     reverse,
     needs_input,
@@ -289,53 +342,53 @@ def _(
 
 
 def _save(ctx, inputs, output) -> None:
-    input, initial, parameters, lengths, reset, cell, reverse, _, backend = inputs
+    input, initial, parameters, lengths, reset, masks, cell, reverse, _, backend = inputs
     outputs, _, saved = output
-    ctx.counts = len(initial), len(parameters)
+    ctx.counts = len(initial), len(parameters), len(masks)
     ctx.rest = cell, reverse, input.requires_grad, backend
-    ctx.save_for_backward(input, *initial, *parameters, lengths, reset, outputs, *saved)
+    ctx.save_for_backward(input, *initial, *parameters, *masks, lengths, reset, outputs, *saved)
 
 
 def _differentiate(ctx, grad_output, grad_final, grad_saved):
-    states, weights = ctx.counts
+    states, weights, drawn = ctx.counts
     input, *tensors = ctx.saved_tensors
     initial, tensors = tensors[:states], tensors[states:]
-    parameters, (lengths, reset, output, *saved) = tensors[:weights], tensors[weights:]
+    parameters, tensors = tensors[:weights], tensors[weights:]
+    masks, (lengths, reset, output, *saved) = tensors[:drawn], tensors[drawn:]
     grad_input, grad_initial, grad_parameters = torch.ops.throughtime.recurrence_backward(
-        grad_output, list(grad_final), input, initial, parameters, output, saved, lengths, reset, *ctx.rest
+        grad_output, list(grad_final), input, initial, parameters, output, saved, lengths, reset, masks, *ctx.rest
     )
     needs_input = ctx.rest[2]
-    return grad_input if needs_input else None, grad_initial, grad_parameters, None, None, None, None, None, None
+    return grad_input if needs_input else None, grad_initial, grad_parameters, None, None, [None] * drawn, *[None] * 4
 
 
 torch.library.register_autograd("throughtime::recurrence", _differentiate, setup_context=_save, lib=_library)
 
 
 def _save_twice(ctx, inputs, output) -> None:
-    grad_output, grad_final, input, initial, parameters, _, saved, lengths, reset, cell, reverse, needs_input, _ = (
-        inputs
-    )
-    ctx.counts = len(grad_final), len(saved)
+    grad_output, grad_final, input, initial, parameters, _, saved, *rest = inputs
+    lengths, reset, masks, cell, reverse, needs_input, _ = rest
+    ctx.counts = len(grad_final), len(saved), len(masks)
     ctx.rest = cell, reverse, needs_input
-    ctx.save_for_backward(grad_output, *grad_final, input, *initial, *parameters, lengths, reset)
+    ctx.save_for_backward(*masks, grad_output, *grad_final, input, *initial, *parameters, lengths, reset)
 
 
 def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_parameters):
     """Differentiate the backward pass by sending autograd through the reference, which is plain torch both ways."""
-    states, kept = ctx.counts
+    states, kept, drawn = ctx.counts
     cell, reverse, needs_input = ctx.rest
+    kind = find(cell)
     *tensors, lengths, reset = ctx.saved_tensors
+    masks, tensors = Masks.from_list(list(tensors[:drawn]), kind.masks), tensors[drawn:]
     with torch.enable_grad():
         leaves = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
         grad_output, *others = leaves
         grad_final, others = others[:states], others[states:]
         input, *others = others
-        initial, parameters = others[:states], Parameters.from_list(_cast(others[states:], input.dtype))
-        kind = CELLS[cell]
-        result = sequence.forward(kind, input, tuple(initial), parameters, lengths, reset, reverse)
-        gradient = sequence.backward(
-            kind, grad_output, tuple(grad_final), result.saved, parameters, lengths, reset, reverse
-        )
+        initial, parameters = others[:states], Parameters.from_list(_cast(others[states:], input.dtype), kind.extra)
+        rest = lengths, reset, reverse, masks
+        result = sequence.forward(kind, input, tuple(initial), parameters, *rest)
+        gradient = sequence.backward(kind, grad_output, tuple(grad_final), result.saved, parameters, *rest)
         grad_parameters = _cast(gradient.parameters.to_list(), tensors[-1].dtype)
     results = [*gradient.initial_state, *grad_parameters]
     weights = [*grad_grad_initial, *grad_grad_parameters]
@@ -351,7 +404,19 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
     grad_output, *grads = grads
     grad_final, (input, *grads) = grads[:states], grads[states:]
     initial, parameters = grads[:states], grads[states:]
-    return grad_output, grad_final, input, initial, parameters, None, [None] * kept, *[None] * 6
+    return (
+        grad_output,
+        grad_final,
+        input,
+        initial,
+        parameters,
+        None,
+        [None] * kept,
+        None,
+        None,
+        [None] * drawn,
+        *[None] * 4,
+    )
 
 
 torch.library.register_autograd(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from throughtime.cells import CELLS, Parameters, sequence
+from throughtime.cells import Parameters, find, sequence
 
 
 class Unrolled(NamedTuple):
@@ -25,22 +25,22 @@ def unroll(
     for row, weights in enumerate(layer.all_weights):
         if row % directions == 0:
             outputs = []
-        leaves = Parameters.from_list([w.detach().clone().requires_grad_() for w in weights])
+        leaves = Parameters.from_list([w.detach().clone().requires_grad_() for w in weights], find(cell).extra)
         states: list[tuple[Tensor, ...]] = []
 
         def step(*arguments: Any, states: list = states) -> Any:
-            after, saved = CELLS[cell].step(*arguments)
+            after, saved = find(cell).step(*arguments)
             after = tuple(
                 part * 1 for part in after
             )  # a variable of its own: c's gradient leaves out the way through h
             states.append(after)
             return after, saved
 
-        batch, hidden = x.shape[1], leaves.weight_hh.shape[0] // CELLS[cell].gates
-        widths = [leaves.weight_hh.shape[1], hidden][: CELLS[cell].state_size]
+        batch, hidden = x.shape[1], leaves.weight_hh.shape[0] // find(cell).gates
+        widths = [leaves.weight_hh.shape[1], hidden][: find(cell).state_size]
         initial = tuple(x.new_zeros(batch, width) for width in widths)
         reverse = row % directions == 1
-        result = sequence.forward(CELLS[cell]._replace(step=step), x, initial, leaves, lengths, reset, reverse)
+        result = sequence.forward(find(cell)._replace(step=step), x, initial, leaves, lengths, reset, reverse)
         outputs.append(result.outputs)
         lanes.append(states[::-1] if reverse else states)
         parameters.append(leaves)

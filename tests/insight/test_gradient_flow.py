@@ -21,6 +21,9 @@ LAYERS = {
     "lstm": throughtime.LSTM,
     "gru": throughtime.GRU,
     "gru_reset_before": lambda *sizes, **more: throughtime.GRU(*sizes, reset_after=False, **more),
+    "lstm+coupled+peepholes+layer_norm": lambda *sizes, **more: throughtime.LSTM(
+        *sizes, coupled=True, peepholes=True, layer_norm=True, **more
+    ),
 }
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -268,6 +271,11 @@ def test_what_does_not_fit_is_said(call, said):
     recording = insight.record(make("gru"), torch.randn(5, 2, 3, dtype=torch.float64))
     with pytest.raises(InputError, match=said):
         call(recording, torch.ones_like(recording.outputs))
+
+
+def test_zoneout_is_refused():
+    with pytest.raises(InputError, match=r"zoneout=0.1 can't be recorded; set its zoneout to 0.0"):
+        insight.record(throughtime.GRU(3, 4, zoneout=0.1), torch.zeros(5, 2, 3))
 
 
 def test_what_would_not_fit_in_memory_is_refused():

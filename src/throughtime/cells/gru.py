@@ -13,6 +13,12 @@
 
 W and b are `weight_ih` and `bias_ih`, U and c are `weight_hh` and `bias_hh`, cut in three: r, z, n.
 
+With layer normalisation (Ba et al., 2016; `gain_ih`, `gain_hh` there), LN(W x_t; gain_ih) stands for W x_t and, over all of its
+three parts, LN(U h_{t−1}; gain_hh) for U h_{t−1}. With the reset gate before the product U_n has a product, and so an LN, of its
+own: over U_{r,z} h_{t−1}, and over U_n (r ⊙ h_{t−1}).
+
+With recurrent dropout, h_{t−1} is what U meets; the h_{t−1} that z keeps is never dropped.
+
 Backward, from ∂h_t:
 
     ∂n = ∂h_t ⊙ (1 − z)               ∂a_n = ∂n ⊙ (1 − n²)
@@ -27,10 +33,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine_backward
+from throughtime.cells.cell import (
+    AffineGradient,
+    Linearised,
+    Parameters,
+    StepGradient,
+    affine,
+    affine_backward,
+    drop,
+    joined,
+)
 from throughtime.shapes import StepHidden, StepInput
+
+_Affine = tuple[Tensor, Tensor | None, Tensor | None]  # weight, bias, gain
 
 
 class Saved(NamedTuple):
@@ -44,35 +60,40 @@ class Saved(NamedTuple):
     u: StepHidden
 
 
-def step(x: StepInput, state: tuple[StepHidden], parameters: Parameters) -> tuple[tuple[StepHidden], Saved]:
+def step(
+    x: StepInput, state: tuple[StepHidden], parameters: Parameters, recurrent_dropout: StepHidden | None = None
+) -> tuple[tuple[StepHidden], Saved]:
     """Advance one step with the reset gate after the product: the state (h_{t−1},) becomes (h_t,)."""
     (h_prev,) = state
-    x_r, x_z, x_n = linear(x, parameters.weight_ih, parameters.bias_ih).chunk(3, dim=1)
-    u_r, u_z, u = linear(h_prev, parameters.weight_hh, parameters.bias_hh).chunk(3, dim=1)
+    p = parameters
+    x_r, x_z, x_n = affine(x, p.weight_ih, p.bias_ih, p.gain_ih).chunk(3, dim=1)
+    u_r, u_z, u = affine(drop(h_prev, recurrent_dropout), p.weight_hh, p.bias_hh, p.gain_hh).chunk(3, dim=1)
     r, z = torch.sigmoid(x_r + u_r), torch.sigmoid(x_z + u_z)
     n = torch.tanh(x_n + r * u)
     h = (1 - z) * n + z * h_prev
     return (h,), Saved(x, h_prev, r, z, n, u)
 
 
-def step_backward(grad_state: tuple[StepHidden], saved: Saved, parameters: Parameters) -> StepGradient:
+def step_backward(
+    grad_state: tuple[StepHidden],
+    saved: Saved,
+    parameters: Parameters,
+    recurrent_dropout: StepHidden | None = None,
+) -> StepGradient:
     """Carry ∂h_t back over `step`."""
     (grad_h,) = grad_state
     x, h_prev, r, z, n, u = saved
+    p = parameters
     grad_a_n = grad_h * (1 - z) * (1 - n * n)
     grad_a_z = grad_h * (h_prev - n) * z * (1 - z)
     grad_a_r = grad_a_n * u * r * (1 - r)
 
     grad_a_ih = torch.cat([grad_a_r, grad_a_z, grad_a_n], dim=1)
     grad_a_hh = torch.cat([grad_a_r, grad_a_z, grad_a_n * r], dim=1)
-    grad_x, grad_weight_ih, grad_bias_ih = affine_backward(grad_a_ih, x, parameters.weight_ih, parameters.bias_ih)
-    grad_h_prev, grad_weight_hh, grad_bias_hh = affine_backward(
-        grad_a_hh, h_prev, parameters.weight_hh, parameters.bias_hh
-    )
+    through_ih = affine_backward(grad_a_ih, x, p.weight_ih, p.bias_ih, p.gain_ih)
+    through_hh = affine_backward(grad_a_hh, drop(h_prev, recurrent_dropout), p.weight_hh, p.bias_hh, p.gain_hh)
     return StepGradient(
-        grad_x,
-        (grad_h * z + grad_h_prev,),
-        Parameters(grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh),
+        through_ih.x, (grad_h * z + drop(through_hh.x, recurrent_dropout),), joined(through_ih, through_hh)
     )
 
 
@@ -97,48 +118,64 @@ class SavedResetBefore(NamedTuple):
 
 
 def step_reset_before(
-    x: StepInput, state: tuple[StepHidden], parameters: Parameters
+    x: StepInput, state: tuple[StepHidden], parameters: Parameters, recurrent_dropout: StepHidden | None = None
 ) -> tuple[tuple[StepHidden], SavedResetBefore]:
     """Advance one step with the reset gate before the product: the state (h_{t−1},) becomes (h_t,)."""
     (h_prev,) = state
-    weight_rz, weight_n, bias_rz, bias_n = _split_recurrent(parameters)
-    x_r, x_z, x_n = linear(x, parameters.weight_ih, parameters.bias_ih).chunk(3, dim=1)
-    u_r, u_z = linear(h_prev, weight_rz, bias_rz).chunk(2, dim=1)
+    p = parameters
+    h_in = drop(h_prev, recurrent_dropout)
+    of_rz, of_n = _split_recurrent(p)
+    x_r, x_z, x_n = affine(x, p.weight_ih, p.bias_ih, p.gain_ih).chunk(3, dim=1)
+    u_r, u_z = affine(h_in, *of_rz).chunk(2, dim=1)
     r, z = torch.sigmoid(x_r + u_r), torch.sigmoid(x_z + u_z)
-    n = torch.tanh(x_n + linear(r * h_prev, weight_n, bias_n))
+    n = torch.tanh(x_n + affine(r * h_in, *of_n))
     h = (1 - z) * n + z * h_prev
     return (h,), SavedResetBefore(x, h_prev, r, z, n)
 
 
 def step_reset_before_backward(
-    grad_state: tuple[StepHidden], saved: SavedResetBefore, parameters: Parameters
+    grad_state: tuple[StepHidden],
+    saved: SavedResetBefore,
+    parameters: Parameters,
+    recurrent_dropout: StepHidden | None = None,
 ) -> StepGradient:
     """Carry ∂h_t back over `step_reset_before`."""
     (grad_h,) = grad_state
     x, h_prev, r, z, n = saved
-    weight_rz, weight_n, bias_rz, bias_n = _split_recurrent(parameters)
+    p = parameters
+    h_in = drop(h_prev, recurrent_dropout)
+    of_rz, of_n = _split_recurrent(p)
     grad_a_n = grad_h * (1 - z) * (1 - n * n)
     grad_a_z = grad_h * (h_prev - n) * z * (1 - z)
-    grad_v, grad_weight_n, grad_bias_n = affine_backward(grad_a_n, r * h_prev, weight_n, bias_n)
-    grad_a_r = grad_v * h_prev * r * (1 - r)
+    through_n = affine_backward(grad_a_n, r * h_in, *of_n)
+    grad_v = through_n.x
+    grad_a_r = grad_v * h_in * r * (1 - r)
 
     grad_a_rz = torch.cat([grad_a_r, grad_a_z], dim=1)
-    grad_h_prev, grad_weight_rz, grad_bias_rz = affine_backward(grad_a_rz, h_prev, weight_rz, bias_rz)
-    grad_x, grad_weight_ih, grad_bias_ih = affine_backward(
-        torch.cat([grad_a_rz, grad_a_n], dim=1), x, parameters.weight_ih, parameters.bias_ih
+    through_rz = affine_backward(grad_a_rz, h_in, *of_rz)
+    through_ih = affine_backward(torch.cat([grad_a_rz, grad_a_n], dim=1), x, p.weight_ih, p.bias_ih, p.gain_ih)
+    through_hh = AffineGradient(
+        grad_v * r + through_rz.x,
+        torch.cat([through_rz.weight, through_n.weight]),
+        _join(through_rz.bias, through_n.bias),
+        _join(through_rz.gain, through_n.gain),
     )
-    grad_bias_hh = None
-    if grad_bias_rz is not None and grad_bias_n is not None:
-        grad_bias_hh = torch.cat([grad_bias_rz, grad_bias_n])
     return StepGradient(
-        grad_x,
-        (grad_h * z + grad_v * r + grad_h_prev,),
-        Parameters(grad_weight_ih, torch.cat([grad_weight_rz, grad_weight_n]), grad_bias_ih, grad_bias_hh),
+        through_ih.x, (grad_h * z + drop(through_hh.x, recurrent_dropout),), joined(through_ih, through_hh)
     )
 
 
-def _split_recurrent(parameters: Parameters) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Cut U and c into the rows of r and z, and the rows of n."""
-    rows = 2 * (parameters.weight_hh.shape[0] // 3)
-    weight, bias = parameters.weight_hh, parameters.bias_hh
-    return weight[:rows], weight[rows:], None if bias is None else bias[:rows], None if bias is None else bias[rows:]
+def _split_recurrent(parameters: Parameters) -> tuple[_Affine, _Affine]:
+    """Cut U, c and its gain into the rows of r and z, and the rows of n."""
+    weight, bias, gain = parameters.weight_hh, parameters.bias_hh, parameters.gain_hh
+    rows = 2 * (weight.shape[0] // 3)
+    of_rz, of_n = slice(rows), slice(rows, None)
+    return (weight[of_rz], _cut(bias, of_rz), _cut(gain, of_rz)), (weight[of_n], _cut(bias, of_n), _cut(gain, of_n))
+
+
+def _cut(vector: Tensor | None, rows: slice) -> Tensor | None:
+    return None if vector is None else vector[rows]
+
+
+def _join(of_rz: Tensor | None, of_n: Tensor | None) -> Tensor | None:
+    return None if of_rz is None or of_n is None else torch.cat([of_rz, of_n])

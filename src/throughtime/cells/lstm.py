@@ -15,19 +15,40 @@ Backward, from ∂h_t and ∂c_t:
     ∂a_i = ∂c ⊙ g ⊙ i(1−i)       ∂a_f = ∂c ⊙ c_{t−1} ⊙ f(1−f)
     ∂a_g = ∂c ⊙ i ⊙ (1−g²)       ∂a_o = ∂m ⊙ tanh(c_t) ⊙ o(1−o)
     ∂h_{t−1} = W_hhᵀ ∂a_t
+
+Variants, in any combination; each says what it changes.
+
+Peepholes (Gers & Schmidhuber, 2000), diagonal weights p = `weight_ch`:
+
+    a_i, a_f  gain  p_i ⊙ c_{t−1}, p_f ⊙ c_{t−1}       a_o  gains  p_o ⊙ c_t
+    ∂c  gains  ∂a_o ⊙ p_o                              ∂c_{t−1}  gains  ∂a_i ⊙ p_i + ∂a_f ⊙ p_f
+
+Coupled input and forget gates (CIFG: Greff et al., 2017): i = 1 − f, so there are three gates in the order f g o, and no p_i:
+
+    ∂a_f = ∂c ⊙ (c_{t−1} − g) ⊙ f(1−f)
+
+Layer normalisation (Ba et al., 2016), each LN over all gates' rows together:
+
+    a_t = LN(W_ih x_t; gain_ih) + b_ih + LN(W_hh h_{t−1}; gain_hh) + b_hh
+    m_t = o ⊙ tanh(n_t),   n_t = LN(c_t; gain_c, shift_c)
+    ∂c = ∂c_t + ∂n carried back over LN,   ∂n = ∂m ⊙ o ⊙ (1 − tanh²(n_t)),   and n_t for c_t in ∂a_o
+
+This is also Haste's form. TensorFlow's LayerNormBasicLSTMCell differs: it normalises a_i, a_f, a_g and a_o each by itself, after
+W_ih x and W_hh h are added, and hands c_t on normalised. Peepholes see c_t as it is.
 """
 
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import linear
+from torch import Tensor
 
-from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine_backward, project
+from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine, affine_backward, drop, joined, project
+from throughtime.cells.layer_norm import normalise, normalise_backward
 from throughtime.shapes import StepCell, StepHidden, StepInput
 
 
 class Saved(NamedTuple):
-    """What `step_backward` needs of a step."""
+    """What `step_backward` needs of a step; `tanh_c` is tanh(n_t) where c is normalised."""
 
     x: StepInput
     h_prev: StepHidden
@@ -40,46 +61,77 @@ class Saved(NamedTuple):
 
 
 def step(
-    x: StepInput, state: tuple[StepHidden, StepCell], parameters: Parameters
+    x: StepInput,
+    state: tuple[StepHidden, StepCell],
+    parameters: Parameters,
+    recurrent_dropout: StepHidden | None = None,
+    *,
+    coupled: bool = False,
 ) -> tuple[tuple[StepHidden, StepCell], Saved]:
     """Advance one step: the state (h_{t−1}, c_{t−1}) becomes (h_t, c_t)."""
     h_prev, c_prev = state
-    a = linear(x, parameters.weight_ih, parameters.bias_ih) + linear(h_prev, parameters.weight_hh, parameters.bias_hh)
-    a_i, a_f, a_g, a_o = a.chunk(4, dim=1)
-    i, f, g, o = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o)
+    p = parameters
+    a = affine(x, p.weight_ih, p.bias_ih, p.gain_ih)
+    a = a + affine(drop(h_prev, recurrent_dropout), p.weight_hh, p.bias_hh, p.gain_hh)
+    *a_i, a_f, a_g, a_o = a.chunk(3 if coupled else 4, dim=1)
+    *p_i, p_f, p_o = _peepholes(p, coupled)
+
+    f, g = torch.sigmoid(a_f if p_f is None else a_f + p_f * c_prev), torch.tanh(a_g)
+    i = 1 - f if coupled else torch.sigmoid(a_i[0] if p_i[0] is None else a_i[0] + p_i[0] * c_prev)
     c = f * c_prev + i * g
-    tanh_c = torch.tanh(c)
-    h = project(o * tanh_c, parameters.weight_hr)
+    o = torch.sigmoid(a_o if p_o is None else a_o + p_o * c)
+    tanh_c = torch.tanh(c if p.gain_c is None else normalise(c, p.gain_c, p.shift_c))
+    h = project(o * tanh_c, p.weight_hr)
     return (h, c), Saved(x, h_prev, c_prev, i, f, g, o, tanh_c)
 
 
-def step_backward(grad_state: tuple[StepHidden, StepCell], saved: Saved, parameters: Parameters) -> StepGradient:
+def step_backward(
+    grad_state: tuple[StepHidden, StepCell],
+    saved: Saved,
+    parameters: Parameters,
+    recurrent_dropout: StepHidden | None = None,
+    *,
+    coupled: bool = False,
+) -> StepGradient:
     """Carry (∂h_t, ∂c_t) back over the step: to x_t, to (h_{t−1}, c_{t−1}), and to the weights."""
     grad_h, grad_c = grad_state
     x, h_prev, c_prev, i, f, g, o, tanh_c = saved
+    p = parameters
+    *_, p_o = _peepholes(p, coupled)
+    c = f * c_prev + i * g
 
     grad_m, grad_weight_hr = grad_h, None
-    if parameters.weight_hr is not None:
-        grad_m, grad_weight_hr, _ = affine_backward(grad_h, o * tanh_c, parameters.weight_hr, None)
+    if p.weight_hr is not None:
+        grad_m, grad_weight_hr, *_ = affine_backward(grad_h, o * tanh_c, p.weight_hr, None)
 
-    grad_c = grad_c + grad_m * o * (1 - tanh_c * tanh_c)
-    grad_a = torch.cat(
-        [
-            grad_c * g * i * (1 - i),
-            grad_c * c_prev * f * (1 - f),
-            grad_c * i * (1 - g * g),
-            grad_m * tanh_c * o * (1 - o),
-        ],
-        dim=1,
-    )
-    grad_x, grad_weight_ih, grad_bias_ih = affine_backward(grad_a, x, parameters.weight_ih, parameters.bias_ih)
-    grad_h_prev, grad_weight_hh, grad_bias_hh = affine_backward(
-        grad_a, h_prev, parameters.weight_hh, parameters.bias_hh
-    )
+    grad_n, grad_gain_c, grad_shift_c = grad_m * o * (1 - tanh_c * tanh_c), None, None
+    if p.gain_c is not None:
+        grad_shift_c = grad_n.sum(0)
+        grad_n, grad_gain_c = normalise_backward(grad_n, c, p.gain_c)
+    grad_a_o = grad_m * tanh_c * o * (1 - o)
+    grad_c = grad_c + grad_n if p_o is None else grad_c + grad_n + grad_a_o * p_o
+
+    grad_a_f = grad_c * (c_prev - g if coupled else c_prev) * f * (1 - f)
+    grad_a_i = [] if coupled else [grad_c * g * i * (1 - i)]
+    grad_a = torch.cat([*grad_a_i, grad_a_f, grad_c * i * (1 - g * g), grad_a_o], dim=1)
+    grad_c_prev, grad_weight_ch = grad_c * f, None
+    if p.weight_ch is not None:
+        grad_weight_ch = torch.cat([*((grad * c_prev).sum(0) for grad in (*grad_a_i, grad_a_f)), (grad_a_o * c).sum(0)])
+        for grad, weight in zip((*grad_a_i, grad_a_f), p.weight_ch.split(c.shape[1]), strict=False):
+            grad_c_prev = grad_c_prev + grad * weight
+
+    through_ih = affine_backward(grad_a, x, p.weight_ih, p.bias_ih, p.gain_ih)
+    through_hh = affine_backward(grad_a, drop(h_prev, recurrent_dropout), p.weight_hh, p.bias_hh, p.gain_hh)
     return StepGradient(
-        grad_x,
-        (grad_h_prev, grad_c * f),
-        Parameters(grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_weight_hr),
+        through_ih.x,
+        (drop(through_hh.x, recurrent_dropout), grad_c_prev),
+        joined(
+            *(through_ih, through_hh),
+            weight_hr=grad_weight_hr,
+            weight_ch=grad_weight_ch,
+            gain_c=grad_gain_c,
+            shift_c=grad_shift_c,
+        ),
     )
 
 
@@ -92,3 +144,9 @@ def linearise(saved: Saved) -> Linearised:
     h_to_a = h_to_c[:, None] * c_to_a
     h_to_a[:, 3] = tanh_c * o * (1 - o)
     return Linearised((h_to_a, c_to_a), None, ((None, h_to_c * f), (None, f)))
+
+
+def _peepholes(parameters: Parameters, coupled: bool) -> list[Tensor | None]:
+    """Cut `weight_ch` into i, f, o; or f, o where the gates are coupled."""
+    count = 2 if coupled else 3
+    return [None] * count if parameters.weight_ch is None else list(parameters.weight_ch.chunk(count))

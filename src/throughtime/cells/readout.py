@@ -50,4 +50,5 @@ def step_backward(
     """Carry ∂L_t back to h_t, W_hy and b_y."""
     h, p, target = saved
     grad_y = grad_loss * (p - one_hot(target, p.shape[1]).to(p))
-    return ReadoutGradient(*affine_backward(grad_y, h, weight, bias))
+    gradient = affine_backward(grad_y, h, weight, bias)
+    return ReadoutGradient(gradient.x, gradient.weight, gradient.bias)

@@ -8,6 +8,10 @@ Backward, from ∂h_t, the gradient that reaches h_t from its loss and from all 
     ∂a_t     = ∂h_t ⊙ (1 − h_t²)        or   ∂h_t ⊙ [h_t > 0]
     ∂h_{t−1} = W_hhᵀ ∂a_t
 
+With layer normalisation (Ba et al., 2016; `gain_ih`, `gain_hh` there):
+
+    a_t = LN(W_ih x_t; gain_ih) + b_ih + LN(W_hh h_{t−1}; gain_hh) + b_hh
+
 The same W_hh at every step: their product over many steps vanishes or explodes (Bengio et al., 1994;
 Pascanu et al., 2013).
 """
@@ -15,9 +19,8 @@ Pascanu et al., 2013).
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import linear
 
-from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine_backward
+from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine, affine_backward, drop, joined
 from throughtime.shapes import StepHidden, StepInput
 
 
@@ -30,28 +33,39 @@ class Saved(NamedTuple):
 
 
 def step(
-    x: StepInput, state: tuple[StepHidden], parameters: Parameters, *, nonlinearity: str = "tanh"
+    x: StepInput,
+    state: tuple[StepHidden],
+    parameters: Parameters,
+    recurrent_dropout: StepHidden | None = None,
+    *,
+    nonlinearity: str = "tanh",
 ) -> tuple[tuple[StepHidden], Saved]:
     """Advance one step: the state (h_{t−1},) becomes (h_t,). `nonlinearity` is "tanh" or "relu"."""
     (h_prev,) = state
-    a = linear(x, parameters.weight_ih, parameters.bias_ih) + linear(h_prev, parameters.weight_hh, parameters.bias_hh)
+    p = parameters
+    a = affine(x, p.weight_ih, p.bias_ih, p.gain_ih)
+    a = a + affine(drop(h_prev, recurrent_dropout), p.weight_hh, p.bias_hh, p.gain_hh)
     h = torch.tanh(a) if nonlinearity == "tanh" else torch.relu(a)
     return (h,), Saved(x, h_prev, h)
 
 
 def step_backward(
-    grad_state: tuple[StepHidden], saved: Saved, parameters: Parameters, *, nonlinearity: str = "tanh"
+    grad_state: tuple[StepHidden],
+    saved: Saved,
+    parameters: Parameters,
+    recurrent_dropout: StepHidden | None = None,
+    *,
+    nonlinearity: str = "tanh",
 ) -> StepGradient:
     """Carry ∂h_t back over the step: to x_t, to h_{t−1}, and to the weights."""
     (grad_h,) = grad_state
     x, h_prev, h = saved
     grad_a = grad_h * (1 - h * h) if nonlinearity == "tanh" else grad_h * (h > 0)
 
-    grad_x, grad_weight_ih, grad_bias_ih = affine_backward(grad_a, x, parameters.weight_ih, parameters.bias_ih)
-    grad_h_prev, grad_weight_hh, grad_bias_hh = affine_backward(
-        grad_a, h_prev, parameters.weight_hh, parameters.bias_hh
-    )
-    return StepGradient(grad_x, (grad_h_prev,), Parameters(grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh))
+    p = parameters
+    through_ih = affine_backward(grad_a, x, p.weight_ih, p.bias_ih, p.gain_ih)
+    through_hh = affine_backward(grad_a, drop(h_prev, recurrent_dropout), p.weight_hh, p.bias_hh, p.gain_hh)
+    return StepGradient(through_ih.x, (drop(through_hh.x, recurrent_dropout),), joined(through_ih, through_hh))
 
 
 def linearise(saved: Saved, *, nonlinearity: str = "tanh") -> Linearised:

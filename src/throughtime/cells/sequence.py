@@ -7,6 +7,14 @@ the last step to the first, carrying ∂s:
     ∂x_t, ∂s_{t−1}, ∂W at step t = step_backward(∂s_t)
     ∂W = Σ_t ∂W at step t                             the same weights serve every step, so their gradients add up
 
+With zoneout (Krueger et al., 2017) a part of the state keeps its old value, where a mask k of zeros and ones says so, separately
+for h and c; in place of the mask its expectation may stand. step sees none of it:
+
+    s̃_t = step(x_t, s_{t−1}),    s_t = k ⊙ s_{t−1} + (1 − k) ⊙ s̃_t
+    ∂s̃_t = (1 − k) ⊙ ∂s_t,       ∂s_{t−1}  gains  k ⊙ ∂s_t
+
+With recurrent dropout (Gal & Ghahramani, 2016) one mask for the whole sequence multiplies h_{t−1} as it enters W_hh.
+
 Both differentiate again: they are plain torch, so autograd can go through them.
 """
 
@@ -15,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Cell, Parameters, StepGradient
+from throughtime.cells.cell import NO_MASKS, Cell, Masks, Parameters, StepGradient
 from throughtime.shapes import Inputs, Lengths, Outputs, Reset, StepState
 
 
@@ -43,6 +51,7 @@ def forward(
     lengths: Lengths | None = None,
     reset: Reset | None = None,
     reverse: bool = False,
+    masks: Masks = NO_MASKS,
 ) -> SequenceResult:
     """Run `cell` over a sequence.
 
@@ -55,6 +64,7 @@ def forward(
             state stays as it was there.
         reset: (T, B); where true a new sequence begins at that step: it starts from `initial_state`.
         reverse: Run from the last step to the first.
+        masks: What zoneout keeps and recurrent dropout drops.
 
     Example:
         >>> import torch
@@ -74,7 +84,8 @@ def forward(
     saved: list[tuple[Tensor, ...]] = [()] * steps
     for t in _order(steps, reverse):
         before = state if begins is None else _choose(begins[t], initial_state, state)
-        after, saved[t] = cell.step(inputs[t], before, parameters)
+        after, saved[t] = cell.step(inputs[t], before, parameters, masks.recurrent_dropout)
+        after = _zone(masks, t, before, after)
         if lengths is None:
             state, outputs[t] = after, after[0]
         else:
@@ -93,6 +104,7 @@ def backward(
     lengths: Lengths | None = None,
     reset: Reset | None = None,
     reverse: bool = False,
+    masks: Masks = NO_MASKS,
 ) -> SequenceGradient:
     """Backpropagate through time.
 
@@ -105,6 +117,7 @@ def backward(
         lengths: As in `forward`.
         reset: As in `forward`.
         reverse: As in `forward`.
+        masks: As in `forward`.
     """
     grad_state = grad_final
     grad_initial = tuple(torch.zeros_like(g) for g in grad_final)
@@ -113,7 +126,7 @@ def backward(
     begins = beginnings(reset, lengths, reverse)
     grad_inputs: list[Tensor] = [grad_outputs] * steps
     for t in reversed(_order(steps, reverse)):
-        gradient = _step_backward(cell, grad_outputs[t], grad_state, saved[t], parameters, lengths, t)
+        gradient = _step_backward(cell, grad_outputs[t], grad_state, saved[t], parameters, lengths, t, masks)
         grad_inputs[t] = gradient.x
         grad_state = gradient.state
         grad_parameters = grad_parameters.plus(gradient.parameters)  # ∂L/∂W = Σ_t
@@ -132,15 +145,42 @@ def _step_backward(
     parameters: Parameters,
     lengths: Lengths | None,
     t: int,
+    masks: Masks,
 ) -> StepGradient:
     """Join the step's own loss to what comes from later steps and carry both over it; ended rows only pass on."""
     grad_h, *rest = grad_state
-    if lengths is None:
-        return cell.step_backward((grad_h + grad_output, *rest), saved, parameters)
-    active = t < lengths
-    nothing = tuple(torch.zeros_like(g) for g in grad_state)
-    gradient = cell.step_backward(_choose(active, (grad_h + grad_output, *rest), nothing), saved, parameters)
-    return gradient._replace(state=_choose(active, gradient.state, grad_state))
+    active = None if lengths is None else t < lengths
+    grad_after: StepState = (grad_h + grad_output, *rest)
+    if active is not None:
+        grad_after = _choose(active, grad_after, tuple(torch.zeros_like(g) for g in grad_state))
+    grad_kept, grad_new = _zone_backward(masks, t, grad_after)
+    gradient = cell.step_backward(grad_new, saved, parameters, masks.recurrent_dropout)
+    grad_before = tuple(g if kept is None else kept + g for kept, g in zip(grad_kept, gradient.state, strict=True))
+    return gradient._replace(state=grad_before if active is None else _choose(active, grad_before, grad_state))
+
+
+def _zone(masks: Masks, t: int, before: StepState, after: StepState) -> StepState:
+    """Return s_t = k ⊙ s_{t−1} + (1 − k) ⊙ s̃_t."""
+    shares = [_share(zoneout, t, s) for zoneout, s in zip(masks, after)]  # noqa: B905 (h,) or (h, c)
+    return tuple(
+        new if k is None else k * old + (1 - k) * new for k, old, new in zip(shares, before, after, strict=True)
+    )
+
+
+def _zone_backward(masks: Masks, t: int, grad: StepState) -> tuple[list[Tensor | None], StepState]:
+    """Return ∂s_t's part k ⊙ ∂s_t for s_{t−1}, `None` without zoneout, and (1 − k) ⊙ ∂s_t for s̃_t."""
+    shares = [_share(zoneout, t, g) for zoneout, g in zip(masks, grad)]  # noqa: B905 (h,) or (h, c)
+    return (
+        [None if k is None else k * g for k, g in zip(shares, grad, strict=True)],
+        tuple(g if k is None else (1 - k) * g for k, g in zip(shares, grad, strict=True)),
+    )
+
+
+def _share(zoneout: Tensor | None, t: int, like: Tensor) -> Tensor | None:
+    """Return k at step t."""
+    if zoneout is None:
+        return None
+    return (zoneout if zoneout.dim() == 0 else zoneout[t]).to(like.dtype)
 
 
 def _order(steps: int, reverse: bool) -> list[int]:

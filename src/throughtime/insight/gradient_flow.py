@@ -376,7 +376,9 @@ def _weight_gradients(recording: Recording, grad_outputs: Outputs, lags: int, by
     steps = recording.outputs.shape[0]
     shape = (steps, lags) if by_loss else (lags,)
     sums = {
-        lane.name: Parameters.from_list([w.new_zeros(*shape, *w.shape) for w in lane.parameters.to_list()])
+        lane.name: Parameters.from_list(
+            [w.new_zeros(*shape, *w.shape) for w in lane.parameters.to_list()], lane.cell.extra
+        )
         for lane in recording.lanes
     }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from throughtime.cells import CELLS, Cell, Linearised, Parameters, sequence
+from throughtime.cells import CELLS, Cell, Linearised, Parameters, find, sequence
 from throughtime.errors import InputError
 from throughtime.layers import Recurrent
 from throughtime.shapes import Inputs, Lengths, Outputs, Reset, StepState
@@ -198,7 +198,7 @@ def record(
         outputs = []
         for direction in range(directions):
             row = depth * directions + direction
-            parameters = Parameters.from_list([w.to(dtype) for w in weights[row]])
+            parameters = Parameters.from_list([w.to(dtype) for w in weights[row]], cell.extra)
             initial = _initial_state(cell, hx, row, x, parameters)
             lane, output = _record_lane(cell, x, initial, parameters, lengths, reset, depth, direction == 1)
             lanes.append(lane)
@@ -307,7 +307,9 @@ def _record_lane(
 
 def _cell_of(layer: nn.Module) -> Cell:
     if isinstance(layer, Recurrent):
-        return CELLS[layer.cell]
+        if layer.zoneout not in (0.0, (0.0, 0.0)):
+            raise InputError(f"a layer with zoneout={layer.zoneout} can't be recorded; set its zoneout to 0.0 for this")
+        return find(layer.cell)
     if isinstance(layer, nn.RNNBase) and layer.mode.lower() in CELLS:
         return CELLS[layer.mode.lower()]
     raise InputError(

@@ -16,7 +16,7 @@ gate before the product 3 H, RNN none.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -112,6 +112,7 @@ def forward(
     reset: Tensor | None = None,
     reverse: bool = False,
     keep: bool = True,
+    masks: Sequence[Tensor] = (),
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run one layer in one direction.
 
@@ -174,6 +175,7 @@ def backward(
     reset: Tensor | None = None,
     reverse: bool = False,
     needs_input: bool = True,
+    masks: Sequence[Tensor] = (),
 ) -> Gradient:
     """Backpropagate through time.
 

@@ -9,8 +9,11 @@ _CALLS = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "lstm": torch.
 
 def refusal(cell: str, reset: Tensor | None) -> str | None:
     """Return why torch can't express a request, or `None` where it can."""
-    if cell not in _CALLS:
-        return f"it has no {cell} cell"
+    base, *variants = cell.split("+")
+    if base not in _CALLS:
+        return f"it has no {base} cell"
+    if variants:
+        return f"it has no {', '.join(variants).replace('_', ' ')}"
     if reset is not None:
         return "it has no resets"
     return None
