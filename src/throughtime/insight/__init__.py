@@ -1,11 +1,21 @@
 """Instruments that show and measure what backpropagation through time does.
 
-`record` runs a layer and keeps what the instruments read; they are functions of that recording.
+`record` runs a layer and keeps what the instruments read, `record_model` the layer inside a model; everything else is a
+function of that recording. A lane is one layer in one direction; `Lane.states` is the activity of each of its units.
 
 `worked_example` works one word through, every number shown; `throughtime explain` prints it.
 """
 
 from throughtime.insight.adjoint import total_adjoint
+from throughtime.insight.clipping import (
+    ClippedLags,
+    ClipStatistics,
+    clip_statistics,
+    clipped_lags,
+    lag_shares,
+    value_clip_cosine,
+)
+from throughtime.insight.gates import GateUse, PathSplit, carousel, gate_use, path_split, time_constants
 from throughtime.insight.gradient_flow import (
     Horizon,
     LagMatrix,
@@ -19,22 +29,50 @@ from throughtime.insight.gradient_flow import (
     truncation_length,
 )
 from throughtime.insight.recording import Lane, ModelRecording, Recording, record, record_model
+from throughtime.insight.spectrum import (
+    SpectralBound,
+    StepSize,
+    jacobian_product,
+    jacobians,
+    lyapunov_spectrum,
+    pascanu_bound,
+    step_size,
+)
 
 __all__ = [
+    "ClipStatistics",
+    "ClippedLags",
+    "GateUse",
     "Horizon",
     "LagMatrix",
     "Lane",
     "ModelRecording",
+    "PathSplit",
     "Recording",
+    "SpectralBound",
+    "StepSize",
     "cancellation",
+    "carousel",
+    "clip_statistics",
+    "clipped_lags",
     "connectivity",
+    "gate_use",
     "horizon",
     "itemised_gradients",
+    "jacobian_product",
+    "jacobians",
     "lag_gradients",
     "lag_matrix",
+    "lag_shares",
+    "lyapunov_spectrum",
+    "pascanu_bound",
+    "path_split",
     "record",
     "record_model",
+    "step_size",
     "tail_decay",
+    "time_constants",
     "total_adjoint",
     "truncation_length",
+    "value_clip_cosine",
 ]

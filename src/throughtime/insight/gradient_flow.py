@@ -19,7 +19,7 @@ from throughtime.insight.recording import Lane, Recording
 from throughtime.shapes import Outputs, StepState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LagMatrix:
     """Norms of ∂L_s/∂s_t in one lane, by loss and lag.
 

@@ -19,7 +19,7 @@ from throughtime.layers import Recurrent
 from throughtime.shapes import Inputs, Lengths, Outputs, Reset, StepState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lane:
     """One layer in one direction: its weights and what each of its steps saved.
 
@@ -108,7 +108,7 @@ class Lane:
         return episodes if self.active is None else torch.where(self.active, episodes, -1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recording:
     """A forward pass of a stack of layers.
 

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from insight.test_gradient_flow import CLOSE
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import throughtime
+from throughtime import insight
+from throughtime.errors import InputError
+
+
+class Tagger(nn.Module):
+    def __init__(self, recurrent, width=5, packed=False):
+        super().__init__()
+        self.recurrent, self.output, self.dropout = recurrent, nn.Linear(width, 4), nn.Dropout(0.5)
+        self.packed = packed
+
+    def forward(self, x):
+        output = self.recurrent(x)[0]
+        return self.output(self.dropout(output.data if self.packed else output))
+
+
+def losses_of(tags):
+    return lambda y: nn.functional.cross_entropy(y.flatten(0, -2), tags, reduction="none")
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, throughtime.LSTM, nn.GRU])
+def test_the_losses_of_a_model_reach_the_recording(kind, batch_first):
+    """The itemised gradients of the recurrent weights add up to what the model's own backward pass gives."""
+    model = Tagger(kind(3, 5, 2, batch_first=batch_first).double()).double()
+    x, tags = torch.randn(7, 6, 3, dtype=torch.float64), torch.randint(4, (42,))
+    recorded = insight.record_model(model, (x,), losses_of(tags))
+    assert recorded.grad_outputs.shape == ((6, 7, 5) if batch_first else (7, 6, 5))
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    sums = insight.lag_gradients(recorded.recording, recorded.grad_outputs)
+    losses_of(tags)(model.eval()(x)).sum().backward()
+    for row, lane in zip(model.recurrent.all_weights, sums, strict=True):
+        for parameter, g in zip(row, lane.to_list(), strict=True):
+            torch.testing.assert_close(g.sum(0), parameter.grad, **CLOSE)
+
+
+def test_a_packed_sequence_is_read():
+    model = Tagger(nn.GRU(3, 5).double(), packed=True).double()
+    x, lengths = torch.randn(6, 3, 3, dtype=torch.float64), torch.tensor([2, 6, 4])
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    tags = torch.randint(4, (12,))
+    recorded = insight.record_model(model, (packed,), losses_of(tags))
+    (sums,) = insight.lag_gradients(recorded.recording, recorded.grad_outputs)
+    losses_of(tags)(model.eval()(packed)).sum().backward()
+    torch.testing.assert_close(sums.weight_hh.sum(0), model.recurrent.weight_hh_l0.grad, **CLOSE)
+
+
+def test_which_layer_is_meant():
+    two = nn.ModuleDict({"a": nn.GRU(3, 5), "b": nn.RNN(3, 5)})
+    with pytest.raises(InputError, match=r"several recurrent layers \(a, b\)"):
+        insight.record_model(two, (), lambda y: y)
+    with pytest.raises(InputError, match="no recurrent layer"):
+        insight.record_model(nn.Linear(3, 3), (), lambda y: y)
+    model = Tagger(nn.GRU(3, 5))
+    recorded = insight.record_model(model, (torch.randn(4, 2, 3),), lambda y: y.sum(-1), layer=model.recurrent)
+    assert recorded.grad_outputs.shape == (4, 2, 5)
+
+
+def test_a_hook_does_not_stay():
+    model = Tagger(nn.GRU(3, 5))
+    with pytest.raises(RuntimeError):
+        insight.record_model(model, (torch.randn(4, 2, 9),), lambda y: y.sum(-1))
+    assert not model.recurrent._forward_hooks
+    assert model.training
+
+
+def test_the_states_are_the_layers():
+    layer = throughtime.LSTM(3, 5).double()
+    x, lengths = torch.randn(6, 2, 3, dtype=torch.float64), torch.tensor([6, 3])
+    state = torch.randn(1, 2, 5, dtype=torch.float64), torch.randn(1, 2, 5, dtype=torch.float64)
+    output, (h, c) = layer(x, state, lengths=lengths)
+    recording = insight.record(layer, x, state, lengths=lengths)
+    torch.testing.assert_close(recording.outputs, output, **CLOSE)
+    (lane,) = recording.lanes
+    for part, final in zip(lane.states, (h, c), strict=True):
+        torch.testing.assert_close(part[-1, 0], final[0, 0], **CLOSE)
+        torch.testing.assert_close(part[2, 1], final[0, 1], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: insight.record(nn.Linear(3, 3), torch.ones(4, 2, 3)), "a Linear can't be recorded"),
+        (lambda: insight.record(nn.GRU(3, 5), torch.ones(4, 3)), "input has 2 dimensions; expected 3"),
+        (lambda: insight.record(nn.GRU(3, 5), torch.ones(4, 2, 2)), "input has width 2; expected input_size = 3"),
+        (lambda: insight.record(nn.GRU(3, 5), torch.ones(0, 2, 3)), "no time steps"),
+        (
+            lambda: insight.record(nn.GRU(3, 5), torch.ones(4, 2, 3), lengths=torch.tensor([5, 1])),
+            r"lengths \[5, 1\]: expected one for each of 2 rows, from 0 to T = 4",
+        ),
+        (lambda: insight.record(nn.GRU(3, 5), torch.ones(4, 2, 3), reset=torch.ones(4, 2)), "expected bool"),
+    ],
+)
+def test_what_does_not_fit_is_said(call, said):
+    with pytest.raises(InputError, match=said):
+        call()
