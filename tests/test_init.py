@@ -61,3 +61,44 @@ def test_what_cant_be_set_is_said():
         init.forget_bias_(throughtime.LSTM(3, 4, bias=False))
     with pytest.raises(throughtime.InputError, match="max_lag = 2; expected"):
         init.chrono_(throughtime.GRU(3, 4), 2)
+
+
+def test_update_bias_keeps_the_state_of_a_gru():
+    layer = throughtime.init.update_bias_(throughtime.GRU(3, 5, num_layers=2, bidirectional=True), 3.0)
+    for _, _, bias_ih, bias_hh in layer.all_weights:
+        assert (bias_ih + bias_hh)[5:10].tolist() == [3.0] * 5
+        assert (bias_ih + bias_hh)[:5].abs().max() < 1
+
+
+def test_initialisations_by_name_are_the_functions():
+    def weights(make):
+        torch.manual_seed(3)
+        return [w for row in make(throughtime.LSTM(3, 5)).all_weights for w in row]
+
+    init = throughtime.init
+    for name, function in {
+        "default": lambda layer: layer,
+        "orthogonal": init.orthogonal_,
+        "orthogonal:1.5": lambda layer: init.orthogonal_(layer, 1.5),
+        "forget:2": lambda layer: init.forget_bias_(layer, 2.0),
+        "chrono:200": lambda layer: init.chrono_(layer, 200),
+        "orthogonal+forget:1": lambda layer: init.forget_bias_(init.orthogonal_(layer), 1.0),
+    }.items():
+        named = weights(lambda layer, name=name: init.initialise_(layer, name))
+        assert all(torch.equal(a, b) for a, b in zip(named, weights(function), strict=True)), name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("chron:200", "did you mean 'chrono'"),
+        ("update:3", "'update:3' is for GRU, not for LSTM"),
+        ("forget:x", "'forget:x': expected a number after the colon"),
+        ("chrono", "'chrono': expected a number after the colon"),
+        ("chrono:2", "at least 3"),
+        ("", "unknown initialisation ''"),
+    ],
+)
+def test_what_is_no_initialisation_is_said(name, said):
+    with pytest.raises(ValueError, match=said):
+        throughtime.init.initialise_(throughtime.LSTM(3, 5), name)

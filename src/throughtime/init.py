@@ -1,11 +1,12 @@
 """Initialisations that change how far gradients reach. Each works in place and returns its layer."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from throughtime.errors import InputError
+from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, Recurrent
 
 Layer = TypeVar("Layer", bound=Recurrent)
@@ -28,6 +29,23 @@ def forget_bias_(layer: LSTM, value: float = 1.0) -> LSTM:
     for bias_ih, bias_hh in _biases(layer):
         gate = torch.full_like(bias_ih[: layer.hidden_size], value)
         _set_gate(bias_ih, bias_hh, gate=gates - 3, gates=gates, value=gate)
+    return layer
+
+
+@torch.no_grad()
+def update_bias_(layer: GRU, value: float = 1.0) -> GRU:
+    """Set the bias of every update gate, which keeps h here: σ(value) of h survives a step at the start (Tallec & Ollivier, 2018).
+
+    torch's two biases add up; the sum is set.
+
+    Example:
+        >>> import throughtime
+        >>> layer = throughtime.init.update_bias_(throughtime.GRU(5, 4), 3.0)
+        >>> (layer.bias_ih_l0 + layer.bias_hh_l0)[4:8].tolist()
+        [3.0, 3.0, 3.0, 3.0]
+    """
+    for bias_ih, bias_hh in _biases(layer):
+        _set_gate(bias_ih, bias_hh, gate=1, gates=3, value=torch.full_like(bias_ih[: layer.hidden_size], value))
     return layer
 
 
@@ -66,6 +84,49 @@ def orthogonal_(layer: Layer, gain: float = 1.0) -> Layer:
         for block in row[1].detach().chunk(row[1].shape[0] // layer.hidden_size):
             nn.init.orthogonal_(block, gain)
     return layer
+
+
+def initialise_(layer: Layer, names: str) -> Layer:
+    """Apply initialisations by name, as the command line takes them.
+
+    Args:
+        layer: The layer.
+        names: One of `default` (leave it as it is), `orthogonal[:gain]`, `forget:bias` (LSTM), `update:bias` (GRU) and
+            `chrono:max_lag` (LSTM, GRU), or several joined by "+".
+
+    Raises:
+        InputError: A name is unknown, a value is no number, or the layer is not one that it is for.
+
+    Example:
+        >>> import throughtime
+        >>> layer = throughtime.init.initialise_(throughtime.LSTM(5, 4), "orthogonal+forget:1")
+        >>> (layer.bias_ih_l0 + layer.bias_hh_l0)[4:8].tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    for part in names.split("+"):
+        name, _, given = part.partition(":")
+        if name not in _NAMED:
+            raise unknown_name("initialisation", name, _NAMED)
+        kinds, apply, value = _NAMED[name]
+        if not isinstance(layer, kinds):
+            fitting = " and ".join(kind.__name__ for kind in kinds)
+            raise InputError(f"initialisation {part!r} is for {fitting}, not for {type(layer).__name__}")
+        try:
+            apply(layer, float(given) if given else value)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"initialisation {part!r}: expected a number after the colon, as in {name}:1") from error
+    return layer
+
+
+_NAMED: dict[str, tuple[tuple[type[Recurrent], ...], Callable[..., object], float | None]] = {
+    "default": ((Recurrent,), lambda layer, _: layer, None),
+    "orthogonal": ((Recurrent,), orthogonal_, 1.0),
+    "forget": ((LSTM,), forget_bias_, 1.0),
+    "update": ((GRU,), update_bias_, 1.0),
+    "chrono": ((LSTM, GRU), lambda layer, max_lag: chrono_(layer, int(max_lag)), None),
+}
 
 
 def _biases(layer: Recurrent) -> list[tuple[Tensor, Tensor]]:
