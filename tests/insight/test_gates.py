@@ -50,6 +50,13 @@ def test_time_constants_and_the_carousel_of_constant_gates():
     torch.testing.assert_close(insight.carousel(lane), (0.9**k + 0.5**k) / 2)
     gru = throughtime.GRU(2, 2)
     assert insight.time_constants(insight.record(gru, torch.ones(4, 1, 2)).lanes[0]).shape == (2,)
+    coupled = throughtime.LSTM(2, 2, coupled=True, peepholes=True)
+    assert [g.name for g in insight.gate_use(insight.record(coupled, torch.ones(4, 1, 2)).lanes[0])] == [
+        "input",
+        "forget",
+        "output",
+    ]
+    assert insight.carousel(insight.record(coupled, torch.ones(4, 1, 2)).lanes[0]).shape == (4,)
     with pytest.raises(InputError, match="no gate that keeps"):
         insight.time_constants(insight.record(throughtime.RNN(2, 2), torch.ones(4, 1, 2)).lanes[0])
 

@@ -7,7 +7,6 @@ from insight.test_gradient_flow import CLOSE, LAYERS, make
 
 import throughtime
 from throughtime import insight
-from throughtime.cells import CELLS
 from throughtime.errors import InputError
 
 
@@ -127,7 +126,3 @@ def test_a_broken_sequence_has_no_exponents():
     lane = lane_of(make("gru"), torch.randn(5, 2, 3), lengths=torch.tensor([5, 2]))
     with pytest.raises(InputError, match="unbroken"):
         insight.lyapunov_spectrum(lane)
-
-
-def test_every_cell_is_tried():
-    assert set(LAYERS) <= set(CELLS)

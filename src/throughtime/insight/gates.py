@@ -14,7 +14,7 @@ from throughtime.insight.recording import Lane, Recording
 from throughtime.shapes import Outputs, StepState
 
 GATES = {"i": "input", "f": "forget", "o": "output", "r": "reset", "z": "update"}
-KEEPING = {"lstm": "f", "gru": "z", "gru_reset_before": "z"}
+KEEPING = {"lstm": "f", "gru": "z", "gru_reset_before": "z"}  # what multiplies c, or h
 
 
 class GateUse(NamedTuple):
@@ -215,7 +215,7 @@ def _minus(a: StepState, b: StepState) -> StepState:
 
 def _keeping_gate(lane: Lane) -> Float[Tensor, "T B H"]:
     """Return the gate that multiplies the state."""
-    field = KEEPING.get(lane.cell.name, "f" if "f" in lane.saved_fields else "")
-    if field not in lane.saved_fields:
+    field = KEEPING.get(lane.cell.name.split("+")[0])
+    if field is None:
         raise InputError(f"a {lane.cell.name} has no gate that keeps its state; expected an LSTM or a GRU")
     return lane.saved_fields[field]
