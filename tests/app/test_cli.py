@@ -15,8 +15,15 @@ import pytest
 from throughtime.app import cli, errors
 
 Call = Callable[..., "Ended"]
-COMMANDS = ("train", "eval", "sample", "explain", "info", "demo")
+COMMANDS = ("train", "eval", "score", "sample", "explain", "info", "demo")
 SMALL = ("--steps", 12, "--hidden", 8, "--batch", 4, "--bptt", 16)
+UNSAID = {  # defaults that depend, or that are said in another way
+    "minutes": 3,
+    "tied": "no-tied",
+    "vocabulary": "10000 words, 2000 bpe tokens",
+    "split_punctuation": "split-punctuation",
+    "embedding": "0, H for words and bpe",
+}
 EVALUATION = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens")
 
 
@@ -51,7 +58,7 @@ class TestHelp:
         }
         assert set(told) == {field.name for field in fields(TrainingOptions)}, "an option without a flag"
         for field in fields(TrainingOptions):
-            usual = {"minutes": 3, "tied": "no-tied"}.get(field.name, field.default)
+            usual = UNSAID.get(field.name, field.default)
             shown = "" if usual is None else f"{usual:g}" if isinstance(usual, float) else str(usual)
             assert told[field.name] == shown, f"app/cli.py tells another default of --{field.name}"
 
@@ -92,12 +99,18 @@ class TestTrain:
         given = {
             "level": "byte", "cell": "gru", "hidden": 6, "layers": 2, "embedding": 5, "dropout": 0.1, "steps": 3, "batch": 2,
             "bptt": 8, "optimizer": "sgd", "lr": 0.01, "weight_decay": 0.001, "warmup": 0.1, "clip": 0.5, "clip_value": 0.2,
-            "seed": 7, "split": 0.8, "include": "*.txt", "device": "cpu",
+            "seed": 7, "split": 0.8, "include": "*.txt", "device": "cpu", "mode": "sentence", "sequence": "file", "min_count": 3,
         }  # fmt: skip
         flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
-        assert throughtime("train", text.parent, "--out", tmp_path / "run", *flags, "--tied").code == 0
+        texts = tmp_path / "texts"
+        texts.mkdir()
+        for number in range(3):
+            (texts / f"{number}.txt").write_bytes(text.read_bytes())
+        assert throughtime("train", texts, "--out", tmp_path / "run", *flags, "--tied").code == 0
         record = throughtime("info", tmp_path / "run", "--json").json
-        assert record["options"] == given | {"tied": True, "minutes": None, "epochs": None}
+        assert record["options"] == given | {
+            "tied": True, "minutes": None, "epochs": None, "vocabulary": None, "split_punctuation": True,
+        }  # fmt: skip
 
     def test_options_are_read_from_a_file_and_flags_override_it(
         self, throughtime: Call, text: Path, tmp_path: Path
@@ -221,7 +234,99 @@ class TestReading:
         assert "train --resume" in " ".join(ended.out.split())
 
 
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of sequences; tests only read it."""
+    folder = tmp_path_factory.mktemp("names")
+    (folder / "names.txt").write_text("anna\nbob\ncarla\n" * 40)
+    arguments = [
+        "train",
+        str(folder / "names.txt"),
+        "--out",
+        str(folder / "run"),
+        "--mode",
+        "sentence",
+        *map(str, SMALL),
+    ]
+    assert cli.main([*arguments, "--steps", "60", "--lr", "0.03"]) == 0
+    return folder / "run"
+
+
+class TestScore:
+    def test_each_line_has_its_log_probability(self, throughtime: Call, names: Path, tmp_path: Path) -> None:
+        (tmp_path / "lines.txt").write_text("anna\n\nzzzz\nanna\n")
+        ended = throughtime("score", names, tmp_path / "lines.txt")
+        assert ended.code == 0
+        scores = [float(line) for line in ended.out.splitlines()]
+        assert len(scores) == 4
+        assert scores[0] == scores[3] > scores[2]
+        record = throughtime("score", names, tmp_path / "lines.txt", "--json").json
+        assert record["log_probability"] == pytest.approx(sum(scores), abs=1e-3)
+        assert record["log_probabilities"] == pytest.approx(scores, abs=1e-4)
+
+    def test_n_best_lists_are_ranked(self, throughtime: Call, names: Path, tmp_path: Path) -> None:
+        (tmp_path / "list.txt").write_text("a\t-1\tzbzb\na\t-1\tanna\nb\t0\tbob\nb\t500\tzzz\n")
+        ended = throughtime("score", names, tmp_path / "list.txt", "--nbest")
+        assert [line.split("\t")[::2] for line in ended.out.splitlines()] == [
+            ["a", "anna"], ["a", "zbzb"], ["b", "zzz"], ["b", "bob"],
+        ]  # fmt: skip
+        best = throughtime("score", names, tmp_path / "list.txt", "--nbest", "--best", "--weight", 1000)
+        assert [line.split("\t")[2] for line in best.out.splitlines()] == ["anna", "bob"]
+        assert set(throughtime("score", names, tmp_path / "list.txt", "--nbest", "--json").json) == {"a", "b"}
+
+    def test_a_run_of_a_stream_without_line_ends_cant(self, throughtime: Call, run: Path, text: Path) -> None:
+        ended = throughtime("score", run, text)
+        assert ended.code == errors.BAD_INPUT
+        assert "knows no line end" in ended.err
+
+    def test_eval_counts_ends_and_tells_the_perplexity_without_them(
+        self, throughtime: Call, names: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "more.txt").write_text("anna\nbob\n")
+        record = throughtime("eval", names, tmp_path / "more.txt", "--json").json
+        assert tuple(record) == (*EVALUATION, "perplexity_without_eos", "sequences")
+        assert (record["tokens"], record["sequences"]) == (9, 2)
+        assert "without ends" in throughtime("eval", names, tmp_path / "more.txt").out
+        assert "sequences" in throughtime("info", names).out
+
+
 class TestSample:
+    def test_several_samples_of_sequences_are_lines(self, throughtime: Call, names: Path) -> None:
+        ended = throughtime("sample", names, "--samples", 5, "--seed", 1, "--length", 20)
+        assert ended.code == 0
+        assert ended.out.count("\n") == 5
+        assert throughtime("sample", names, "--seed", 3, "--length", 20).out == ended.out.splitlines()[2] + "\n"
+
+    def test_samples_of_a_stream_are_set_apart(self, throughtime: Call, run: Path) -> None:
+        ended = throughtime("sample", run, "--samples", 2, "--seed", 1, "--length", 9, "--prompt", "the ")
+        assert [len(line) for line in ended.out.splitlines()] == [13, 0, 13]
+
+    def test_a_stop_text_ends_it(self, throughtime: Call, run: Path) -> None:
+        whole = throughtime("sample", run, "--length", 80, "--seed", 2).out
+        stopped = throughtime("sample", run, "--length", 80, "--seed", 2, "--stop", whole[5:7]).out
+        assert stopped == whole.partition(whole[5:7])[0] + "\n"
+
+    def test_beams_are_printed_best_first(self, throughtime: Call, names: Path) -> None:
+        one = throughtime("sample", names, "--beams", 4, "--prompt", "an")
+        three = throughtime("sample", names, "--beams", 4, "--samples", 3, "--prompt", "an")
+        lines = [line.split("\t") for line in three.out.splitlines()]
+        assert one.code == three.code == 0
+        assert next(text for _, text in lines) + "\n" == one.out
+        assert len(lines) == 3
+        assert all(text.startswith("an") and float(score) < 0 for score, text in lines)
+
+    def test_a_run_says_how_it_wants_to_be_sampled_and_flags_override_it(
+        self, throughtime: Call, run: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        settings = json.loads((run / "generation_config.json").read_text())
+        (tmp_path / "run" / "generation_config.json").write_text(json.dumps(settings | {"greedy": True}))
+        greedy = throughtime("sample", run, "--greedy", "--length", 30).out
+        assert throughtime("sample", tmp_path / "run", "--length", 30).out == greedy
+        (tmp_path / "run" / "generation_config.json").write_text(json.dumps(settings | {"top_k": 0}))
+        assert "generation_config.json: not what 'sample' can be told" in throughtime("sample", tmp_path / "run").err
+        assert throughtime("sample", tmp_path / "run").code == errors.BAD_INPUT
+
     def test_a_seed_repeats_the_text_after_the_prompt(self, throughtime: Call, run: Path) -> None:
         first = throughtime("sample", run, "--prompt", "the ", "--length", 30, "--seed", 3)
         again = throughtime("sample", run, "--prompt", "the ", "--length", 30, "--seed", 3)
@@ -318,6 +423,21 @@ BAD_INPUT = [
     (["sample", "RUN", "--top-k", "0"], "--top-k 0"),
     (["sample", "RUN", "--top-p", "1.5"], "--top-p 1.5"),
     (["sample", "RUN", "--length", "0"], "--length 0"),
+    (["sample", "RUN", "--samples", "0"], "--samples 0"),
+    (["sample", "RUN", "--min-p", "2"], "--min-p 2"),
+    (["sample", "RUN", "--stop", ""], "--stop ''"),
+    (["sample", "RUN", "--beams", "0"], "expected from 1 to the 0 that --beams finds"),
+    (["sample", "RUN", "--beams", "3", "--top-k", "3"], "--beams searches the likeliest text"),
+    (["sample", "RUN", "--length-penalty", "3"], "--length-penalty is for beam search"),
+    (["score", "RUN", "FOLDER/missing.txt"], "missing.txt: no such file"),
+    (["score", "RUN", "TEXT", "--best"], "expected --nbest with them"),
+    (["score", "RUN", "TEXT", "--nbest"], "line 1: no tab"),
+    (["train", "TEXT", "--out", "NEW", "--mode", "sentense"], "unknown mode 'sentense'; did you mean 'sentence'?"),
+    (["train", "TEXT", "--out", "NEW", "--sequence", "word"], "unknown sequence 'word'"),
+    (["train", "TEXT", "--out", "NEW", "--mode", "sentence"], "1 sequence in all"),
+    (["train", "TEXT", "--out", "NEW", "--vocabulary", "9"], "--vocabulary is for --level word and bpe"),
+    (["train", "TEXT", "--out", "NEW", "--level", "bpe", "--vocabulary", "9"], "--vocabulary 9: expected at least 256"),
+    (["train", "TEXT", "--out", "NEW", "--min-count", "0"], "--min-count 0"),
     (["sample", "RUN", "--lenght", "3"], "did you mean --length?"),
     (["info", "NEW"], "no such run"),
     (["info", "RUN", "RUN"], "unexpected extra argument"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import throughtime.lm.corpus as corpus_module
+import throughtime.lm.reading as reading
 from throughtime import InputError
 from throughtime.lm import ByteTokenizer, CharTokenizer, build_corpus, open_corpus
 from throughtime.lm.corpus import read_tokens
@@ -20,7 +20,7 @@ def tokens_of(corpus) -> np.ndarray:
 @pytest.mark.parametrize("level", ["char", "byte"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
 def test_a_file_is_read_whole_however_it_is_cut(tmp_path, monkeypatch, level, chunk):
-    monkeypatch.setattr(corpus_module, "_CHUNK", chunk)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     (tmp_path / "a.txt").write_bytes(TEXT.encode())
     corpus = build_corpus([tmp_path / "a.txt"], tmp_path / "data", level)
     assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == TEXT
@@ -42,7 +42,7 @@ def test_any_text_comes_back(tmp_path_factory, text):
 
 
 def test_ids_widen_as_the_vocabulary_grows(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "_CHUNK", 64)
+    monkeypatch.setattr(reading, "CHUNK", 64)
     text = "".join(chr(0x4E00 + i) for i in range(300)) + "".join(chr(0x10000 + i) for i in range(70_000))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
     corpus = build_corpus([tmp_path / "a.txt"], tmp_path / "data")
@@ -68,7 +68,7 @@ def test_folders_are_read_in_order_and_what_is_no_text_is_counted(tmp_path):
 
 
 def test_a_skipped_file_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "_CHUNK", 4)
+    monkeypatch.setattr(reading, "CHUNK", 4)
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "a.txt").write_bytes(b"good until here\xff")
@@ -92,7 +92,7 @@ def test_unchanged_files_are_not_encoded_again(tmp_path):
 
 
 def test_progress_reaches_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "_CHUNK", 10)
+    monkeypatch.setattr(reading, "CHUNK", 10)
     (tmp_path / "a.txt").write_bytes(b"x" * 25)
     (tmp_path / "b.txt").write_bytes(b"y" * 5)
     seen = []
@@ -118,7 +118,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("chunk", [3, 1000])
 def test_what_cant_be_text_is_named_with_its_place(tmp_path, monkeypatch, case, chunk):
-    monkeypatch.setattr(corpus_module, "_CHUNK", chunk)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     content, message = BAD[case]
     path = tmp_path / "a.txt"
     if content is not None:
@@ -147,7 +147,7 @@ def test_other_bad_arguments(tmp_path):
     (tmp_path / "nothing").mkdir()
     for arguments, options, message in [
         ([[]], {}, "no text was given"),
-        ([[tmp_path / "a.txt"]], {"level": "chars"}, "unknown level 'chars'; did you mean 'char'"),
+        ([[tmp_path / "a.txt"]], {"how": "chars"}, "unknown level 'chars'; did you mean 'char'"),
         ([[tmp_path / "a.txt"]], {"split": 1.0}, "--split 1.0: expected"),
         ([[tmp_path / "nothing"]], {}, r"no files match '\*' in this folder"),
         ([["/dev/null"]], {}, "not a regular file"),

@@ -1,10 +1,22 @@
 """Sampling chooses from where it should, reproducibly."""
 
+import itertools
+
 import pytest
 import torch
 
 from throughtime import InputError
-from throughtime.lm import ByteTokenizer, CharTokenizer, LanguageModel, ModelConfig, Sampling, generate
+from throughtime.lm import (
+    ByteTokenizer,
+    CharTokenizer,
+    LanguageModel,
+    ModelConfig,
+    Sampling,
+    WordTokenizer,
+    beam_search,
+    generate,
+    score_lines,
+)
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 
@@ -27,6 +39,12 @@ def draws(sampling: Sampling, count: int = 2000) -> torch.Tensor:
         (Sampling(top_p=0.4), [1, 0, 0, 0]),
         (Sampling(top_p=0.6), [0.625, 0.375, 0, 0]),
         (Sampling(top_p=1.0), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(min_p=0.4), [0.625, 0.375, 0, 0]),
+        (Sampling(min_p=0.2), [0.526, 0.316, 0.158, 0]),
+        (Sampling(typical_p=0.2), [0, 1, 0, 0]),  # −ln p is 0.69 1.20 1.90 3.00, its mean 1.14
+        (Sampling(typical_p=0.6), [0.625, 0.375, 0, 0]),
+        (Sampling(top_k=3, min_p=0.5), [0.625, 0.375, 0, 0]),
+        (Sampling(top_k=3, typical_p=1.0), [0.526, 0.316, 0.158, 0]),
         (Sampling(temperature=0.5), [0.685, 0.247, 0.062, 0.007]),
         (Sampling(temperature=1e-4), [1, 0, 0, 0]),
     ],
@@ -43,11 +61,43 @@ def test_frequencies_are_the_distributions(sampling, expected):
         ({"top_k": 0}, "--top-k 0: expected at least 1"),
         ({"top_p": 0.0}, "--top-p 0.0: expected a probability"),
         ({"top_p": 1.5}, "--top-p 1.5"),
+        ({"min_p": 0.0}, "--min-p 0.0: expected a probability"),
+        ({"typical_p": 2.0}, "--typical-p 2.0: expected a probability"),
+        ({"repetition_penalty": 0.0}, "--repetition-penalty 0.0: expected a number above 0; 1 is off"),
+        ({"no_repeat_ngram": -1}, "--no-repeat-ngram -1: expected"),
     ],
 )
 def test_values_out_of_range(options, message):
     with pytest.raises(InputError, match=message):
         Sampling(**options)
+
+
+def chosen(sampling: Sampling, logits: list[float], history: list[int]) -> int | None:
+    return sampling.choose(torch.tensor(logits), torch.Generator(), history)
+
+
+def test_what_occurred_is_less_likely_under_a_penalty():
+    assert chosen(Sampling(greedy=True), [2.0, 1.5, -1.0], [0]) == 0
+    assert chosen(Sampling(greedy=True, repetition_penalty=1.5), [2.0, 1.5, -1.0], [0]) == 1
+    assert chosen(Sampling(greedy=True, repetition_penalty=1.5), [2.0, 1.5, -1.0], [1, 2]) == 0
+    assert chosen(Sampling(greedy=True, repetition_penalty=2.0), [-3.0, -2.0, -3.5], [1]) == 0  # −2 · 2 is the least
+
+
+@pytest.mark.parametrize(
+    ("n", "history", "expected"),
+    [
+        (1, [0], 1),
+        (2, [0, 1], 0),
+        (2, [1, 0, 2, 1], 1),
+        (3, [0, 1, 0, 2, 0, 1], 1),
+        (3, [2, 1, 0, 2, 0, 1], 0),
+        (4, [0, 1], 0),
+        (1, [0, 1, 2], None),
+        (2, [0], 0),
+    ],
+)
+def test_no_ngram_occurs_twice(n, history, expected):
+    assert chosen(Sampling(greedy=True, no_repeat_ngram=n), [3.0, 2.0, 1.0], history) == expected
 
 
 @pytest.fixture
@@ -95,6 +145,86 @@ def test_bytes_that_make_no_character_are_held_back(monkeypatch):
     wanted = iter("가나".encode())
     monkeypatch.setattr(Sampling, "choose", lambda *_: next(wanted))
     assert list(generate(model, ByteTokenizer(), "x", 6)) == ["가", "나"]
+
+
+def test_generated_text_repeats_no_ngram(model, tokenizer):
+    text = "".join(generate(model, tokenizer, "ab", 200, Sampling(no_repeat_ngram=3), seed=1))
+    text = "ab" + text
+    trigrams = [text[i : i + 3] for i in range(len(text) - 2)]
+    assert len(trigrams) == len(set(trigrams)) > 20  # it ends where no other trigram is left
+
+
+@pytest.mark.parametrize("stop", ["ca", "b", "aa", "abcab", "nothing"])
+def test_stop_texts_end_a_text_and_are_not_part_of_it(model, tokenizer, stop):
+    for seed in range(5):
+        whole = "".join(generate(model, tokenizer, "ab", 60, seed=seed))
+        stopped = list(generate(model, tokenizer, "ab", 60, seed=seed, stop=[stop, "no such text"]))
+        assert "".join(stopped) == whole.partition(stop)[0]
+        assert all(stopped)
+
+
+def test_a_stop_text_that_is_empty_is_refused(model, tokenizer):
+    with pytest.raises(InputError, match="--stop '': expected a text that isn't empty"):
+        generate(model, tokenizer, "ab", 5, stop=[""])
+
+
+def scored(model, tokenizer, prompt: str, text: str) -> float:
+    ids = tokenizer.encode(prompt + text)
+    with torch.no_grad():
+        logits, _ = model.eval()(torch.from_numpy(ids)[:, None])
+    logits[..., 0] = -torch.inf
+    p = logits[len(prompt) - 1 : -1, 0].log_softmax(1)
+    return p.gather(1, torch.from_numpy(ids[len(prompt) :])[:, None]).sum().item()
+
+
+def test_a_wide_beam_finds_the_likeliest_text(model, tokenizer):
+    with torch.no_grad():
+        model.output.weight.mul_(4)
+    every = ["".join(letters) for letters in itertools.product("abc\n", repeat=4)]
+    best = max(every, key=lambda text: scored(model, tokenizer, "ab", text))
+    found = beam_search(model, tokenizer, "ab", 4, beams=64)
+    assert found[0].text == best
+    assert len({beam.text for beam in found}) == 64
+    for beam in found[:5]:
+        assert beam.log_probability == pytest.approx(scored(model, tokenizer, "ab", beam.text), rel=1e-4)
+        assert beam.tokens == 4
+
+
+def test_one_beam_is_greedy(model, tokenizer):
+    found = beam_search(model, tokenizer, "abca", 12, beams=1)
+    assert [beam.text for beam in found] == ["".join(generate(model, tokenizer, "abca", 12, Sampling(greedy=True)))]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, -0.5])
+def test_sequences_that_end_compete_with_longer_ones(penalty):
+    tokenizer = CharTokenizer("ab", "line")
+    model = LanguageModel(ModelConfig(vocabulary_size=4, cell="gru", hidden_size=8))
+    with torch.no_grad():
+        model.output.weight.mul_(4)
+        model.output.bias[0] = -1e4
+    texts = ["".join(letters) for n in range(6) for letters in itertools.product("ab", repeat=n)]
+    nats = score_lines(model.eval(), tokenizer, texts).nats
+    totals = {text: -n / (len(text) + 1) ** penalty for text, n in zip(texts, nats, strict=True) if len(text) < 5}
+    best = beam_search(model, tokenizer, "", 5, beams=100, length_penalty=penalty)
+    ended = [beam for beam in best if beam.tokens == len(beam.text) + 1]
+    assert ended[0].text == max(totals, key=totals.get)
+    assert [b.log_probability / b.tokens**penalty for b in best] == sorted(
+        (b.log_probability / b.tokens**penalty for b in best), reverse=True
+    )
+
+
+def test_a_beam_needs_a_width(model, tokenizer):
+    with pytest.raises(InputError, match="--beams 0: expected at least 1"):
+        beam_search(model, tokenizer, "ab", beams=0)
+
+
+def test_a_word_comes_with_its_space():
+    tokenizer = WordTokenizer(["0a", "1,", "0b"])
+    model = LanguageModel(ModelConfig(vocabulary_size=4, hidden_size=4, embedding_size=4))
+    for prompt in ("a", "a ", "a, "):
+        text = tokenizer.prompt(prompt) + "".join(generate(model, tokenizer, prompt, 30, seed=2))
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert "  " not in text
 
 
 def test_length_is_checked_before_anything_runs(model, tokenizer):

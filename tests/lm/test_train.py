@@ -176,7 +176,7 @@ def test_too_little_text_for_a_window(tmp_path):
 
 
 OPTIONS = [
-    ({"level": "word"}, "unknown level 'word'"),
+    ({"level": "wrod"}, "unknown level 'wrod'; did you mean 'word'"),
     ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'"),
     ({"cell": "gur"}, "unknown cell 'gur'; did you mean 'gru'"),
     ({"hidden": 0}, "--hidden 0: expected"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from throughtime.lm.train import TrainingSummary
 
 NAME = "throughtime"
-NEEDS_ARGUMENTS = ("train", "eval", "sample", "explain", "info")
+NEEDS_ARGUMENTS = ("train", "eval", "score", "sample", "explain", "info")
 
 
 @dataclass
@@ -107,6 +107,17 @@ def _choice(name: str, metavar: str, usually: str, panel: str, text: str, **more
 
 
 MODEL, BUDGET, OPTIMISATION, DATA = "Model", "Budget (one of them)", "Optimisation", "Data"
+CHOICE, BEAMS = "How the next token is chosen", "Beam search"
+CHOICES = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "no_repeat_ngram",
+    "greedy",
+)
 
 
 @app.command(epilog="[dim]Example[/]  throughtime train book.txt --out run --cell lstm --hidden 256 --minutes 3")
@@ -128,7 +139,33 @@ def train(
         typer.Option(metavar="FILE.toml", help="Read options from a file; flags override it.", show_default=False),
     ] = None,
     as_json: Json = False,
-    level: Annotated[str | None, _choice("--level", "NAME", "char", DATA, "A token is a char or a byte.")] = None,
+    level: Annotated[
+        str | None, _choice("--level", "NAME", "char", DATA, "A token is a char, a byte, a word or a bpe token.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        _choice("--mode", "NAME", "stream", DATA, "stream, or sentence: each sequence starts anew and ends."),
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        _choice("--sequence", "NAME", "line", DATA, "What is a sequence at --mode sentence: a line or a file."),
+    ] = None,
+    vocabulary: Annotated[
+        int | None, _choice("--vocabulary", "V", "10000 words, 2000 bpe tokens", DATA, "Most tokens of a vocabulary.")
+    ] = None,
+    min_count: Annotated[
+        int | None, _choice("--min-count", "N", "2", DATA, "How often a word must occur to be known.")
+    ] = None,
+    split_punctuation: Annotated[
+        bool | None,
+        _choice(
+            "--split-punctuation/--no-split-punctuation",
+            "",
+            "split-punctuation",
+            DATA,
+            "Are punctuation marks words of their own?",
+        ),
+    ] = None,
     include: Annotated[str | None, _choice("--include", "GLOB", "*", DATA, "Which files of a folder to read.")] = None,
     split: Annotated[
         float | None, _choice("--split", "P", "0.9", DATA, "Share to train on; the rest is held out.")
@@ -137,7 +174,8 @@ def train(
     hidden: Annotated[int | None, _choice("--hidden", "H", "256", MODEL, "Hidden units of a layer.")] = None,
     layers: Annotated[int | None, _choice("--layers", "L", "1", MODEL, "Layers.")] = None,
     embedding: Annotated[
-        int | None, _choice("--embedding", "E", "0", MODEL, "Width of the embedding; 0 is one-hot.")
+        int | None,
+        _choice("--embedding", "E", "0, H for words and bpe", MODEL, "Width of the embedding; 0 is one-hot."),
     ] = None,
     tied: Annotated[
         bool | None, _choice("--tied/--no-tied", "", "no-tied", MODEL, "Let the output layer share the embedding.")
@@ -193,7 +231,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure how well a run predicts a text."""
-    from throughtime.app.reports import evaluation_record, evaluation_rows, table
+    from throughtime.app.reports import UNITS, evaluation_record, evaluation_rows, table
     from throughtime.app.terminal import messages, results
     from throughtime.lm.corpus import read_tokens
     from throughtime.lm.evaluate import evaluate as measure
@@ -206,41 +244,108 @@ def evaluate(
         opened.load_model(),
         tokens,
         characters=tokenizer.characters_of(tokens),
-        bytes=file.stat().st_size,
+        bytes=file.stat().st_size if tokenizer.eos_id is None else tokenizer.bytes_of(tokens),
         unknown_id=tokenizer.unknown_id,
+        eos_id=tokenizer.eos_id,
     )
     if evaluation.unknown:
-        messages().print(f"{evaluation.unknown:,} characters of {file} are unknown to the run", soft_wrap=True)
+        units = UNITS[tokenizer.level]
+        messages().print(f"{evaluation.unknown:,} {units} of {file} are unknown to the run", soft_wrap=True)
     if as_json:
         _print_json(evaluation_record(evaluation))
     else:
         results().print(table(f"{file}, read by {run}", evaluation_rows(evaluation)))
 
 
+@app.command(epilog="[dim]Example[/]  throughtime score run sentences.txt")
+def score(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Lines to score.", show_default=False)],
+    nbest: Annotated[
+        bool, typer.Option("--nbest", help="Lines are KEY<tab>TEXT or KEY<tab>SCORE<tab>TEXT: print them best first.")
+    ] = False,
+    weight: Annotated[
+        float, typer.Option(metavar="W", help="What a line's log-probability counts beside its own SCORE.")
+    ] = 1.0,
+    best: Annotated[bool, typer.Option("--best", help="Of --nbest, print only the best of each KEY.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the log-probability (in nats) of each line of a file, its end included; or re-rank n-best lists."""
+    from throughtime.app.scoring import print_ranking, print_scores
+    from throughtime.lm.run import open_run
+
+    if not nbest and (best or weight != 1.0):
+        raise InputError("--best and --weight are for n-best lists; expected --nbest with them")
+    if nbest:
+        print_ranking(open_run(run), file, weight, best, as_json)
+    else:
+        print_scores(open_run(run), file, as_json)
+
+
 @app.command(epilog='[dim]Example[/]  throughtime sample run --prompt "Once upon" --length 300 --temperature 0.8')
 def sample(
+    context: typer.Context,
     run: RunArgument,
     prompt: Annotated[str, typer.Option(metavar="P", help="Text to go on from.", show_default=False)] = "",
-    length: Annotated[int, typer.Option(metavar="N", help="Tokens to generate.")] = 500,
-    temperature: Annotated[float, typer.Option(metavar="X", help="Below 1: safer; above 1: bolder.")] = 1.0,
-    top_k: Annotated[
-        int | None, typer.Option(metavar="K", help="Choose among the K likeliest.", show_default=False)
+    length: Annotated[int, typer.Option(metavar="N", help="Tokens to generate, at most.")] = 500,
+    samples: Annotated[int, typer.Option(metavar="N", help="How many texts.")] = 1,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Stop before this text; may be repeated.", show_default=False),
     ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Choose among the likeliest that make up P.", show_default=False)
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always choose the likeliest.")] = False,
     seed: Annotated[
         int | None,
         typer.Option(metavar="S", help="Makes the sample repeatable.", show_default=False, callback=_checked_seed),
     ] = None,
+    temperature: Annotated[
+        float | None, _choice("--temperature", "X", "1", CHOICE, "Below 1: safer; above 1: bolder.")
+    ] = None,
+    top_k: Annotated[int | None, _choice("--top-k", "K", "", CHOICE, "Choose among the K likeliest.")] = None,
+    top_p: Annotated[
+        float | None, _choice("--top-p", "P", "", CHOICE, "Choose among the likeliest that make up P.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        _choice("--min-p", "P", "", CHOICE, "Choose among those at least P times as likely as the likeliest."),
+    ] = None,
+    typical_p: Annotated[
+        float | None, _choice("--typical-p", "P", "", CHOICE, "Choose among the most typical that make up P.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, _choice("--repetition-penalty", "X", "1", CHOICE, "Above 1: what occurred is less likely.")
+    ] = None,
+    no_repeat_ngram: Annotated[
+        int | None, _choice("--no-repeat-ngram", "N", "0", CHOICE, "No N tokens in a row occur twice; 0 is off.")
+    ] = None,
+    greedy: Annotated[
+        bool | None, typer.Option("--greedy", help="Always choose the likeliest.", rich_help_panel=CHOICE)
+    ] = None,
+    beams: Annotated[int | None, _choice("--beams", "K", "", BEAMS, "Search the likeliest text with K beams.")] = None,
+    length_penalty: Annotated[
+        float | None, _choice("--length-penalty", "A", "1", BEAMS, "Compare ln p / tokens^A.")
+    ] = None,
 ) -> None:
     """Let a run write: the text streams to the terminal."""
-    from throughtime.app.sampling import stream
-    from throughtime.lm.generate import Sampling
+    from throughtime.app.sampling import stream, write_beams
+    from throughtime.lm.generate import Sampling, beam_search
     from throughtime.lm.run import open_run
 
-    stream(open_run(run), prompt, length, Sampling(temperature, top_k, top_p, greedy), seed)
+    opened = open_run(run)
+    chosen = {name: context.params[name] for name in CHOICES if context.params[name] is not None}
+    if beams is None:
+        if length_penalty is not None:
+            raise InputError("--length-penalty is for beam search; expected --beams with it")
+        stream(opened, prompt, length, Sampling(**opened.generation | chosen), seed, stop=stop or (), samples=samples)
+        return
+    if chosen or stop or seed is not None:
+        raise InputError(
+            "--beams searches the likeliest text; expected no option that chooses by chance, and no --stop"
+        )
+    if not 1 <= samples <= beams:
+        raise InputError(f"--samples {samples}: expected from 1 to the {beams} that --beams finds")
+    prompt = opened.tokenizer.prompt(prompt)
+    penalty = 1.0 if length_penalty is None else length_penalty
+    write_beams(prompt, beam_search(opened.load_model(), opened.tokenizer, prompt, length, beams, penalty)[:samples])
 
 
 @app.command(epilog="[dim]Example[/]  throughtime explain ybigta")

@@ -47,8 +47,9 @@ def display(unit: str) -> Display:
     """Return the display that suits stderr.
 
     Args:
-        unit: What a token is: "char" or "byte".
+        unit: What a token is: "char", "byte", "word" or "bpe".
     """
+    unit = "token" if unit == "bpe" else unit
     return LiveLine(unit) if messages().is_terminal else PlainLines(unit)
 
 

@@ -17,11 +17,14 @@ Row = tuple[str, str]
 
 HELD_OUT = ("held-out text", "")
 EVALUATION_KEYS = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens")
+OF_SEQUENCES = ("perplexity_without_eos", "sequences")
+UNITS = {"char": "characters", "byte": "bytes", "word": "words", "bpe": "tokens"}
 
 
 def evaluation_record(evaluation: "Evaluation") -> dict[str, Any]:
-    """Return the five numbers of an evaluation."""
-    return {key: getattr(evaluation, key) for key in EVALUATION_KEYS}
+    """Return the five numbers of an evaluation, seven where the text is made of sequences."""
+    keys = EVALUATION_KEYS if evaluation.sequences is None else EVALUATION_KEYS + OF_SEQUENCES
+    return {key: getattr(evaluation, key) for key in keys}
 
 
 def evaluation_rows(evaluation: "Evaluation") -> list[Row]:
@@ -100,7 +103,7 @@ def describe_model(run: "Run") -> str:
 def headline(run: "Run") -> str:
     """Return what is about to be trained, on what, in two lines."""
     corpus = run.corpus()
-    units = {"char": "characters", "byte": "bytes"}[run.tokenizer.level]
+    units = UNITS[run.tokenizer.level]
     return (
         f"model: {describe_model(run)}\n"
         f"data:  {len(corpus.train):,} {units} to train on, {len(corpus.held_out):,} held out"
@@ -135,6 +138,14 @@ def _figures(held_out: dict[str, Any]) -> list[Row]:
         ("bits per character", f"{held_out['bits_per_character']:.4f}"),
         ("bits per byte", f"{held_out['bits_per_byte']:.4f}"),
         ("perplexity", f"{held_out['perplexity']:,.3f}"),
+        *(
+            [
+                ("without ends", f"{held_out['perplexity_without_eos']:,.3f}"),
+                ("sequences", f"{held_out['sequences']:,}"),
+            ]
+            if held_out.get("sequences") is not None
+            else []
+        ),
     ]
 
 

@@ -1,49 +1,84 @@
-"""Streaming generated text to the terminal."""
+"""Generated text on its way to the terminal."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from throughtime.app.terminal import messages, visible
-from throughtime.lm.generate import Sampling, generate
+from throughtime.errors import InputError
+from throughtime.lm.generate import Beam, Sampling, generate
 
 if TYPE_CHECKING:
     from throughtime.lm.run import Run
+    from throughtime.lm.tokenizer import Tokenizer
 
 
-def stream(run: "Run", prompt: str, length: int, sampling: Sampling, seed: int | None) -> None:
+def stream(
+    run: "Run",
+    prompt: str,
+    length: int,
+    sampling: Sampling,
+    seed: int | None,
+    *,
+    stop: Sequence[str] = (),
+    samples: int = 1,
+) -> None:
     """Write the prompt and its continuation to stdout as they come; what the run can't read in the prompt is said once.
 
     Args:
         run: The run that writes.
         prompt: What to go on from.
-        length: Tokens to generate.
+        length: Most tokens to generate.
         sampling: How each is chosen.
-        seed: Makes the text repeatable.
+        seed: Makes the text repeatable; each further sample takes the next number.
+        stop: Texts before which to stop.
+        samples: How many continuations; those of a stream are set apart by an empty line.
 
     Raises:
-        InputError: `length` is below 1, or the run is damaged.
+        InputError: A number is below 1, or the run is damaged.
     """
+    if samples < 1:
+        raise InputError(f"--samples {samples}: expected at least 1")
     tokenizer = run.tokenizer
-    unknown = _unknown(prompt, tokenizer.encode(prompt), tokenizer.unknown_id)
+    _say_unknown(prompt, tokenizer)
+    prompt = tokenizer.prompt(prompt)
+    model = run.load_model()
+    for number in range(samples):
+        if number and tokenizer.eos_id is None:
+            _write("\n")
+        pieces = generate(model, tokenizer, prompt, length, sampling, None if seed is None else seed + number, stop)
+        _write(prompt)
+        last = prompt
+        for piece in pieces:
+            _write(piece)
+            last = piece
+        if not last.endswith("\n"):
+            _write("\n")
+
+
+def write_beams(prompt: str, found: Sequence[Beam]) -> None:
+    """Write what beam search found, each after its log-probability if there are several."""
+    for beam in found:
+        score = f"{beam.log_probability:.4f}\t" if len(found) > 1 else ""
+        _write(f"{score}{prompt}{beam.text}\n")
+
+
+def _say_unknown(prompt: str, tokenizer: "Tokenizer") -> None:
+    unknown = _unknown(prompt, tokenizer)
     if unknown:
         note = f"not in the run's vocabulary, read as unknown: {' '.join(map(visible, unknown))}"
         messages().print(note, style="dim", soft_wrap=True)
-    pieces = generate(run.load_model(), tokenizer, prompt, length, sampling, seed)
-    _write(prompt)
-    last = prompt
-    for piece in pieces:
-        _write(piece)
-        last = piece
-    if not last.endswith("\n"):
-        _write("\n")
 
 
-def _unknown(prompt: str, ids: np.ndarray, unknown_id: int | None) -> list[str]:
-    if unknown_id is None or len(ids) != len(prompt):
+def _unknown(prompt: str, tokenizer: "Tokenizer") -> list[str]:
+    """Return the characters or words of a prompt that the run doesn't know."""
+    if tokenizer.unknown_id is None:
         return []
-    return list(dict.fromkeys(c for c, i in zip(prompt, ids, strict=True) if i == unknown_id))
+    parts = list(prompt) if tokenizer.level == "char" else tokenizer.prompt(prompt).split()
+    known = (np.any(tokenizer.encode(part) == tokenizer.unknown_id) for part in parts)
+    return list(dict.fromkeys(part for part, lacks in zip(parts, known, strict=True) if lacks))
 
 
 def _write(text: str) -> None:

@@ -1,28 +1,39 @@
 """Language models: text in, a trained recurrent model out, and what can be done with it."""
 
 from throughtime.lm.baseline import NGramBaseline
+from throughtime.lm.bpe import BpeTokenizer, train_bpe
 from throughtime.lm.corpus import Corpus, build_corpus, open_corpus
-from throughtime.lm.evaluate import Evaluation, evaluate
-from throughtime.lm.generate import Sampling, generate
+from throughtime.lm.encoding import Tokenization
+from throughtime.lm.evaluate import Evaluation, SequenceScores, evaluate, score_sequences
+from throughtime.lm.generate import Beam, Sampling, beam_search, generate
 from throughtime.lm.model import LanguageModel, ModelConfig, cell_names
 from throughtime.lm.run import Run, open_run
+from throughtime.lm.score import Hypothesis, rerank, score_lines
 from throughtime.lm.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, level_names, tokenizer_from_json
 from throughtime.lm.train import StepReport, TrainingOptions, TrainingSummary, resume, train
+from throughtime.lm.words import WordTokenizer
 
 __all__ = [
+    "Beam",
+    "BpeTokenizer",
     "ByteTokenizer",
     "CharTokenizer",
     "Corpus",
     "Evaluation",
+    "Hypothesis",
     "LanguageModel",
     "ModelConfig",
     "NGramBaseline",
     "Run",
     "Sampling",
+    "SequenceScores",
     "StepReport",
+    "Tokenization",
     "Tokenizer",
     "TrainingOptions",
     "TrainingSummary",
+    "WordTokenizer",
+    "beam_search",
     "build_corpus",
     "cell_names",
     "evaluate",
@@ -30,7 +41,11 @@ __all__ = [
     "level_names",
     "open_corpus",
     "open_run",
+    "rerank",
     "resume",
+    "score_lines",
+    "score_sequences",
     "tokenizer_from_json",
     "train",
+    "train_bpe",
 ]

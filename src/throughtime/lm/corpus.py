@@ -1,26 +1,37 @@
 """Files and folders of text, encoded once into a memory-mapped array of token ids.
 
 Text is read as UTF-8, strictly, and taken as it stands: line ends are not translated, and files follow each other without
-a separator. A byte-order mark at the start of a file is dropped at level "char".
+a separator. A byte-order mark at the start of a file is dropped; at level "byte" it stays. Where lines or files are sequences,
+each is ended by an end-of-sequence token, empty lines are left out, and the sequences held out are evenly spread over the text.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from throughtime.errors import InputError, unknown_name
-from throughtime.lm.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, level_names, tokenizer_from_json
+from throughtime.errors import InputError
+from throughtime.lm.encoding import (
+    TokenFile,
+    Tokenization,
+    encode_file,
+    encoder_of,
+    held_out_last,
+    keep_frequent,
+    make_encoder,
+)
+from throughtime.lm.reading import check_file, find_files, identity, looks_binary, read_texts
+from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
+from throughtime.lm.words import WordTokenizer
 from throughtime.training.checkpoint import load_json, save_json
 
 TOKENS = "tokens.bin"
 DESCRIPTION = "corpus.json"
-_CHUNK = 8 << 20  # bytes of text held at a time
 
 OnProgress = Callable[[int, int], None]
 
@@ -59,7 +70,7 @@ class Corpus:
 def build_corpus(
     paths: Sequence[str | Path],
     folder: str | Path,
-    level: str = "char",
+    how: Tokenization | str = "char",
     *,
     split: float = 0.9,
     include: str = "*",
@@ -71,30 +82,28 @@ def build_corpus(
         paths: Text files, which must be right; and folders, of which every text file is taken, in order of path. Hidden
             files are passed over; what is not UTF-8 text is skipped and counted.
         folder: Where `tokens.bin` and `corpus.json` go.
-        level: "char" or "byte".
-        split: Share of the tokens, from the start, that is trained on.
+        how: How the text is cut into tokens; a level's name for all else at its default.
+        split: Share that is trained on: of the tokens, from the start; of the sequences, evenly spread.
         include: Pattern that file names in folders must match, such as "*.py".
         on_progress: Called with (bytes done, bytes in all).
 
     Raises:
         InputError: A file is missing, empty, unreadable, binary or not UTF-8; or there is too little text to split.
     """
-    if level not in level_names():
-        raise unknown_name("level", level, level_names())
+    how = Tokenization(how) if isinstance(how, str) else how
     if not 0 < split < 1:
         raise InputError(f"--split {split}: expected the share of the text to train on, between 0 and 1")
-    files = _find_files(paths, include)
+    files = find_files(paths, include)
     folder = Path(folder)
-    wanted = {"level": level, "split": split, "files": [_identity(path) for path, _ in files]}
+    wanted = {"how": how.to_json(), "split": split, "files": [identity(path) for path, _ in files]}
     if (there := _reusable(folder, wanted)) is not None:
         return there
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        description = _encode_all(files, folder / TOKENS, level, on_progress or (lambda done, total: None))
+        description = _encode_all(files, folder / TOKENS, how, split, on_progress or (lambda done, total: None))
     except OSError as error:
         raise InputError(f"{folder}: can't write the encoded text there: {error.strerror}") from error
-    description |= {"wanted": wanted, "boundary": _boundary(description["tokens"], split, files)}
-    save_json(folder / DESCRIPTION, description)
+    save_json(folder / DESCRIPTION, description | {"wanted": wanted})
     return open_corpus(folder)
 
 
@@ -124,59 +133,20 @@ def open_corpus(folder: str | Path, reused: bool = False) -> Corpus:
 
 
 def read_tokens(path: str | Path, tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Encode one file with a tokenizer that exists; characters unknown to it become its unknown token.
+    """Encode one file with a tokenizer that exists; what is unknown to it becomes its unknown token.
 
     Raises:
         InputError: The file is missing, empty, unreadable, binary or not UTF-8.
     """
     path = Path(path)
-    _check_file(path)
-    with _opened(path) as file:
-        if isinstance(tokenizer, CharTokenizer):
-            pieces = [tokenizer.encode_code_points(c) for c in _code_points(path, _chunks(file))]
-        else:
-            pieces = [np.frombuffer(chunk, dtype=np.uint8).astype(np.int64) for chunk in _chunks(file)]
-    ids = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
-    if len(ids) < 2:
-        raise InputError(f"{path}: holds {len(ids)} tokens; at least 2 are needed, one to read and one to predict")
+    check_file(path)
+    encoder = encoder_of(tokenizer)
+    pieces = [*encode_file(read_texts(path, tokenizer.level), encoder, tokenizer.sequences), encoder.end()]
+    ids = np.concatenate([piece.astype(np.int64) for piece in pieces])
+    least, needed = (1, "a sequence to score") if tokenizer.sequences else (2, "one to read and one to predict")
+    if len(ids) < least:
+        raise InputError(f"{path}: holds {len(ids)} tokens; at least {least} are needed, {needed}")
     return ids
-
-
-def _find_files(paths: Sequence[str | Path], include: str) -> list[tuple[Path, bool]]:
-    """Return (file, whether it was named explicitly) in a fixed order."""
-    if not paths:
-        raise InputError("no text was given; expected at least one file or folder")
-    files: list[tuple[Path, bool]] = []
-    for given in map(Path, paths):
-        if given.is_dir():
-            inside = sorted(
-                path
-                for path in given.rglob(include)
-                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(given).parts)
-            )
-            if not inside:
-                raise InputError(
-                    f"{given}: no files match {include!r} in this folder; give a folder of text, or --include"
-                )
-            files += [(path, False) for path in inside]
-        else:
-            _check_file(given)
-            files.append((given, True))
-    return files
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if not path.is_file():
-        raise InputError(f"{path}: not a regular file; expected a text file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty; expected text")
-
-
-def _identity(path: Path) -> list[Any]:
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def _reusable(folder: Path, wanted: dict[str, Any]) -> Corpus | None:
@@ -188,167 +158,78 @@ def _reusable(folder: Path, wanted: dict[str, Any]) -> Corpus | None:
     return None
 
 
-def _boundary(tokens: int, split: float, files: list[tuple[Path, bool]]) -> int:
-    """Return where the held-out piece begins, with something on either side of it."""
-    if tokens < 4:
-        name = files[0][0] if len(files) == 1 else f"{len(files)} files"
-        raise InputError(f"{name}: {tokens} tokens in all; too little to train on and hold out, expected some hundreds")
-    return min(max(int(split * tokens), 2), tokens - 2)
-
-
-def _encode_all(files: list[tuple[Path, bool]], target: Path, level: str, on_progress: OnProgress) -> dict[str, Any]:
-    """Write every file's tokens one after the other; return the description of what was written."""
+def _encode_all(
+    files: list[tuple[Path, bool]], target: Path, how: Tokenization, split: float, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Write every file's tokens, cut in what is trained on and what is held out; return the description of what was written."""
     total, done, skipped = sum(path.stat().st_size for path, _ in files), 0, 0
     sources: list[dict[str, Any]] = []
-    writer = _Writer(target.with_suffix(".part"), level)
+    encoder = make_encoder(how, files, split)
+    written = TokenFile(target.with_suffix(".part"))
     try:
         for path, named in files:
-            before, size, digest = writer.count, path.stat().st_size, hashlib.sha256()
+            before, state, digest = written.count, encoder.state, hashlib.sha256()
+            on_chunk = _counted(digest, lambda read, so_far=done: on_progress(so_far + read, total))
             try:
-                if level == "char" and not named and _looks_binary(path):
+                if how.level != "byte" and not named and looks_binary(path):
                     raise InputError(f"{path}: binary")
-                with _opened(path) as file:
-                    chunks = _observed(
-                        _chunks(file), digest, lambda read, so_far=done: on_progress(so_far + read, total)
-                    )
-                    writer.write_file(path, chunks)
-                sources.append({"path": str(path), "bytes": size, "sha256": digest.hexdigest()})
-            except InputError:
+                for ids in encode_file(read_texts(path, how.level, on_chunk), encoder, how.sequences):
+                    written.append(ids, encoder.largest)
+                sources.append({"path": str(path), "bytes": path.stat().st_size, "sha256": digest.hexdigest()})
+            except InputError as error:
                 if named:
-                    raise
-                writer.truncate(before)
+                    raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+                written.truncate(before)
+                encoder.state = state
                 skipped += 1
-            done += size
+            done += path.stat().st_size
         if not sources:
             raise InputError(f"none of {skipped} files is UTF-8 text; use --level byte for other encodings")
-        description = writer.finish(target)
+        if how.sequences is None:
+            rest = encoder.end()
+            written.append(rest, encoder.largest)
+        name = str(files[0][0]) if len(files) == 1 else f"{len(files)} files"
+        description = _cut(written, encoder.tokenizer(), how, split, name)
+        written.finish(target)
     finally:
-        writer.close()
+        written.close()
     return description | {"sources": sources, "skipped": skipped}
 
 
-class _Writer:
-    """Appends tokens to a file, in the narrowest unsigned integers that hold them."""
-
-    def __init__(self, path: Path, level: str) -> None:
-        self.path = path
-        self.level = level
-        self.count = 0
-        self._dtype = np.dtype(np.uint8)
-        self._file = path.open("w+b")
-        # id of every code point there can be, 0 where it was not yet seen
-        self._ids = np.zeros(0x110000 if level == "char" else 0, dtype=np.uint32)
-        self._characters: list[int] = []
-
-    def write_file(self, path: Path, chunks: Iterator[bytes]) -> None:
-        """Encode a file and append its tokens."""
-        if self.level == "byte":
-            for chunk in chunks:
-                self._append(np.frombuffer(chunk, dtype=np.uint8))
-        else:
-            for code_points in _code_points(path, chunks):
-                self._append(self._encode(code_points))
-
-    def _encode(self, code_points: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        ids = self._ids[code_points]
-        if not ids.all():
-            new = np.unique(code_points[ids == 0])
-            self._ids[new] = np.arange(len(self._characters) + 1, len(self._characters) + 1 + len(new))
-            self._characters += new.tolist()
-            ids = self._ids[code_points]
-        return ids
-
-    def _append(self, ids: NDArray[np.integer]) -> None:
-        needed = np.min_scalar_type(max(len(self._characters), 255))
-        if needed.itemsize > self._dtype.itemsize:
-            self._widen(needed)
-        ids.astype(self._dtype, copy=False).tofile(self._file)
-        self.count += len(ids)
-
-    def _widen(self, dtype: np.dtype) -> None:
-        """Rewrite what is there in wider integers, a chunk at a time."""
-        wide_path = self.path.with_suffix(".wide")
-        with wide_path.open("w+b") as wide:
-            self._file.seek(0)
-            while len(chunk := np.fromfile(self._file, self._dtype, _CHUNK)):
-                chunk.astype(dtype).tofile(wide)
-        self._file.close()
-        wide_path.replace(self.path)
-        self._file = self.path.open("r+b")
-        self._file.seek(0, 2)
-        self._dtype = dtype
-
-    def truncate(self, count: int) -> None:
-        """Take back all tokens from `count` on."""
-        self._file.flush()
-        self._file.truncate(count * self._dtype.itemsize)
-        self._file.seek(0, 2)
-        self.count = count
-
-    def finish(self, target: Path) -> dict[str, Any]:
-        """Put the file in its place and describe it."""
-        self._file.close()
-        self.path.replace(target)
-        tokenizer = CharTokenizer("".join(map(chr, self._characters))) if self.level == "char" else ByteTokenizer()
-        return {"dtype": self._dtype.name, "tokens": self.count, "tokenizer": tokenizer.to_json()}
-
-    def close(self) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}") from error
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        yield chunk
-
-
-def _observed(chunks: Iterator[bytes], digest: Any, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-    """Pass chunks on; digest them, and report how many bytes have come by."""
+def _counted(digest: Any, on_bytes: Callable[[int], None]) -> Callable[[bytes], None]:
+    """Return what digests the pieces of a file, and reports how many bytes have come by."""
     done = 0
-    for chunk in chunks:
+
+    def on_chunk(chunk: bytes) -> None:
+        nonlocal done
         digest.update(chunk)
-        yield chunk
         done += len(chunk)
         on_bytes(done)
 
-
-def _looks_binary(path: Path) -> bool:
-    with _opened(path) as file:
-        return b"\0" in file.read(_CHUNK)
+    return on_chunk
 
 
-def _code_points(path: Path, chunks: Iterator[bytes]) -> Iterator[NDArray[np.uint32]]:
-    """Decode UTF-8 strictly, chunk by chunk, and say where it fails."""
-    offset, rest = 0, b""
-    for chunk in chunks:
-        data = rest + chunk
-        if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
-            data, offset = data[3:], 3
-        text, rest = _decode(path, data, offset)
-        offset += len(data) - len(rest)
-        if "\0" in text:
-            at = offset - len(data) + len(rest) + len(text[: text.index("\0")].encode())
-            raise InputError(f"{path}: NUL byte at position {at:,}: not a text file; use --level byte for binary files")
-        yield np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    if rest:
-        raise InputError(f"{path}: the file ends in the middle of a character, at byte {offset:,}; it may be cut off")
-
-
-def _decode(path: Path, data: bytes, offset: int) -> tuple[str, bytes]:
-    """Return the text of whole characters, and the bytes of one that is still to come."""
-    try:
-        return data.decode(), b""
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data" and error.end == len(data):
-            return data[: error.start].decode(), data[error.start :]
+def _cut(written: TokenFile, tokenizer: Tokenizer, how: Tokenization, split: float, name: str) -> dict[str, Any]:
+    """Decide what is held out, and which words are kept; rewrite the file where that changes it; describe it."""
+    tokens = written.tokens()
+    if len(tokens) < 4:
         raise InputError(
-            f"{path}: byte 0x{data[error.start]:02x} at position {offset + error.start:,} is not UTF-8; "
-            "convert the file, or use --level byte for other encodings"
-        ) from error
+            f"{name}: {len(tokens)} tokens in all; too little to train on and hold out, expected some hundreds"
+        )
+    boundary = min(max(int(split * len(tokens)), 2), len(tokens) - 2)
+    changed = tokens
+    if tokenizer.eos_id is not None:
+        try:
+            changed, boundary = held_out_last(tokens, tokenizer.eos_id, split)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    if isinstance(tokenizer, WordTokenizer):
+        changed, tokenizer = keep_frequent(changed, boundary, tokenizer, how)
+    if changed is not tokens:
+        written.rewrite(changed)
+    return {
+        "dtype": written.dtype.name,
+        "tokens": written.count,
+        "boundary": boundary,
+        "tokenizer": tokenizer.to_json(),
+    }

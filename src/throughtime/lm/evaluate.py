@@ -2,30 +2,40 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from throughtime.errors import InputError
+from throughtime.lm.model import LanguageModel
+from throughtime.training import Sequences
 
 _EXACT = 250_000  # tokens up to which one stream carries its state through the whole text
 _WARM_UP = 512  # tokens that each of several streams reads before those it is scored on
+_BATCH = 64  # sequences scored side by side
+_MOST_LOGITS = 1 << 25  # numbers held at a time
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss over a text, every token predicted with carried state.
+    """The loss over a text.
+
+    Of a stream, every token but the first is predicted, with carried state; of sequences every token, their ends included, each
+    sequence from its start.
 
     Attributes:
         nats_per_token: Mean of −ln p(token | what came before).
         bits_per_character: The same in bits, for each Unicode character.
         bits_per_byte: The same in bits, for each byte of UTF-8: comparable across levels.
         perplexity: exp(nats_per_token).
-        tokens: How many tokens were predicted: all but the first.
+        tokens: How many tokens were predicted.
         unknown: How many of them were unknown to the model.
+        sequences: How many sequences there were; `None` of a stream.
+        perplexity_without_eos: Of the tokens that don't end a sequence alone; `None` of a stream.
     """
 
     nats_per_token: float
@@ -34,58 +44,126 @@ class Evaluation:
     perplexity: float
     tokens: int
     unknown: int = 0
+    sequences: int | None = None
+    perplexity_without_eos: float | None = None
+
+
+class SequenceScores(NamedTuple):
+    """−ln p of sequences.
+
+    Attributes:
+        nats: Of each sequence, its end included, (N,).
+        eos_nats: Of each sequence's end alone, (N,).
+    """
+
+    nats: NDArray[np.float64]
+    eos_nats: NDArray[np.float64]
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: LanguageModel,
     tokens: NDArray[np.integer],
     *,
     characters: int | None = None,
     bytes: int | None = None,
     unknown_id: int | None = None,
+    eos_id: int | None = None,
     window: int = 512,
 ) -> Evaluation:
-    """Score a whole text with carried state.
+    """Score a whole text: a stream with carried state, or sequences one by one.
 
     Up to 250,000 tokens, one stream reads the text from its first token to its last. A longer one is cut in streams that
     are read side by side; each first reads the 512 tokens before its own, so that every token is predicted with at least
     that much context.
 
     Args:
-        model: `model(ids (T, B), state) -> (logits (T, B, V), state)`.
-        tokens: Ids (N,), N ≥ 2.
+        model: The language model.
+        tokens: Ids (N,), N ≥ 2; or sequences, each ended by `eos_id`.
         characters: How many characters the N tokens stand for; N if not given.
         bytes: How many bytes; N if not given.
         unknown_id: The id that is counted as unknown.
-        window: Steps in one call of the model.
+        eos_id: The id that ends a sequence; `None` where the text is one stream.
+        window: Most steps in one call of the model.
     """
-    count = len(tokens) - 1
-    if count < 1:
+    if eos_id is None and len(tokens) < 2:
         raise InputError(f"{len(tokens)} tokens to evaluate on; at least 2 are needed, one to read and one to predict")
     was_training = model.training
     model.eval()
-    nats = _total_nats(model, tokens, window) / count
+    scores = None
+    if eos_id is None:
+        total, predicted = _total_nats(model, tokens, window), tokens[1:]
+        share = len(predicted) / len(tokens)
+    else:
+        scores = score_sequences(model, tokens, eos_id, window)
+        total, predicted, share = float(scores.nats.sum()), tokens, 1.0
     model.train(was_training)
-    per_token = nats / math.log(2)
+    bits = total / math.log(2)
     return Evaluation(
-        nats_per_token=nats,
-        bits_per_character=per_token * (count + 1) / (characters or count + 1),
-        bits_per_byte=per_token * (count + 1) / (bytes or count + 1),
-        perplexity=math.exp(nats) if nats < 700 else math.inf,
-        tokens=count,
-        unknown=0 if unknown_id is None else int(np.count_nonzero(tokens[1:] == unknown_id)),
+        nats_per_token=total / len(predicted),
+        bits_per_character=bits / ((characters or len(tokens)) * share),
+        bits_per_byte=bits / ((bytes or len(tokens)) * share),
+        perplexity=_perplexity(total, len(predicted)),
+        tokens=len(predicted),
+        unknown=0 if unknown_id is None else int(np.count_nonzero(predicted == unknown_id)),
+        sequences=len(scores.nats) if scores else None,
+        perplexity_without_eos=_perplexity(total - scores.eos_nats.sum(), len(tokens) - len(scores.nats))
+        if scores
+        else None,
     )
 
 
-def _total_nats(model: nn.Module, tokens: NDArray[np.integer], window: int) -> float:
+@torch.no_grad()
+def score_sequences(
+    model: LanguageModel, tokens: NDArray[np.integer], eos_id: int, window: int = 512
+) -> SequenceScores:
+    """Return −ln p of each sequence, every one read from a fresh state.
+
+    Args:
+        model: The language model.
+        tokens: The sequences one after the other, each ended by `eos_id`.
+        eos_id: The id that ends a sequence, and that is read before its first token.
+        window: Most steps in one call of the model.
+    """
+    device = next(model.parameters()).device
+    window = _affordable(window, _BATCH, model.config.vocabulary_size)
+    sequences = Sequences(tokens, eos_id, _BATCH, window, shuffle=False)
+    nats, eos_nats = np.zeros(sequences.count), np.zeros(sequences.count)
+    state = None
+    for step in range(len(sequences)):
+        inputs, targets, lengths = sequences.window_at(step)
+        state = None if sequences.begins_epoch(step) else state
+        logits, state = model(inputs.to(device), state, lengths.to(device))
+        lost = cross_entropy(
+            logits.flatten(0, 1).float(), targets.to(device).flatten(), ignore_index=-100, reduction="none"
+        )
+        lost = lost.view(targets.shape).double().cpu()
+        rows = sequences.rows_at(step)
+        nats[rows] += lost.sum(0).numpy()
+        eos_nats[rows] += torch.where(targets == eos_id, lost, 0).sum(0).numpy()
+    return SequenceScores(nats, eos_nats)
+
+
+def _affordable(window: int, rows: int, vocabulary_size: int) -> int:
+    """Return a window, at most the one that is asked for, whose logits fit in memory."""
+    return max(min(window, _MOST_LOGITS // (rows * vocabulary_size)), 1)
+
+
+def _perplexity(nats: float, count: int) -> float:
+    per_token = nats / count if count else math.inf
+    return math.exp(per_token) if per_token < 700 else math.inf
+
+
+def _total_nats(model: LanguageModel, tokens: NDArray[np.integer], window: int) -> float:
     device = next(model.parameters()).device
     count = len(tokens) - 1
     streams = 1 if count <= _EXACT else min(64, -(-count // (_EXACT // 4)))
     stride = -(-count // streams)
     warm_up = 0 if streams == 1 else _WARM_UP
+    window = _affordable(window, streams, model.config.vocabulary_size)
     starts = np.arange(streams) * stride
-    total, state = 0.0, None
+    total = 0.0
+    state: tuple[Tensor, ...] | None = None
     for begin in (*range(-warm_up, 0, window), *range(0, stride, window)):
         end = min(begin + window, 0 if begin < 0 else stride)
         places = starts + np.arange(begin, end)[:, None]  # (T, streams)

@@ -9,7 +9,7 @@ from torch.nn.functional import linear, one_hot
 from throughtime import init
 from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
-from throughtime.shapes import Logits, TokenIds
+from throughtime.shapes import Lengths, Logits, TokenIds
 
 State = tuple[Tensor, ...]
 
@@ -101,12 +101,15 @@ class LanguageModel(nn.Module):
             nn.init.normal_(self.embedding.weight, std=self.config.embedding_size**-0.5)
             self.output.weight = self.embedding.weight
 
-    def forward(self, ids: TokenIds, state: State | None = None) -> tuple[Logits, State]:
+    def forward(
+        self, ids: TokenIds, state: State | None = None, lengths: Lengths | None = None
+    ) -> tuple[Logits, State]:
         """Predict the token after each one.
 
         Args:
             ids: Token ids (T, B), int64.
             state: What the last call returned, each tensor (L, B, H); `None` starts anew.
+            lengths: Steps in each row (B,), 0 … T, if they aren't all T; logits past a row's end mean nothing.
 
         Returns:
             Logits (T, B, V) and the state: (h,), or (h, c) of an LSTM.
@@ -116,7 +119,7 @@ class LanguageModel(nn.Module):
         else:
             x = self.embedding(ids)
         hx = state[0] if state is not None and len(state) == 1 else state
-        h, final = self.recurrent(x, hx)
+        h, final = self.recurrent(x, hx, lengths=lengths)
         h = self.dropout(h)
         if self.projection is not None:
             h = self.projection(h)

@@ -19,6 +19,7 @@ from typing import Any
 
 from throughtime.errors import InputError
 from throughtime.lm.corpus import Corpus, open_corpus
+from throughtime.lm.generate import Sampling
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
 from throughtime.training.checkpoint import CheckpointError, load, load_json, save, save_json
@@ -72,8 +73,17 @@ class Run:
 
     @property
     def generation(self) -> dict[str, Any]:
-        """How `sample` chooses unless told otherwise: the fields of `Sampling`."""
-        return load_json(self.folder / GENERATION)
+        """How `sample` chooses unless told otherwise: the fields of `Sampling`.
+
+        Raises:
+            CheckpointError: The file is missing, or holds something else.
+        """
+        values = load_json(self.folder / GENERATION)
+        try:
+            Sampling(**values)
+        except (TypeError, InputError) as error:
+            raise CheckpointError(f"{self.folder / GENERATION}: not what 'sample' can be told ({error})") from error
+        return values
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -142,7 +152,7 @@ def create_run(folder: Path, options: dict[str, Any], config: ModelConfig, token
     """Write what describes a run, before the first step."""
     (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
     save_json(folder / TOKENIZER, tokenizer.to_json())
-    save_json(folder / GENERATION, {"temperature": 1.0, "top_k": None, "top_p": None, "greedy": False})
+    save_json(folder / GENERATION, asdict(Sampling()))
     save_json(folder / CONFIG, {"training": options, "model": asdict(config)})
     return Run(folder)
 

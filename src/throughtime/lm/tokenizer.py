@@ -1,6 +1,7 @@
-"""Text to token ids and back: one token a Unicode character, or one a byte.
+"""Text to token ids and back: what a tokenizer is, and the two simplest, one token a Unicode character or one a byte.
 
-Both are vectorised over whole chunks of text, and both decode piece by piece for streaming.
+A text is either one stream of tokens, or sequences: lines or files, each ended by an end-of-sequence token (EOS) of its own,
+which stands for the line end.
 """
 
 import codecs
@@ -11,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from throughtime.errors import InputError, unknown_name
+from throughtime.lm.bpe import BpeTokenizer
+from throughtime.lm.words import WordTokenizer
 
+_LINE_END = 10  # "\n"
 UNKNOWN = "\ufffd"  # U+FFFD REPLACEMENT CHARACTER stands for the unknown token where ids become text
 
 
@@ -30,14 +34,31 @@ class Tokenizer(Protocol):
         level: Its name, one of `level_names()`.
         vocabulary_size: V; ids are 0 … V−1.
         unknown_id: The id of whatever was not in the training text, or `None` where everything is known.
+        sequences: "line" or "file" where each of them is a sequence of its own; `None` where the text is one stream.
+        eos_id: The id of the token that ends a sequence, `None` where the text is one stream.
     """
 
     level: str
     vocabulary_size: int
     unknown_id: int | None
+    sequences: str | None
+    eos_id: int | None
 
-    def encode(self, text: str) -> NDArray[np.int64]:
-        """Return the ids (N,) of a text. What is unknown gets `unknown_id`."""
+    def encode(self, text: str, follows: bool = False) -> NDArray[np.int64]:
+        """Return the ids (N,) of a text. What is unknown gets `unknown_id`.
+
+        Args:
+            text: The text.
+            follows: Whether it goes on from a word right before it, which matters where words are tokens.
+        """
+        ...
+
+    def encode_lines(self, lines: Iterable[str]) -> NDArray[np.int64]:
+        """Return the ids of lines one after the other, each ended by `eos_id`."""
+        ...
+
+    def prompt(self, text: str) -> str:
+        """Return a prompt as it can be gone on from."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -65,7 +86,8 @@ class CharTokenizer:
     """One token a Unicode character (code point) of the training text; id 0 is the unknown character.
 
     Args:
-        characters: The known characters, without repetition; the first gets id 1.
+        characters: The known characters, without repetition; the first gets id 1, or 2 where there are sequences.
+        sequences: "line" or "file" where each of them is a sequence of its own, ended by the token with id 1; else `None`.
 
     Example:
         >>> tokenizer = CharTokenizer("abc")
@@ -78,30 +100,43 @@ class CharTokenizer:
     level = "char"
     unknown_id: int | None = 0
 
-    def __init__(self, characters: str | Sequence[str]) -> None:
+    def __init__(self, characters: str | Sequence[str], sequences: str | None = None) -> None:
         self.characters = "".join(characters)
-        code_points = _code_points(self.characters)
+        self.sequences = sequences
+        self.eos_id = 1 if sequences else None
+        code_points = code_points_of(self.characters)
         if len(np.unique(code_points)) != len(code_points):
             raise InputError("a character tokenizer was given the same character twice; expected each one once")
-        self.vocabulary_size = len(code_points) + 1
+        self._first = 2 if sequences else 1
+        self._texts = UNKNOWN + ("\n" if sequences else "") + self.characters
+        self.vocabulary_size = len(self._texts)
         self._order = np.argsort(code_points)
         self._sorted = code_points[self._order]
-        self._sizes = np.array([len(UNKNOWN.encode()), *(len(c.encode()) for c in self.characters)])
+        self._sizes = np.array([len(c.encode("utf-8", "surrogatepass")) for c in self._texts])
 
-    def encode(self, text: str) -> NDArray[np.int64]:
-        """Return the ids (N,) of a text; an unknown character gets id 0."""
-        return self.encode_code_points(_code_points(text))
-
-    def encode_code_points(self, code_points: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return the ids of Unicode code points."""
+    def encode(self, text: str, follows: bool = False) -> NDArray[np.int64]:
+        """Return the ids (N,) of a text; an unknown character gets id 0. `follows` makes no difference."""
+        code_points = code_points_of(text)
         if not len(self._sorted):
             return np.zeros(len(code_points), dtype=np.int64)
         place = np.minimum(np.searchsorted(self._sorted, code_points), len(self._sorted) - 1)
-        return np.where(self._sorted[place] == code_points, self._order[place] + 1, 0)
+        return np.where(self._sorted[place] == code_points, self._order[place] + self._first, 0)
+
+    def encode_lines(self, lines: Iterable[str]) -> NDArray[np.int64]:
+        """Return the ids of lines, each ended by `eos_id`."""
+        assert self.eos_id is not None
+        text = "".join(line + "\n" for line in lines)
+        ids = self.encode(text)
+        ids[code_points_of(text) == _LINE_END] = self.eos_id
+        return ids
+
+    def prompt(self, text: str) -> str:
+        """Return a prompt as it is."""
+        return text
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids; the unknown token becomes U+FFFD."""
-        return "".join(UNKNOWN if i == 0 else self.characters[i - 1] for i in ids)
+        """Return the text of ids; the unknown token becomes U+FFFD, the end of a sequence a line end."""
+        return "".join(self._texts[token] for token in ids)
 
     def decoder(self) -> Decoder:
         """Return a decoder: every token is a character at once."""
@@ -118,7 +153,7 @@ class CharTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that `tokenizer_from_json` needs."""
-        return {"level": self.level, "characters": self.characters}
+        return {"level": self.level, "sequences": self.sequences, "characters": self.characters}
 
 
 class _CharDecoder:
@@ -132,6 +167,9 @@ class _CharDecoder:
 class ByteTokenizer:
     """One token a byte, ids 0 … 255: any file, any encoding, nothing unknown.
 
+    Args:
+        sequences: "line" or "file" where each of them is a sequence of its own, ended by the token with id 256; else `None`.
+
     Example:
         >>> ByteTokenizer().encode("한").tolist()
         [237, 149, 156]
@@ -139,15 +177,29 @@ class ByteTokenizer:
 
     level = "byte"
     unknown_id: int | None = None
-    vocabulary_size = 256
 
-    def encode(self, text: str) -> NDArray[np.int64]:
-        """Return the bytes of a text in UTF-8."""
+    def __init__(self, sequences: str | None = None) -> None:
+        self.sequences = sequences
+        self.eos_id = 256 if sequences else None
+        self.vocabulary_size = 257 if sequences else 256
+
+    def encode(self, text: str, follows: bool = False) -> NDArray[np.int64]:
+        """Return the bytes of a text in UTF-8. `follows` makes no difference."""
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64)
 
+    def encode_lines(self, lines: Iterable[str]) -> NDArray[np.int64]:
+        """Return the bytes of lines, each ended by `eos_id`."""
+        assert self.eos_id is not None
+        ids = self.encode("".join(line + "\n" for line in lines))
+        return np.where(ids == _LINE_END, self.eos_id, ids)
+
+    def prompt(self, text: str) -> str:
+        """Return a prompt as it is."""
+        return text
+
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of bytes; what is not UTF-8 becomes U+FFFD."""
-        return bytes(ids).decode("utf-8", "replace")
+        """Return the text of bytes; what is not UTF-8 becomes U+FFFD, the end of a sequence a line end."""
+        return bytes(_LINE_END if token == self.eos_id else token for token in ids).decode("utf-8", "replace")
 
     def decoder(self) -> Decoder:
         """Return a decoder that holds the bytes of a character back until it is whole."""
@@ -163,7 +215,7 @@ class ByteTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that `tokenizer_from_json` needs."""
-        return {"level": self.level}
+        return {"level": self.level, "sequences": self.sequences}
 
 
 class _ByteDecoder:
@@ -171,12 +223,17 @@ class _ByteDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._decoder.decode(bytes([token]))
+        return self._decoder.decode(bytes([token]) if token < 256 else b"\n")
 
 
 def level_names() -> list[str]:
     """Return the levels there are."""
-    return ["char", "byte"]
+    return ["char", "byte", "word", "bpe"]
+
+
+def sequence_names() -> list[str]:
+    """Return what can be a sequence of its own."""
+    return ["line", "file"]
 
 
 def tokenizer_from_json(description: dict[str, Any]) -> Tokenizer:
@@ -185,15 +242,23 @@ def tokenizer_from_json(description: dict[str, Any]) -> Tokenizer:
     Raises:
         InputError: The level is unknown, or the description is damaged.
     """
-    level = description.get("level")
+    level, sequences = description.get("level"), description.get("sequences")
+    if level not in level_names():
+        raise unknown_name("level", str(level), level_names())
+    if sequences not in (None, *sequence_names()):
+        raise InputError(f"a tokenizer's description has sequences {sequences!r}; the run's tokenizer.json is damaged")
     if level == "byte":
-        return ByteTokenizer()
-    if level == "char" and isinstance(description.get("characters"), str):
-        return CharTokenizer(description["characters"])
-    if level in level_names():
-        raise InputError(f"a {level} tokenizer's description lacks its characters; the run's tokenizer.json is damaged")
-    raise unknown_name("level", str(level), level_names())
+        return ByteTokenizer(sequences)
+    part, kind = {"char": ("characters", str), "word": ("words", list), "bpe": ("huggingface", dict)}[level]
+    if not isinstance(description.get(part), kind):
+        raise InputError(f"a {level} tokenizer's description lacks its {part}; the run's tokenizer.json is damaged")
+    if level == "char":
+        return CharTokenizer(description["characters"], sequences)
+    if level == "word":
+        return WordTokenizer(description["words"], bool(description.get("split_punctuation")), sequences)
+    return BpeTokenizer(description["huggingface"], sequences)
 
 
-def _code_points(text: str) -> NDArray[np.uint32]:
+def code_points_of(text: str) -> NDArray[np.uint32]:
+    """Return the Unicode code points of a text."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

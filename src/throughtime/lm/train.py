@@ -15,15 +15,18 @@ from torch.nn.functional import cross_entropy
 
 from throughtime.errors import InputError, unknown_name
 from throughtime.lm.corpus import Corpus, build_corpus
+from throughtime.lm.encoding import Tokenization
 from throughtime.lm.evaluate import Evaluation, evaluate
+from throughtime.lm.memory import check_fits
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, Run, check_new, create_run, open_run
-from throughtime.lm.tokenizer import level_names
-from throughtime.training import Budget, Clipping, Loop, Streams
+from throughtime.lm.tokenizer import sequence_names
+from throughtime.training import Budget, Clipping, Loop, Sequences, Streams, Windows
 from throughtime.training import StepReport as LoopReport
 from throughtime.training.checkpoint import load, save, save_json
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
+MODES = ("stream", "sentence")
 _METRICS_EVERY = 1.0  # seconds
 
 
@@ -32,17 +35,23 @@ class TrainingOptions:
     """All that training can be told.
 
     Attributes:
-        level: A token is a "char" or a "byte".
+        level: A token is a "char", a "byte", a "word" or a "bpe" token.
+        mode: "stream" carries the state through the whole text; at "sentence", each line or file is a sequence of its own that ends
+            with an end-of-sequence token, and the state is new for each.
+        sequence: What a sequence is, "line" or "file".
+        vocabulary: Most tokens of a word or bpe vocabulary; 10,000 and 2,000 if not given.
+        min_count: How often a word must occur to be a token.
+        split_punctuation: Whether punctuation marks are tokens of their own at level "word".
         cell: "rnn", "rnn_relu", "lstm" or "gru".
         hidden: H of every layer.
         layers: L.
-        embedding: Width of the token embedding; 0 feeds one-hot vectors.
+        embedding: Width of the token embedding; 0 feeds one-hot vectors. If not given, 0 for chars and bytes, H for words and bpe.
         tied: Whether the output layer shares the embedding.
         dropout: Probability of dropping an activation between layers and before the output.
         minutes: Budget in minutes of training; 3 if no budget is given.
         epochs: Budget in passes over the text.
         steps: Budget in updates.
-        batch: B, streams trained on side by side.
+        batch: B, streams or sequences trained on side by side.
         bptt: T, steps of truncated BPTT.
         optimizer: "adamw", "adam" or "sgd" (with momentum 0.9).
         lr: Learning rate at its peak.
@@ -60,10 +69,15 @@ class TrainingOptions:
     """
 
     level: str = "char"
+    mode: str = "stream"
+    sequence: str = "line"
+    vocabulary: int | None = None
+    min_count: int = 2
+    split_punctuation: bool = True
     cell: str = "lstm"
     hidden: int = 256
     layers: int = 1
-    embedding: int = 0
+    embedding: int | None = None
     tied: bool = False
     dropout: float = 0.0
     minutes: float | None = None
@@ -83,8 +97,9 @@ class TrainingOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.level not in level_names():
-            raise unknown_name("level", self.level, level_names())
+        if self.mode not in MODES:
+            raise unknown_name("mode", self.mode, MODES)
+        self.tokenization  # noqa: B018 a name or a number that can't be raises
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("batch", "bptt"):
@@ -114,11 +129,19 @@ class TrainingOptions:
         """How gradients are clipped."""
         return Clipping(self.clip, self.clip_value)
 
+    @property
+    def tokenization(self) -> Tokenization:
+        """How the text is cut into tokens."""
+        sequences = self.sequence if self.mode == "sentence" else None
+        if self.sequence not in sequence_names():
+            raise unknown_name("sequence", self.sequence, sequence_names())
+        return Tokenization(self.level, sequences, self.vocabulary, self.min_count, self.split_punctuation)
+
     def model_config(self, vocabulary_size: int) -> ModelConfig:
         """Return the shape of the model for a vocabulary."""
-        return ModelConfig(
-            vocabulary_size, self.cell, self.hidden, self.layers, self.embedding, self.dropout, self.tied
-        )
+        usual = self.hidden if self.level in ("word", "bpe") else 0
+        embedding = usual if self.embedding is None else self.embedding
+        return ModelConfig(vocabulary_size, self.cell, self.hidden, self.layers, embedding, self.dropout, self.tied)
 
     @classmethod
     def from_values(cls, values: dict[str, Any], source: str = "") -> "TrainingOptions":
@@ -218,10 +241,17 @@ def train(
     device = device_named(options.device)
     folder = check_new(out)
     corpus = build_corpus(
-        paths, folder / DATA, options.level, split=options.split, include=options.include, on_progress=on_encoding
+        paths,
+        folder / DATA,
+        options.tokenization,
+        split=options.split,
+        include=options.include,
+        on_progress=on_encoding,
     )
     config = options.model_config(corpus.tokenizer.vocabulary_size)
-    windows = Streams(corpus.train, options.batch, options.bptt)
+    windows = _make_windows(corpus, options)
+    if device.type == "cpu":
+        check_fits(config, options.batch, options.bptt, options.level)
     torch.manual_seed(options.seed)
     loop = _make_loop(LanguageModel(config).to(device), windows, options, device)
     run = create_run(folder, asdict(options), config, corpus.tokenizer)  # only now: what can't be made leaves no run
@@ -243,7 +273,7 @@ def resume(run_folder: str | Path, observer: Observer | None = None) -> Training
     if not (run.folder / CHECKPOINT).exists():
         raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
     corpus = run.corpus()
-    windows = Streams(corpus.train, options.batch, options.bptt)
+    windows = _make_windows(corpus, options)
     loop = _make_loop(LanguageModel(run.model_config).to(device), windows, options, device)
     loop.restore(*load(run.folder / CHECKPOINT))
     if loop.progress >= 1 and run.results is not None:
@@ -251,7 +281,15 @@ def resume(run_folder: str | Path, observer: Observer | None = None) -> Training
     return _finish(run, loop, corpus, observer)
 
 
-def _make_loop(model: LanguageModel, windows: Streams, options: TrainingOptions, device: torch.device) -> Loop:
+def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
+    """Return the streams of a text, or the batches of its sequences."""
+    eos_id = corpus.tokenizer.eos_id
+    if eos_id is None:
+        return Streams(corpus.train, options.batch, options.bptt)
+    return Sequences(corpus.train, eos_id, options.batch, options.bptt, options.seed)
+
+
+def _make_loop(model: LanguageModel, windows: Windows, options: TrainingOptions, device: torch.device) -> Loop:
     return Loop(
         model=model,
         windows=windows,
@@ -266,7 +304,7 @@ def _make_loop(model: LanguageModel, windows: Streams, options: TrainingOptions,
 
 
 def _next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean −ln p of the targets (T, B) under logits (T, B, V)."""
+    """Mean −ln p of the targets (T, B) under logits (T, B, V); targets of −100 don't count."""
     return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -302,6 +340,7 @@ def _finish(run: Run, loop: Loop, corpus: Corpus, observer: Observer | None) -> 
             characters=corpus.held_out_characters,
             bytes=corpus.held_out_bytes,
             unknown_id=corpus.tokenizer.unknown_id,
+            eos_id=corpus.tokenizer.eos_id,
         )
     summary = TrainingSummary(run.folder, loop.step, loop.seconds, not spent, loop.clip_share, evaluation)
     if evaluation is not None:

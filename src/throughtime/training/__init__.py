@@ -5,6 +5,7 @@ from throughtime.training.clipping import Clipping, ClipReport
 from throughtime.training.guard import NonFiniteError
 from throughtime.training.loop import Loop, StepReport, Windows
 from throughtime.training.schedule import Budget, warmup_cosine
+from throughtime.training.sequences import Sequences
 from throughtime.training.tbptt import Streams, detach
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Clipping",
     "Loop",
     "NonFiniteError",
+    "Sequences",
     "StepReport",
     "Streams",
     "Windows",

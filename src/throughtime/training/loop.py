@@ -21,14 +21,17 @@ _SMOOTHING = 0.98  # weight of the past in the running mean of the loss
 
 
 class Windows(Protocol):
-    """What the loop trains on: windows of parallel streams, in order. `Streams` is one."""
+    """What the loop trains on: windows of parallel streams, in order. `Streams` is one, `Sequences` another."""
 
     def __len__(self) -> int:
         """How many windows an epoch has."""
         ...
 
-    def window_at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the inputs (T, B, …) and targets (T, B, …) of a step counted from the start of training."""
+    def window_at(self, step: int) -> tuple[Tensor, ...]:
+        """Return the inputs (T, B, …) and targets (T, B, …) of a step counted from the start of training.
+
+        Where the rows have lengths, these (B,) are the third.
+        """
         ...
 
     def begins_epoch(self, step: int) -> bool:
@@ -74,7 +77,8 @@ class Loop:
     """A training under way.
 
     Attributes:
-        model: `model(inputs, state) -> (output, state)`; the state is a tuple of tensors.
+        model: `model(inputs, state) -> (output, state)`, called with `lengths` as a third where the windows have them; the state
+            is a tuple of tensors.
         windows: What to train on.
         optimizer: A torch optimiser over the model's parameters.
         loss: `loss(output, targets)`, a scalar.
@@ -180,9 +184,10 @@ class Loop:
             group["lr"] = rate
         if self.windows.begins_epoch(self.step):
             self.state = None
-        inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in self.windows.window_at(self.step))
+        window = self.windows.window_at(self.step)
+        inputs, targets, *lengths = (tensor.to(self.device, non_blocking=True) for tensor in window)
 
-        output, state = self.model(inputs, self.state)
+        output, state = self.model(inputs, self.state, *lengths)
         loss = self.loss(output, targets)
         self.optimizer.zero_grad()
         loss.backward()
@@ -198,7 +203,8 @@ class Loop:
         self._smoothed = raw if self.step == 1 else _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * raw
         took = time.perf_counter() - began
         self.seconds += took
-        pace = targets.shape[0] * targets.shape[1] / took
+        positions = int(window[2].sum()) if lengths else targets.shape[0] * targets.shape[1]
+        pace = positions / took
         self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * pace if self._tokens_per_second else pace
         return self._report(raw, norm, bool(clipped), rate)
 

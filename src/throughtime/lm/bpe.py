@@ -1,0 +1,171 @@
+"""Byte-pair encoding (Sennrich et al., 2016), on bytes: by Hugging Face's tokenizers, trained on the corpus itself.
+
+Every text can be written with the 256 bytes, so nothing is unknown and every text comes back exactly.
+"""
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from throughtime.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+_PIECE = (
+    10_000  # characters that are encoded at a time: pieces are encoded in parallel, and none gets too long to merge
+)
+LEAST_VOCABULARY = 256
+
+
+class BpeTokenizer:
+    """Tokens are frequent sequences of bytes.
+
+    Args:
+        description: What Hugging Face's tokenizers writes as `tokenizer.json`.
+        sequences: "line" or "file" where each of them is a sequence of its own, ended by the last token; else `None`.
+
+    Example:
+        >>> tokenizer = train_bpe(["to be or not to be "] * 20, vocabulary_size=270)
+        >>> tokenizer.decode(tokenizer.encode("to be, 한"))
+        'to be, 한'
+        >>> len(tokenizer.encode(" to be")) < 6
+        True
+    """
+
+    level = "bpe"
+    unknown_id: int | None = None
+
+    def __init__(self, description: dict[str, Any], sequences: str | None = None) -> None:
+        tokenizers = _library()
+        try:
+            self._tokenizer: HuggingFaceTokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"a bpe tokenizer's description is damaged: {' '.join(str(error).split())}") from error
+        self._description = description
+        size = self._tokenizer.get_vocab_size()
+        self.sequences = sequences
+        self.eos_id = size if sequences else None
+        self.vocabulary_size = size + (1 if sequences else 0)
+        alphabet = _alphabet()
+        pieces = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
+        self._bytes = [bytes(alphabet[c] for c in piece) for piece, _ in pieces] + [b"\n"] * bool(sequences)
+
+    def encode(self, text: str, follows: bool = False) -> NDArray[np.int64]:
+        """Return the ids (N,) of a text; what isn't a character becomes U+FFFD. `follows` makes no difference."""
+        return np.concatenate(self._encode_batch(list(_pieces(text))))
+
+    def encode_lines(self, lines: Iterable[str]) -> NDArray[np.int64]:
+        """Return the ids of lines, each ended by `eos_id`."""
+        assert self.eos_id is not None
+        batch, ends = [], []
+        for line in lines:
+            batch += _pieces(line)
+            ends.append(len(batch))
+        if not batch:
+            return np.zeros(0, dtype=np.int64)
+        ids = self._encode_batch(batch)
+        for end in ends:
+            ids[end - 1] = np.append(ids[end - 1], self.eos_id)
+        return np.concatenate(ids)
+
+    def _encode_batch(self, pieces: list[str]) -> list[NDArray[np.int64]]:
+        whole = [p if p.isascii() else p.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for p in pieces]
+        encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def prompt(self, text: str) -> str:
+        """Return a prompt as it can be gone on from: the space after its last word is part of the next word's token."""
+        return text.rstrip(" ")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; bytes that are no character become U+FFFD."""
+        return b"".join(self._bytes[token] for token in ids).decode("utf-8", "replace")
+
+    def decoder(self) -> "_BpeDecoder":
+        """Return a decoder that holds the bytes of a character back until it is whole."""
+        return _BpeDecoder(self._bytes)
+
+    def bytes_of(self, ids: NDArray[np.integer]) -> int:
+        """Return how many bytes of UTF-8 the tokens stand for."""
+        return self._total(ids, [len(piece) for piece in self._bytes])
+
+    def characters_of(self, ids: NDArray[np.integer]) -> int:
+        """Return how many characters begin in the tokens."""
+        return self._total(ids, [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes])
+
+    def _total(self, ids: NDArray[np.integer], sizes: list[int]) -> int:
+        return int(np.bincount(ids, minlength=self.vocabulary_size) @ np.array(sizes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all that `tokenizer_from_json` needs; under "huggingface" is what that library itself reads."""
+        return {"level": self.level, "sequences": self.sequences, "huggingface": self._description}
+
+
+class _BpeDecoder:
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(self._pieces[token])
+
+
+def train_bpe(texts: Iterable[str], vocabulary_size: int, sequences: str | None = None) -> BpeTokenizer:
+    """Learn the merges of a byte-level BPE.
+
+    Args:
+        texts: What to learn from.
+        vocabulary_size: How many tokens to make, at most; 256 of them are the bytes.
+        sequences: See `BpeTokenizer`; the end-of-sequence token comes on top.
+
+    Raises:
+        InputError: The vocabulary is smaller than the bytes, or Hugging Face's tokenizers isn't installed.
+    """
+    if vocabulary_size < LEAST_VOCABULARY:
+        raise InputError(f"--vocabulary {vocabulary_size}: a bpe needs at least {LEAST_VOCABULARY}, one for each byte")
+    tokenizers = _library()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        show_progress=False,
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+    return BpeTokenizer(json.loads(tokenizer.to_str()), sequences)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text where it makes no difference to the tokens: before white space, if there is any in reach."""
+    begin = 0
+    while len(text) - begin > _PIECE:
+        piece = text[begin : begin + _PIECE]
+        head = piece.rstrip().rsplit(None, 1)
+        end = len(head[0]) if len(head) == 2 and head[0].strip() else _PIECE
+        yield piece[:end]
+        begin += end
+    yield text[begin:]
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InputError("--level bpe needs Hugging Face's tokenizers: pip install 'throughtime[bpe]'") from error
+    return tokenizers
+
+
+def _alphabet() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for.
+
+    Printable bytes stand for themselves in Latin-1; the others, in order, are the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}

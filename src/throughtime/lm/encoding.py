@@ -1,0 +1,378 @@
+"""How the files of a corpus become ids, in one pass, while the vocabulary is still growing.
+
+A level's encoder gives out ids as its characters or words come. `TokenFile` holds them, in the narrowest integers that will do.
+When all is read, the sequences that are held out are put last and rare words become unknown.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from throughtime.errors import InputError, unknown_name
+from throughtime.lm.bpe import LEAST_VOCABULARY, train_bpe
+from throughtime.lm.reading import CHUNK, lines_of, read_texts
+from throughtime.lm.tokenizer import (
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    code_points_of,
+    level_names,
+    sequence_names,
+)
+from throughtime.lm.words import GrowingWords, WordTokenizer, cut, ids_of, whole_words
+from throughtime.lm.words import encode_lines as encode_word_lines
+
+_MOST_FOR_BPE = 100_000_000  # characters that a bpe's merges are learned from
+_HELD_BACK = 1 << 20  # characters without white space after which a stream is cut anywhere, where that does no harm
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """How a text is cut into tokens.
+
+    Attributes:
+        level: "char", "byte", "word" or "bpe".
+        sequences: "line" or "file" where each of them is a sequence of its own, ended by an end-of-sequence token; `None` where
+            the whole text is one stream.
+        vocabulary: Most tokens there may be: 10,000 words, the unknown one included, or 2,000 of a bpe, if not given. Only for
+            these two.
+        min_count: How often a word must occur in the training text to be a token.
+        split_punctuation: Whether punctuation marks are tokens of their own, at level "word".
+
+    Raises:
+        InputError: A name or a number can't be.
+    """
+
+    level: str = "char"
+    sequences: str | None = None
+    vocabulary: int | None = None
+    min_count: int = 2
+    split_punctuation: bool = True
+
+    def __post_init__(self) -> None:
+        if self.level not in level_names():
+            raise unknown_name("level", self.level, level_names())
+        if self.sequences not in (None, *sequence_names()):
+            raise unknown_name("sequence", str(self.sequences), sequence_names())
+        if self.min_count < 1:
+            raise InputError(f"--min-count {self.min_count}: expected at least 1")
+        if self.vocabulary is not None:
+            least = {"word": 2, "bpe": LEAST_VOCABULARY}.get(self.level)
+            if least is None:
+                raise InputError(f"--vocabulary is for --level word and bpe; at level {self.level} nothing is left out")
+            if self.vocabulary < least:
+                raise InputError(f"--vocabulary {self.vocabulary}: expected at least {least} at level {self.level}")
+
+    @property
+    def most_tokens(self) -> int:
+        """The largest vocabulary of a level that has one."""
+        return self.vocabulary or {"word": 10_000, "bpe": 2_000}[self.level]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
+
+
+class Encoder(Protocol):
+    """Turns a corpus into ids, piece by piece.
+
+    Attributes:
+        largest: The largest id so far, or that can be.
+        state: What is held back until more text has come; may be kept and put back.
+    """
+
+    largest: int
+    state: Any
+
+    def feed(self, text: str) -> NDArray[np.integer]:
+        """Return the ids of the next piece of the stream."""
+        ...
+
+    def end(self) -> NDArray[np.integer]:
+        """Return the ids of what was held back: the stream ends here."""
+        ...
+
+    def encode_lines(self, lines: list[str]) -> NDArray[np.integer]:
+        """Return the ids of lines, each ended by the end-of-sequence token."""
+        ...
+
+    def eos(self) -> NDArray[np.integer]:
+        """Return the end-of-sequence token alone."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of all that came."""
+        ...
+
+
+def make_encoder(how: Tokenization, files: list[tuple[Path, bool]], split: float) -> Encoder:
+    """Return an encoder that has seen nothing yet, or, at level "bpe", one that has learned its merges from the training text."""
+    if how.level == "bpe":
+        texts = _training_text(files, how, split)
+        return _WholeWordEncoder(train_bpe(texts, how.most_tokens - bool(how.sequences), how.sequences))
+    return {"char": _CharEncoder, "byte": _ByteEncoder, "word": _WordEncoder}[how.level](how)
+
+
+def encode_file(texts: Iterator[str], encoder: Encoder, sequences: str | None) -> Iterator[NDArray[np.integer]]:
+    """Yield the ids of one file, piece by piece; the end of a stream isn't among them."""
+    if sequences == "line":
+        yield from map(encoder.encode_lines, lines_of(texts))
+        return
+    yield from map(encoder.feed, texts)
+    if sequences == "file":
+        yield encoder.end()
+        yield encoder.eos()
+
+
+def encoder_of(tokenizer: Tokenizer) -> Encoder:
+    """Return an encoder whose vocabulary is fixed."""
+    if tokenizer.level == "byte":
+        return _ByteEncoder(Tokenization("byte", tokenizer.sequences))
+    return _WholeWordEncoder(tokenizer) if tokenizer.level in ("word", "bpe") else _FixedEncoder(tokenizer)
+
+
+class _FixedEncoder:
+    """For tokens that don't reach beyond a piece of text."""
+
+    state: Any = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.largest = tokenizer.vocabulary_size - 1
+
+    def feed(self, text: str) -> NDArray[np.integer]:
+        return self._tokenizer.encode(text)
+
+    def end(self) -> NDArray[np.integer]:
+        return np.zeros(0, dtype=np.int64)
+
+    def encode_lines(self, lines: list[str]) -> NDArray[np.integer]:
+        return self._tokenizer.encode_lines(lines)
+
+    def eos(self) -> NDArray[np.integer]:
+        return np.array([self._tokenizer.eos_id])
+
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+
+class _ByteEncoder(_FixedEncoder):
+    """Takes each byte as the character of its number, as `read_texts` gives them."""
+
+    def __init__(self, how: Tokenization) -> None:
+        super().__init__(ByteTokenizer(how.sequences))
+
+    def feed(self, text: str) -> NDArray[np.integer]:
+        return np.frombuffer(text.encode("latin-1"), dtype=np.uint8)
+
+    def encode_lines(self, lines: list[str]) -> NDArray[np.integer]:
+        ids = self.feed("".join(line + "\n" for line in lines))
+        return np.where(ids == ord("\n"), np.uint16(256), ids)
+
+
+class _CharEncoder:
+    state: Any = None
+
+    def __init__(self, how: Tokenization) -> None:
+        self._sequences = how.sequences
+        self._ids = np.zeros(0x110000, dtype=np.uint32)  # of every code point there can be, 0 where it was not yet seen
+        self._first = 2 if how.sequences else 1
+        self._characters: list[int] = []
+        self.largest = self._first - 1
+
+    def feed(self, text: str) -> NDArray[np.integer]:
+        code_points = code_points_of(text)
+        ids = self._ids[code_points]
+        if not ids.all():
+            new = np.unique(code_points[ids == 0])
+            self._ids[new] = np.arange(self.largest + 1, self.largest + 1 + len(new))
+            self._characters += new.tolist()
+            self.largest += len(new)
+            ids = self._ids[code_points]
+        return ids
+
+    def end(self) -> NDArray[np.integer]:
+        return np.zeros(0, dtype=np.uint32)
+
+    def encode_lines(self, lines: list[str]) -> NDArray[np.integer]:
+        self._ids[ord("\n")] = 1  # no line holds one
+        return self.feed("".join(line + "\n" for line in lines))
+
+    def eos(self) -> NDArray[np.integer]:
+        return np.array([1])
+
+    def tokenizer(self) -> Tokenizer:
+        return CharTokenizer("".join(map(chr, self._characters)), self._sequences)
+
+
+class _WholeWordEncoder(_FixedEncoder):
+    """Holds the last word back until it is surely whole; `state` is that word, and whether anything stood before it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self.state = ("", False)
+
+    def feed(self, text: str) -> NDArray[np.integer]:
+        rest, follows = self.state
+        piece, rest = whole_words(rest + text)
+        if len(rest) > _HELD_BACK and self._tokenizer.level == "bpe":
+            piece, rest = piece + rest, ""
+        self.state = rest, follows or bool(piece)
+        return self._encode(piece, follows)
+
+    def end(self) -> NDArray[np.integer]:
+        (rest, follows), self.state = self.state, ("", False)
+        return self._encode(rest, follows)
+
+    def _encode(self, text: str, follows: bool) -> NDArray[np.integer]:
+        return self._tokenizer.encode(text, follows)
+
+
+class _WordEncoder(_WholeWordEncoder):
+    def __init__(self, how: Tokenization) -> None:
+        self._split, self._sequences = how.split_punctuation, how.sequences
+        super().__init__(WordTokenizer([], self._split, self._sequences))
+        self._ids = GrowingWords(first=2 if how.sequences else 1)
+        self.largest = 0
+
+    def encode_lines(self, lines: list[str]) -> NDArray[np.integer]:
+        return self._grown(encode_word_lines(lines, self._split, self._ids, 1))
+
+    def _encode(self, text: str, follows: bool) -> NDArray[np.integer]:
+        return self._grown(ids_of(cut(text, self._split, follows), self._ids))
+
+    def _grown(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
+        self.largest = len(self._ids) + (1 if self._sequences else 0) - 1
+        return ids
+
+    def tokenizer(self) -> Tokenizer:
+        words = [word for word, number in self._ids.items() if number]
+        return WordTokenizer(words, self._split, self._sequences)
+
+
+class TokenFile:
+    """Tokens in a file that grows, in the narrowest unsigned integers that hold them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.dtype = np.dtype(np.uint8)
+        self._file = path.open("w+b")
+
+    def append(self, ids: NDArray[np.integer], largest: int) -> None:
+        """Write ids at the end; none of them is above `largest`."""
+        needed = np.min_scalar_type(max(largest, 255))
+        if needed.itemsize > self.dtype.itemsize:
+            self._widen(needed)
+        ids.astype(self.dtype, copy=False).tofile(self._file)
+        self.count += len(ids)
+
+    def _widen(self, dtype: np.dtype) -> None:
+        """Rewrite what is there in wider integers, a chunk at a time."""
+        wide_path = self.path.with_suffix(".wide")
+        with wide_path.open("w+b") as wide:
+            self._file.seek(0)
+            while len(chunk := np.fromfile(self._file, self.dtype, CHUNK)):
+                chunk.astype(dtype).tofile(wide)
+        self._file.close()
+        wide_path.replace(self.path)
+        self._file = self.path.open("r+b")
+        self._file.seek(0, 2)
+        self.dtype = dtype
+
+    def truncate(self, count: int) -> None:
+        """Take back all tokens from `count` on."""
+        self._file.flush()
+        self._file.truncate(count * self.dtype.itemsize)
+        self._file.seek(0, 2)
+        self.count = count
+
+    def tokens(self) -> NDArray[np.integer]:
+        """Return what was written, memory-mapped."""
+        self._file.flush()
+        return np.memmap(self.path, dtype=self.dtype, mode="r") if self.count else np.zeros(0, self.dtype)
+
+    def rewrite(self, tokens: NDArray[np.integer]) -> None:
+        """Replace everything."""
+        self.truncate(0)
+        self.dtype = tokens.dtype
+        self.append(tokens, 255)
+
+    def finish(self, target: Path) -> None:
+        """Put the file in its place."""
+        self._file.close()
+        self.path.replace(target)
+
+    def close(self) -> None:
+        """Close the file, and remove it if it isn't in its place."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def is_held_out(index: NDArray[np.int64], split: float) -> NDArray[np.bool_]:
+    """Return which sequences are held out: the share 1 − split of them, evenly spread, counted from 0."""
+    share = 1 - split + 1e-12  # so that a tenth is a tenth, whatever 1 − 0.9 comes to
+    return np.floor((index + 1) * share) > np.floor(index * share)
+
+
+def held_out_last(tokens: NDArray[np.integer], eos_id: int, split: float) -> tuple[NDArray[np.integer], int]:
+    """Return the tokens with the sequences that are held out put last, and how many tokens come before these.
+
+    Raises:
+        InputError: There are fewer than two sequences.
+    """
+    ends = np.flatnonzero(np.asarray(tokens) == eos_id) + 1
+    if len(ends) < 2:
+        raise InputError(
+            f"{len(ends)} sequence in all; to train on some and hold out others, at least 2 are needed. A text that isn't "
+            "made of sequences is one stream: --mode stream"
+        )
+    chosen = is_held_out(np.arange(len(ends)), split)
+    if chosen.all() or not chosen.any():
+        chosen = np.arange(len(ends)) == len(ends) - 1
+    held_out = np.repeat(chosen, np.diff(ends, prepend=0))
+    return np.concatenate([tokens[~held_out], tokens[held_out]]), int(np.count_nonzero(~held_out))
+
+
+def keep_frequent(
+    tokens: NDArray[np.integer], boundary: int, tokenizer: WordTokenizer, how: Tokenization
+) -> tuple[NDArray[np.integer], WordTokenizer]:
+    """Return the tokens with rare words made unknown, and the tokenizer of the others, the most frequent first.
+
+    Words are counted where they are trained on; what stands in the held-out text only is unknown, as it would be in any new text.
+    """
+    counts = np.bincount(tokens[:boundary], minlength=tokenizer.vocabulary_size)
+    first = tokenizer.vocabulary_size - len(tokenizer.words)
+    order = first + np.argsort(-counts[first:], kind="stable")
+    kept = order[counts[order] >= how.min_count][: how.most_tokens - first]
+    new = np.zeros(tokenizer.vocabulary_size, dtype=np.min_scalar_type(max(first + len(kept) - 1, 255)))
+    new[:first] = np.arange(first)
+    new[kept] = first + np.arange(len(kept))
+    words = [tokenizer.words[number - first] for number in kept]
+    return new[tokens], WordTokenizer(words, how.split_punctuation, how.sequences)
+
+
+def _training_text(files: list[tuple[Path, bool]], how: Tokenization, split: float) -> Iterator[str]:
+    """Yield the text that will be trained on, as far as it is needed to learn a bpe's merges; what is no text is passed over."""
+    most = sum(path.stat().st_size for path, _ in files) * (1.0 if how.sequences == "line" else split)
+    read, lines_so_far = 0, 0
+    for path, _ in files:
+        texts = read_texts(path, how.level)
+        try:
+            for lines in lines_of(texts) if how.sequences == "line" else ([text] for text in texts):
+                if read >= min(most, _MOST_FOR_BPE):
+                    return
+                if how.sequences == "line":
+                    held_out = is_held_out(lines_so_far + np.arange(len(lines)), split)
+                    lines_so_far += len(lines)
+                    lines = [line for line, out in zip(lines, held_out, strict=True) if not out]
+                for text in lines:
+                    text = text[: max(int(most - read), 1)]
+                    read += len(text.encode())
+                    yield text
+        except InputError:
+            continue

@@ -1,0 +1,51 @@
+"""Whether a model can be trained in the memory there is: asked before it is made, since afterwards it is too late."""
+
+from pathlib import Path
+
+import torch
+
+from throughtime.errors import InputError
+from throughtime.lm.model import LanguageModel, ModelConfig
+
+_COPIES = 4  # of each weight: itself, its gradient, and an optimiser's two moments
+_LOGITS = 4  # of their size: the logits, their logarithmic softmax, the gradient, and a one-hot input
+_FLOAT = 4  # bytes
+
+
+def bytes_to_train(config: ModelConfig, batch: int, window: int) -> int:
+    """Return about how many bytes it takes to train a model on windows (T, B)."""
+    with torch.device("meta"):  # no memory is taken and nothing is drawn
+        weights = LanguageModel(config).parameter_count
+    return _FLOAT * (_COPIES * weights + _LOGITS * batch * window * config.vocabulary_size)
+
+
+def free_bytes() -> int | None:
+    """Return how much memory a process may still take here, or `None` where that can't be told."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = [1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])]
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
+        if limit != "max":
+            free.append(int(limit) - int((group / "memory.current").read_text()))
+        return max(min(free), 0)
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def check_fits(config: ModelConfig, batch: int, window: int, level: str) -> None:
+    """Refuse a model that can't be trained in the memory there is.
+
+    Raises:
+        InputError: With its size, what is free, and what to lower.
+    """
+    needed, free = bytes_to_train(config, batch, window), free_bytes()
+    if free is None or needed <= free:
+        return
+    vocabulary = "--vocabulary, " if level in ("word", "bpe") else ""
+    other = "" if level in ("byte", "bpe") else ", or use --level byte or bpe"
+    raise InputError(
+        f"a vocabulary of {config.vocabulary_size:,} with --hidden {config.hidden_size}, --batch {batch} and --bptt {window} needs "
+        f"about {needed / 1e9:.1f} GB to train, but {free / 1e9:.1f} GB are free; lower {vocabulary}--hidden, --batch or "
+        f"--bptt{other}"
+    )
