@@ -170,13 +170,14 @@ def train(
     split: Annotated[
         float | None, _choice("--split", "P", "0.9", DATA, "Share to train on; the rest is held out.")
     ] = None,
-    cell: Annotated[str | None, _choice("--cell", "NAME", "lstm", MODEL, "rnn, rnn_relu, lstm or gru.")] = None,
+    cell: Annotated[str | None, _choice("--cell", "NAME", "lstm", MODEL, "rnn, rnn_relu, lstm, gru or mlp.")] = None,
     hidden: Annotated[int | None, _choice("--hidden", "H", "256", MODEL, "Hidden units of a layer.")] = None,
     layers: Annotated[int | None, _choice("--layers", "L", "1", MODEL, "Layers.")] = None,
     embedding: Annotated[
         int | None,
         _choice("--embedding", "E", "0, H for words and bpe", MODEL, "Width of the embedding; 0 is one-hot."),
     ] = None,
+    window: Annotated[int | None, _choice("--window", "N", "8", MODEL, "Tokens that an mlp sees.")] = None,
     tied: Annotated[
         bool | None, _choice("--tied/--no-tied", "", "no-tied", MODEL, "Let the output layer share the embedding.")
     ] = None,

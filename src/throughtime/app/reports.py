@@ -96,6 +96,7 @@ def describe_model(run: "Run") -> str:
     config = run.model_config
     layers = f"{config.num_layers} layer{'s' if config.num_layers > 1 else ''} of {config.hidden_size}"
     inputs = f", embedding {config.embedding_size}" if config.embedding_size else ", one-hot input"
+    inputs += f", a window of {config.window} tokens" if config.cell == "mlp" else ""
     extras = (", tied" if config.tied else "") + (f", dropout {config.dropout:g}" if config.dropout else "")
     return f"{config.cell.upper().replace('_', ' ')}, {layers}{inputs}{extras}: {_parameter_count(run):,} parameters"
 
@@ -126,7 +127,7 @@ def _describe_files(files: list[str], skipped: int) -> str:
 
 def _describe_options(options: dict[str, Any]) -> str:
     """Return the options that the other rows don't already tell, as they would be given."""
-    told = ("level", "cell", "hidden", "layers", "embedding", "tied", "dropout")
+    told = ("level", "cell", "hidden", "layers", "embedding", "window", "tied", "dropout")
     given = {name: value for name, value in options.items() if name not in told and value is not None}
     return "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
 

@@ -1,4 +1,4 @@
-"""The language model: tokens in, a recurrent stack, logits of the next token out."""
+"""The language model: tokens in, a recurrent stack (or a fixed window), logits of the next token out."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from torch.nn.functional import linear, one_hot
 from throughtime import init
 from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
+from throughtime.lm.fixed_window import FixedWindow
 from throughtime.shapes import Lengths, Logits, TokenIds
 
 State = tuple[Tensor, ...]
@@ -16,7 +17,7 @@ State = tuple[Tensor, ...]
 
 def cell_names() -> list[str]:
     """Return the cells that a language model can be made of."""
-    return ["rnn", "rnn_relu", "lstm", "gru"]
+    return ["rnn", "rnn_relu", "lstm", "gru", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ModelConfig:
         num_layers: L.
         embedding_size: Width of the token embedding; 0 feeds one-hot vectors.
         dropout: Probability of dropping an input of any layer but the first, and of the output layer, while training.
+        window: How many tokens the cell "mlp" sees; the others see all of them.
         tied: Whether the output layer's weights are the embedding's (Press & Wolf, 2017). Where `embedding_size` differs
             from `hidden_size`, h is first projected to the embedding's width.
 
@@ -44,6 +46,7 @@ class ModelConfig:
     embedding_size: int = 0
     dropout: float = 0.0
     tied: bool = False
+    window: int = 8
 
     def __post_init__(self) -> None:
         if self.cell not in cell_names():
@@ -53,6 +56,7 @@ class ModelConfig:
             ("--hidden", self.hidden_size, 1),
             ("--layers", self.num_layers, 1),
             ("--embedding", self.embedding_size, 0),
+            ("--window", self.window, 1),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InputError(f"{flag} {value}: expected a whole number, at least {least}")
@@ -94,9 +98,10 @@ class LanguageModel(nn.Module):
     def _initialise(self) -> None:
         """Start where learning is fast: docs/log.md has what was tried and what it came to."""
         nn.init.zeros_(self.output.bias)
-        init.orthogonal_(self.recurrent)
-        if self.embedding is None:  # a one-hot input picks a row, so rows are drawn as an embedding's are
-            nn.init.normal_(self.recurrent.all_weights[0][0])
+        if isinstance(self.recurrent, Recurrent):
+            init.orthogonal_(self.recurrent)
+            if self.embedding is None:  # a one-hot input picks a row, so rows are drawn as an embedding's are
+                nn.init.normal_(self.recurrent.all_weights[0][0])
         if self.config.tied and self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=self.config.embedding_size**-0.5)
             self.output.weight = self.embedding.weight
@@ -108,18 +113,21 @@ class LanguageModel(nn.Module):
 
         Args:
             ids: Token ids (T, B), int64.
-            state: What the last call returned, each tensor (L, B, H); `None` starts anew.
+            state: What the last call returned, each tensor (L, B, H), or (n−1, B) of an mlp; `None` starts anew.
             lengths: Steps in each row (B,), 0 … T, if they aren't all T; logits past a row's end mean nothing.
 
         Returns:
-            Logits (T, B, V) and the state: (h,), or (h, c) of an LSTM.
+            Logits (T, B, V) and the state: (h,), (h, c) of an LSTM, the tokens an mlp still sees.
         """
-        if self.embedding is None:
+        if isinstance(self.recurrent, FixedWindow):
+            x = ids
+        elif self.embedding is None:
             x = one_hot(ids, self.config.vocabulary_size).to(self.output.weight.dtype)
         else:
             x = self.embedding(ids)
         hx = state[0] if state is not None and len(state) == 1 else state
-        h, final = self.recurrent(x, hx, lengths=lengths)
+        more = {"embedding": self.embedding.weight if self.embedding else None} if x is ids else {}
+        h, final = self.recurrent(x, hx, lengths=lengths, **more)
         h = self.dropout(h)
         if self.projection is not None:
             h = self.projection(h)
@@ -131,8 +139,11 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def _make_recurrent(config: ModelConfig, inputs: int) -> Recurrent:
+def _make_recurrent(config: ModelConfig, inputs: int) -> Recurrent | FixedWindow:
     dropout = config.dropout if config.num_layers > 1 else 0.0
+    if config.cell == "mlp":
+        sizes = config.vocabulary_size, inputs, config.hidden_size, config.num_layers, config.window
+        return FixedWindow(*sizes, dropout)
     sizes = inputs, config.hidden_size, config.num_layers
     if config.cell == "lstm":
         return LSTM(*sizes, dropout=dropout)

@@ -42,10 +42,11 @@ class TrainingOptions:
         vocabulary: Most tokens of a word or bpe vocabulary; 10,000 and 2,000 if not given.
         min_count: How often a word must occur to be a token.
         split_punctuation: Whether punctuation marks are tokens of their own at level "word".
-        cell: "rnn", "rnn_relu", "lstm" or "gru".
+        cell: "rnn", "rnn_relu", "lstm", "gru" or "mlp", which sees a fixed window of tokens.
         hidden: H of every layer.
         layers: L.
         embedding: Width of the token embedding; 0 feeds one-hot vectors. If not given, 0 for chars and bytes, H for words and bpe.
+        window: How many tokens an mlp sees.
         tied: Whether the output layer shares the embedding.
         dropout: Probability of dropping an activation between layers and before the output.
         minutes: Budget in minutes of training; 3 if no budget is given.
@@ -78,6 +79,7 @@ class TrainingOptions:
     hidden: int = 256
     layers: int = 1
     embedding: int | None = None
+    window: int = 8
     tied: bool = False
     dropout: float = 0.0
     minutes: float | None = None
@@ -141,7 +143,9 @@ class TrainingOptions:
         """Return the shape of the model for a vocabulary."""
         usual = self.hidden if self.level in ("word", "bpe") else 0
         embedding = usual if self.embedding is None else self.embedding
-        return ModelConfig(vocabulary_size, self.cell, self.hidden, self.layers, embedding, self.dropout, self.tied)
+        return ModelConfig(
+            vocabulary_size, self.cell, self.hidden, self.layers, embedding, self.dropout, self.tied, self.window
+        )
 
     @classmethod
     def from_values(cls, values: dict[str, Any], source: str = "") -> "TrainingOptions":
