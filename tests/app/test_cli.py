@@ -15,11 +15,12 @@ import pytest
 from throughtime.app import cli, errors
 
 Call = Callable[..., "Ended"]
-COMMANDS = ("train", "eval", "score", "sample", "explain", "info", "demo")
+COMMANDS = ("train", "eval", "score", "sample", "explain", "info", "plot", "demo")
 SMALL = ("--steps", 12, "--hidden", 8, "--batch", 4, "--bptt", 16)
 UNSAID = {  # defaults that depend, or that are said in another way
     "minutes": 3,
     "tied": "no-tied",
+    "locked": "no-locked",
     "vocabulary": "10000 words, 2000 bpe tokens",
     "split_punctuation": "split-punctuation",
     "embedding": "0, H for words and bpe",
@@ -90,7 +91,10 @@ class TestTrain:
         ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL, "--json")
         assert ended.code == 0
         assert ended.out.count("\n") == 1
-        assert set(ended.json) == {"run", "steps", "seconds", "interrupted", "clip_share", *EVALUATION}
+        assert set(ended.json) == {
+            *("run", "steps", "seconds", "interrupted", "clip_share", "best_step", "stopped_early", "rollbacks"),
+            *EVALUATION,
+        }
         assert ended.json["steps"] == 12
         assert ended.json["interrupted"] is False
         assert 0 < ended.json["nats_per_token"] < math.log(30)
@@ -99,17 +103,19 @@ class TestTrain:
         given = {
             "level": "byte", "cell": "gru", "hidden": 6, "layers": 2, "embedding": 5, "dropout": 0.1, "steps": 3, "batch": 2,
             "bptt": 8, "optimizer": "sgd", "lr": 0.01, "weight_decay": 0.001, "warmup": 0.1, "clip": 0.5, "clip_value": 0.2,
-            "seed": 7, "split": 0.8, "include": "*.txt", "device": "cpu", "mode": "sentence", "sequence": "file", "min_count": 3,
+            "seed": 7, "split": 0.8, "include": "*.txt", "device": "cpu", "mode": "sentence", "sequence": "file",
+            "min_count": 3, "window": 5,
+            "ema": 0.9, "eval_every": 2, "patience": 2, "rollbacks": 1, "embedding_dropout": 0.1,
         }  # fmt: skip
         flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         texts = tmp_path / "texts"
         texts.mkdir()
         for number in range(3):
             (texts / f"{number}.txt").write_bytes(text.read_bytes())
-        assert throughtime("train", texts, "--out", tmp_path / "run", *flags, "--tied").code == 0
+        assert throughtime("train", texts, "--out", tmp_path / "run", *flags, "--tied", "--locked").code == 0
         record = throughtime("info", tmp_path / "run", "--json").json
         assert record["options"] == given | {
-            "tied": True, "minutes": None, "epochs": None, "vocabulary": None, "split_punctuation": True,
+            "tied": True, "minutes": None, "epochs": None, "vocabulary": None, "split_punctuation": True, "locked": True,
         }  # fmt: skip
 
     def test_options_are_read_from_a_file_and_flags_override_it(
@@ -124,7 +130,10 @@ class TestTrain:
         assert (options["cell"], options["hidden"], options["steps"], options["minutes"]) == ("gru", 7, 2, None)
 
     @pytest.mark.timeout(120)
-    def test_ctrl_c_saves_and_says_how_to_go_on(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(
+        self, throughtime: Call, text: Path, tmp_path: Path, number: int, code: int
+    ) -> None:
         run = tmp_path / "run"
         arguments = [
             "train",
@@ -149,9 +158,9 @@ class TestTrain:
             while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate()
-        assert process.returncode == errors.INTERRUPTED
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+        assert process.returncode == code
         assert f"throughtime train --resume {run}" in err.splitlines()[-1]
         assert "Traceback" not in err
         stopped = json.loads(out)

@@ -69,9 +69,25 @@ def test_options_train(text, tmp_path, options, cell, optimizer):
     assert math.isfinite(summary.evaluation.nats_per_token)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_interrupted_and_resumed_equals_uninterrupted(text, tmp_path, cell):
-    options = TrainingOptions(**SMALL | {"cell": cell, "dropout": 0.2})
+MANNERS = {
+    "stream": {"dropout": 0.2},
+    "sentence": {"mode": "sentence", "dropout": 0.2, "bptt": 20, "eval_every": 7},
+    "words": {"level": "word", "batch": 2, "bptt": 8, "ema": 0.9, "layers": 2, "dropout": 0.3, "locked": True},
+    "bpe": {
+        "level": "bpe",
+        "vocabulary": 280,
+        "embedding_dropout": 0.2,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "eval_every": 5,
+    },
+}
+
+
+@pytest.mark.parametrize("cell", ["rnn", "rnn_relu", "lstm", "gru", "mlp"])
+@pytest.mark.parametrize("manner", MANNERS)
+def test_interrupted_and_resumed_equals_uninterrupted(text, tmp_path, cell, manner):
+    options = TrainingOptions(**SMALL | {"cell": cell} | MANNERS[manner])
     whole = train([text], tmp_path / "whole", options)
 
     def interrupt(report):
@@ -91,6 +107,56 @@ def test_interrupted_and_resumed_equals_uninterrupted(text, tmp_path, cell):
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
+    weights, _ = load(tmp_path / "whole" / "model.safetensors")
+    for name, tensor in load(tmp_path / "cut" / "model.safetensors")[0].items():
+        assert torch.equal(weights[name], tensor), name
+
+
+def test_the_best_weights_are_the_runs_and_the_last_are_there_too(text, tmp_path):
+    """Trained on one part of a text until it forgets all else: the best come early."""
+    text.write_text("abcdefgh" * 300 + "hgfedcba" * 300 + "aaaabbbb" * 300)
+    options = TrainingOptions(**SMALL | {"steps": 400, "eval_every": 10, "patience": 8, "split": 0.5, "lr": 0.02})
+    summary = train([text], tmp_path / "run", options)
+    run = open_run(tmp_path / "run")
+    assert summary.stopped_early
+    assert summary.steps == summary.best_step + 80 < 400
+    assert run.results["training"]["best_step"] == summary.best_step
+    held_out = run.corpus().held_out
+    best, last = (evaluate(run.load_model(last=last), held_out).nats_per_token for last in (False, True))
+    assert best == pytest.approx(summary.evaluation.nats_per_token)
+    assert best < last
+    with pytest.raises(InputError, match="this run is complete"):
+        resume(tmp_path / "run")
+
+
+def test_the_averaged_weights_are_the_runs(text, tmp_path):
+    summary = train([text], tmp_path / "run", TrainingOptions(**SMALL | {"ema": 0.95}))
+    run = open_run(tmp_path / "run")
+    saved, _ = load(run.folder / "checkpoint" / "latest.safetensors")
+    weights = run.load_model().state_dict()["output.weight"]
+    assert torch.equal(weights, saved["average.module.output.weight"])
+    assert not torch.equal(weights, saved["model.output.weight"])
+    assert torch.equal(weights, run.load_model(last=True).state_dict()["output.weight"])
+    assert evaluate(run.load_model(), run.corpus().held_out).nats_per_token == pytest.approx(
+        summary.evaluation.nats_per_token
+    )
+
+
+def test_a_divergence_is_rolled_back_said_and_written_down(text, tmp_path, monkeypatch):
+    honest = throughtime.lm.train.__globals__["_next_token_loss"]
+    calls = []
+
+    def spoilt(logits, targets):
+        calls.append(1)
+        return honest(logits, targets) * (math.nan if len(calls) == 12 else 1)
+
+    monkeypatch.setitem(throughtime.lm.train.__globals__, "_next_token_loss", spoilt)
+    happened = []
+    summary = train([text], tmp_path / "run", TrainingOptions(**SMALL), on_rollback=happened.append)
+    assert (summary.rollbacks, summary.steps) == (1, 30)
+    assert (happened[0].step, happened[0].to_step, happened[0].learning_rate) == (12, 0, 0.005)
+    events = [m for m in open_run(tmp_path / "run").metrics() if "event" in m]
+    assert [(e["event"], e["step"]) for e in events] == [("rollback", 12)]
 
 
 def test_a_run_that_is_done_or_never_began_cant_go_on(text, tmp_path):
@@ -128,7 +194,9 @@ def test_a_first_loss_that_is_no_number_leaves_the_start_to_go_back_to(text, tmp
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(throughtime.training.Loop.run, "__defaults__", (None, None, 0.0))  # save after every step
+    monkeypatch.setattr(
+        throughtime.training.Loop.run, "__defaults__", (None, None, 0.0, None, None)
+    )  # save after every step
     honest = throughtime.lm.train.__globals__["_next_token_loss"]
     calls = []
 
@@ -138,7 +206,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(text, tmp_path,
 
     monkeypatch.setitem(throughtime.lm.train.__globals__, "_next_token_loss", spoilt)
     with pytest.raises(NonFiniteError, match="the loss became inf at step 6"):
-        train([text], tmp_path / "run", TrainingOptions(**SMALL))
+        train([text], tmp_path / "run", TrainingOptions(**SMALL | {"rollbacks": 0}))
     monkeypatch.undo()
     _, state = load(tmp_path / "run" / "checkpoint" / "latest.safetensors")
     assert state["step"] == 5
@@ -192,6 +260,14 @@ OPTIONS = [
     ({"steps": 5, "epochs": 1.0}, "--epochs and --steps: expected exactly one"),
     ({"clip": -1.0}, "--clip -1.0: expected"),
     ({"dropout": 1.0}, "--dropout 1.0: expected"),
+    ({"ema": 1.0}, "--ema 1.0: expected a share"),
+    ({"eval_every": -1}, "--eval-every -1: expected"),
+    ({"patience": 3}, "--patience needs measurements to lose it over; add --eval-every"),
+    ({"rollbacks": -1}, "--rollbacks -1: expected"),
+    ({"mode": "streams"}, "unknown mode 'streams'; did you mean 'stream'"),
+    ({"sequence": "lines"}, "unknown sequence 'lines'; did you mean 'line'"),
+    ({"vocabulary": 100}, "--vocabulary is for --level word and bpe"),
+    ({"window": 0, "cell": "mlp"}, "--window 0: expected"),
     ({"seed": 2**63}, "--seed 9223372036854775808: expected a whole number"),
 ]
 
@@ -250,6 +326,12 @@ def test_metrics_survive_a_cut_off_line(text, tmp_path):
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     assert [m["step"] for m in open_run(tmp_path / "run").metrics()] == [1, 2]
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "config.json").write_text(
+        (tmp_path / "run" / "config.json").read_text().replace('"steps": 2', '"steps": 4')
+    )
+    resume(tmp_path / "run")
+    assert [m["step"] for m in open_run(tmp_path / "run").metrics()] == [1, 2, 3, 4]
 
 
 def test_byte_level_counts_characters(tmp_path):

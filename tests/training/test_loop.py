@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import throughtime
-from throughtime.training import Budget, CheckpointError, Clipping, Loop, NonFiniteError, Streams
+from throughtime.training import (
+    Budget,
+    CheckpointError,
+    Clipping,
+    DivergedError,
+    Loop,
+    LossWatch,
+    NonFiniteError,
+    Streams,
+)
 
 
 class Forecaster(nn.Module):
@@ -163,3 +172,139 @@ def test_a_time_budget_counts_training_only(monkeypatch):
     assert loop.run(save=save, save_every=0)
     assert loop.step == 9  # nine steps of seven seconds are the first to pass a minute
     assert loop.seconds == 63.0
+
+
+def test_the_average_follows_the_weights_and_is_what_is_validated():
+    seen = []
+
+    def validate(model, should_stop):
+        seen.append((model, not should_stop()))
+        return 1.0
+
+    loop = make_loop(steps=12, average=0.9, validate=validate, validate_every=5)
+    weights = []
+    loop.run(lambda report: weights.append(loop.model.output.bias.detach().clone()))
+    expected = weights[0]
+    for n, weight in enumerate(weights[1:], start=1):
+        expected = torch.lerp(expected, weight, 1 - min(0.9, (1 + n) / (10 + n)))
+    torch.testing.assert_close(loop.trained.output.bias, expected)
+    assert not torch.equal(loop.trained.output.bias, weights[-1])
+    assert seen == [(loop.trained, True)] * 3  # after steps 5, 10 and the last, 12
+    assert loop.model.training
+
+
+def test_the_best_is_kept_and_patience_ends_training():
+    values = iter([3.0, 2.0, 2.5, 1.0, 1.0, 4.0, 5.0, 0.0])
+    best = []
+    loop = make_loop(steps=40, validate=lambda model, should_stop: next(values), validate_every=4, patience=3)
+    assert loop.run(on_best=lambda: best.append(loop.step))
+    assert best == [4, 8, 16]
+    assert (loop.step, loop.best_step, loop.best) == (28, 16, 1.0)
+    assert loop.stopped_early
+    assert loop.is_finished
+
+
+def test_an_interrupted_validation_is_made_up_for_after_a_resume():
+    def interrupted(model, should_stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return None if should_stop() else 1.0
+
+    loop = make_loop(validate=interrupted, validate_every=5)
+    assert not loop.run()
+    assert (loop.step, loop.signal, loop.best_step) == (5, signal.SIGTERM, 0)
+    saved = loop.checkpoint()
+    again = make_loop(validate=lambda model, should_stop: 1.0, validate_every=5)
+    again.restore(*saved)
+    best = []
+    assert again.run(on_best=lambda: best.append(again.step))
+    assert best == [5]
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_averages_and_validations_resume_too(cell):
+    def options():
+        seen = iter([5.0, 4.0, 4.5, 4.6])
+        return {"average": 0.9, "validate": lambda model, stop: next(seen), "validate_every": 3, "rollbacks": 3}
+
+    whole = make_loop(cell, **options())
+    whole.run()
+    expected, expected_state = everything(whole)
+    for stop in (1, 4, 7, 11):
+        first = make_loop(cell, **options())
+        first.run(lambda report, at=stop: os.kill(os.getpid(), signal.SIGINT) if report.step == at else None)
+        saved = first.checkpoint()
+        second = make_loop(cell, **options())
+        for _ in range(first.step // 3):
+            second.validate(None, None)
+        second.restore(*saved)
+        second.run()
+        actual, actual_state = everything(second)
+        assert actual_state == expected_state
+        for name, tensor in expected.items():
+            assert torch.equal(actual[name], tensor), f"{name} differs after a stop at step {stop}"
+
+
+def spoilt(loop: Loop, steps: set[int], factor: float) -> list[int]:
+    """Spoil the loss at some calls; return where the steps that are counted will stand."""
+    honest, calls = loop.loss, []
+
+    def loss(output, targets):
+        calls.append(loop.step + 1)
+        return honest(output, targets) * (factor if len(calls) in steps else 1)
+
+    loop.loss = loss
+    return calls
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 100.0])
+def test_a_divergence_is_rolled_back_and_slowed_down(factor):
+    loop = make_loop(steps=260, rollbacks=3)
+    calls = spoilt(loop, {230, 240}, factor)
+    happened = []
+    weights = {}
+
+    def observe(report):
+        weights.setdefault(report.step, []).append(loop.model.output.bias.detach().clone())
+
+    assert loop.run(observe, on_rollback=happened.append)
+    assert [(r.step, r.to_step, r.learning_rate) for r in happened] == [(230, 100, 5e-3), (110, 100, 2.5e-3)]
+    assert "at step 230" in happened[0].reason
+    assert calls[230] == 101
+    assert (loop.step, loop.rolled_back) == (260, 2)
+    first, second, third = weights[101]  # the same window and state, with ever smaller steps
+    start = weights[100][0]
+    assert (first - start).norm() > 1.9 * (second - start).norm() > 3.5 * (third - start).norm() > 0
+
+
+def test_the_fourth_divergence_ends_it():
+    loop = make_loop(steps=200, rollbacks=3)
+    spoilt(loop, {60, 61, 62, 63}, float("nan"))
+    happened = []
+    with pytest.raises(
+        NonFiniteError, match=r"after 3 rollbacks and with the learning rate down to 0\.00125: the loss became nan"
+    ):
+        loop.run(on_rollback=happened.append)
+    assert [r.to_step for r in happened] == [0, 0, 0]
+    assert all(torch.isfinite(p).all() for p in loop.model.parameters())
+
+
+def test_what_is_a_divergence_and_what_is_not():
+    watch = LossWatch()
+    for step in range(1, 60):
+        watch.check(4.0 - step * 0.04, step)  # learning
+        watch.see(4.0 - step * 0.04)
+    for step in range(60, 160):
+        watch.check(1.6 + 0.3 * (step % 3), step)  # noise
+        watch.see(1.6 + 0.3 * (step % 3))
+    watch.check(4.0, 160)  # one hard window
+    with pytest.raises(DivergedError, match=r"the loss went up to 30 at step 160, from 2\.04"):
+        watch.check(30.0, 160)
+    for _ in range(250):  # a loss that stays high, though it never jumps
+        watch.see(min(watch.fast + 0.05, 4.0))
+    with pytest.raises(DivergedError, match="at step 410"):
+        watch.check(4.0, 410)
+
+
+def test_an_average_needs_a_share():
+    with pytest.raises(throughtime.InputError, match=r"--ema 1\.0: expected a share"):
+        make_loop(average=1.0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from throughtime.lm.train import TrainingSummary
 
 NAME = "throughtime"
-NEEDS_ARGUMENTS = ("train", "eval", "score", "sample", "explain", "info")
+NEEDS_ARGUMENTS = ("train", "eval", "score", "sample", "explain", "info", "plot")
 
 
 @dataclass
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands after `throughtime`; `None` takes the process's own.
 
     Returns:
-        0, 2 where the input is at fault, 1 for a bug, 130 after Ctrl-C, 141 where nobody reads the output any more.
+        0, 2 where the input is at fault, 1 for a bug, 130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any
+        more.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -91,6 +92,7 @@ def throughtime(
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
+Last = Annotated[bool, typer.Option("--last", help="Take the last weights, not the best that were measured.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for scripts.")]
 
 
@@ -182,6 +184,13 @@ def train(
         bool | None, _choice("--tied/--no-tied", "", "no-tied", MODEL, "Let the output layer share the embedding.")
     ] = None,
     dropout: Annotated[float | None, _choice("--dropout", "P", "0", MODEL, "Share of activations dropped.")] = None,
+    locked: Annotated[
+        bool | None,
+        _choice("--locked/--no-locked", "", "no-locked", MODEL, "Drop the same ones at every step of a window."),
+    ] = None,
+    embedding_dropout: Annotated[
+        float | None, _choice("--embedding-dropout", "P", "0", MODEL, "Share of the vocabulary unseen in a window.")
+    ] = None,
     minutes: Annotated[float | None, _choice("--minutes", "M", "3", BUDGET, "Training time.")] = None,
     epochs: Annotated[float | None, _choice("--epochs", "E", "", BUDGET, "Passes over the training text.")] = None,
     steps: Annotated[int | None, _choice("--steps", "N", "", BUDGET, "Updates of the weights.")] = None,
@@ -200,6 +209,21 @@ def train(
     ] = None,
     clip_value: Annotated[
         float | None, _choice("--clip-value", "C", "0", OPTIMISATION, "Largest single gradient entry; 0 is off.")
+    ] = None,
+    ema: Annotated[
+        float | None, _choice("--ema", "D", "0", OPTIMISATION, "Decay of a running average of the weights; 0 is none.")
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        _choice("--eval-every", "N", "0", OPTIMISATION, "Measure after every N steps, and keep the best; 0 is off."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        _choice("--patience", "N", "0", OPTIMISATION, "Stop after N measurements without a better one; 0 is off."),
+    ] = None,
+    rollbacks: Annotated[
+        int | None,
+        _choice("--rollbacks", "N", "3", OPTIMISATION, "How often to go back and slow down when the loss diverges."),
     ] = None,
     seed: Annotated[
         int | None,
@@ -229,6 +253,7 @@ def train(
 def evaluate(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Text to score, all of it.", show_default=False)],
+    last: Last = False,
     as_json: Json = False,
 ) -> None:
     """Measure how well a run predicts a text."""
@@ -242,7 +267,7 @@ def evaluate(
     tokenizer = opened.tokenizer
     tokens = read_tokens(file, tokenizer)
     evaluation = measure(
-        opened.load_model(),
+        opened.load_model(last=last),
         tokens,
         characters=tokenizer.characters_of(tokens),
         bytes=file.stat().st_size if tokenizer.eos_id is None else tokenizer.bytes_of(tokens),
@@ -288,6 +313,7 @@ def sample(
     context: typer.Context,
     run: RunArgument,
     prompt: Annotated[str, typer.Option(metavar="P", help="Text to go on from.", show_default=False)] = "",
+    last: Last = False,
     length: Annotated[int, typer.Option(metavar="N", help="Tokens to generate, at most.")] = 500,
     samples: Annotated[int, typer.Option(metavar="N", help="How many texts.")] = 1,
     stop: Annotated[
@@ -336,7 +362,8 @@ def sample(
     if beams is None:
         if length_penalty is not None:
             raise InputError("--length-penalty is for beam search; expected --beams with it")
-        stream(opened, prompt, length, Sampling(**opened.generation | chosen), seed, stop=stop or (), samples=samples)
+        sampling = Sampling(**opened.generation | chosen)
+        stream(opened, prompt, length, sampling, seed, stop=stop or (), samples=samples, last=last)
         return
     if chosen or stop or seed is not None:
         raise InputError(
@@ -346,7 +373,8 @@ def sample(
         raise InputError(f"--samples {samples}: expected from 1 to the {beams} that --beams finds")
     prompt = opened.tokenizer.prompt(prompt)
     penalty = 1.0 if length_penalty is None else length_penalty
-    write_beams(prompt, beam_search(opened.load_model(), opened.tokenizer, prompt, length, beams, penalty)[:samples])
+    model = opened.load_model(last=last)
+    write_beams(prompt, beam_search(model, opened.tokenizer, prompt, length, beams, penalty)[:samples])
 
 
 @app.command(epilog="[dim]Example[/]  throughtime explain ybigta")
@@ -383,6 +411,24 @@ def info(run: RunArgument, as_json: Json = False) -> None:
         results().print(table(str(run), run_rows(opened)))
 
 
+@app.command(epilog="[dim]Example[/]  throughtime plot run")
+def plot(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Folders of runs, drawn into one picture.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to.", show_default="loss.png in the first run's folder"),
+    ] = None,
+) -> None:
+    """Draw the loss along training."""
+    from throughtime.app.plotting import plot_losses
+    from throughtime.app.terminal import results
+    from throughtime.lm.run import open_run
+
+    results().print(str(plot_losses([open_run(run) for run in runs], out)), soft_wrap=True)
+
+
 @app.command(epilog="[dim]Example[/]  throughtime demo")
 def demo(
     minutes: Annotated[float, typer.Option(metavar="M", help="Training time.")] = 1.0,
@@ -394,22 +440,22 @@ def demo(
 
 
 def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, Any]) -> "TrainingSummary":
-    from throughtime.app.progress import display, observed
+    from throughtime.app.progress import display, observed, said
     from throughtime.lm.train import TrainingOptions
     from throughtime.lm.train import train as start
 
     options = TrainingOptions.from_toml(config, given) if config else TrainingOptions.from_values(given)
     with display(options.level) as shown, _stoppable(out):
-        return start(paths, out, options, observed(shown, out), shown.reading)
+        return start(paths, out, options, observed(shown, out), shown.reading, said(shown))
 
 
 def _resume(run: Path) -> "TrainingSummary":
-    from throughtime.app.progress import display, observed
+    from throughtime.app.progress import display, observed, said
     from throughtime.lm.run import open_run
     from throughtime.lm.train import resume
 
     with display(open_run(run).tokenizer.level) as shown, _stoppable(run):
-        return resume(run, observed(shown, run))
+        return resume(run, observed(shown, run), said(shown))
 
 
 def _report_training(summary: "TrainingSummary", as_json: bool) -> None:
@@ -422,7 +468,7 @@ def _report_training(summary: "TrainingSummary", as_json: bool) -> None:
         results().print(table(str(summary.run), training_rows(summary)))
     if summary.interrupted:
         messages().print(f"stopped and saved; go on with: throughtime train --resume {summary.run}", soft_wrap=True)
-        raise typer.Exit(errors.INTERRUPTED)
+        raise typer.Exit(errors.BY_SIGNAL + summary.signal if summary.signal else errors.INTERRUPTED)
     if not as_json:
         messages().print(f"let it write: throughtime sample {summary.run}", soft_wrap=True)
 

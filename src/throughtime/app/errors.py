@@ -10,6 +10,7 @@ import typer
 from throughtime.errors import InputError
 
 BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+BY_SIGNAL = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 TRACEBACK_VARIABLE = "THROUGHTIME_TRACEBACK"
 
 

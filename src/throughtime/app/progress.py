@@ -14,6 +14,7 @@ from throughtime.app.terminal import messages
 
 if TYPE_CHECKING:
     from throughtime.lm.train import StepReport
+    from throughtime.training import Rollback
 
 REFRESH = 0.2  # seconds between two drawings of the live line
 LINES = 10  # plain lines in a whole training, where there is no terminal
@@ -68,6 +69,16 @@ def observed(shown: Display, run: Path) -> Callable[["StepReport"], None]:
     from throughtime.lm.run import open_run
 
     return observe
+
+
+def said(shown: Display) -> Callable[["Rollback"], None]:
+    """Return what says that training went back after a divergence."""
+
+    def say(rollback: "Rollback") -> None:
+        what = rollback.reason.partition(";")[0]
+        shown.say(f"{what}: back to step {rollback.to_step:,}, learning rate down to {rollback.learning_rate:.3g}")
+
+    return say
 
 
 class LiveLine:

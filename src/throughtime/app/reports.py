@@ -43,6 +43,9 @@ def training_record(summary: "TrainingSummary") -> dict[str, Any]:
         "seconds": round(summary.seconds, 3),
         "interrupted": summary.interrupted,
         "clip_share": summary.clip_share,
+        "best_step": summary.best_step,
+        "stopped_early": summary.stopped_early,
+        "rollbacks": summary.rollbacks,
         **measured,
     }
 
@@ -51,6 +54,8 @@ def training_rows(summary: "TrainingSummary") -> list[Row]:
     """Return what a training came to as a reader wants it."""
     return [
         ("trained", f"{duration(summary.seconds)}, {summary.steps:,} steps, {summary.clip_share:.0%} of them clipped"),
+        *([("diverged", f"{summary.rollbacks} times, and went on at a lower rate")] if summary.rollbacks else []),
+        *([("best weights", f"of step {summary.best_step:,}")] if summary.best_step else []),
         *([HELD_OUT, *evaluation_rows(summary.evaluation)] if summary.evaluation else []),
     ]
 
@@ -98,6 +103,9 @@ def describe_model(run: "Run") -> str:
     inputs = f", embedding {config.embedding_size}" if config.embedding_size else ", one-hot input"
     inputs += f", a window of {config.window} tokens" if config.cell == "mlp" else ""
     extras = (", tied" if config.tied else "") + (f", dropout {config.dropout:g}" if config.dropout else "")
+    extras += (" locked" if config.locked and config.dropout else "") + (
+        f", embedding dropout {config.embedding_dropout:g}" if config.embedding_dropout else ""
+    )
     return f"{config.cell.upper().replace('_', ' ')}, {layers}{inputs}{extras}: {_parameter_count(run):,} parameters"
 
 
@@ -127,7 +135,18 @@ def _describe_files(files: list[str], skipped: int) -> str:
 
 def _describe_options(options: dict[str, Any]) -> str:
     """Return the options that the other rows don't already tell, as they would be given."""
-    told = ("level", "cell", "hidden", "layers", "embedding", "window", "tied", "dropout")
+    told = (
+        "level",
+        "cell",
+        "hidden",
+        "layers",
+        "embedding",
+        "window",
+        "tied",
+        "dropout",
+        "locked",
+        "embedding_dropout",
+    )
     given = {name: value for name, value in options.items() if name not in told and value is not None}
     return "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
 

@@ -24,6 +24,7 @@ def stream(
     *,
     stop: Sequence[str] = (),
     samples: int = 1,
+    last: bool = False,
 ) -> None:
     """Write the prompt and its continuation to stdout as they come; what the run can't read in the prompt is said once.
 
@@ -35,6 +36,7 @@ def stream(
         seed: Makes the text repeatable; each further sample takes the next number.
         stop: Texts before which to stop.
         samples: How many continuations; those of a stream are set apart by an empty line.
+        last: Whether the last weights write, not the best that were measured.
 
     Raises:
         InputError: A number is below 1, or the run is damaged.
@@ -44,17 +46,17 @@ def stream(
     tokenizer = run.tokenizer
     _say_unknown(prompt, tokenizer)
     prompt = tokenizer.prompt(prompt)
-    model = run.load_model()
+    model = run.load_model(last=last)
     for number in range(samples):
         if number and tokenizer.eos_id is None:
             _write("\n")
         pieces = generate(model, tokenizer, prompt, length, sampling, None if seed is None else seed + number, stop)
         _write(prompt)
-        last = prompt
+        written = prompt
         for piece in pieces:
             _write(piece)
-            last = piece
-        if not last.endswith("\n"):
+            written = piece
+        if not written.endswith("\n"):
             _write("\n")
 
 

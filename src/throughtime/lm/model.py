@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding as embed
 from torch.nn.functional import linear, one_hot
 
 from throughtime import init
 from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
+from throughtime.lm.dropout import LockedDropout, LockedStack, embedding_mask
 from throughtime.lm.fixed_window import FixedWindow
 from throughtime.shapes import Lengths, Logits, TokenIds
 
@@ -32,6 +34,9 @@ class ModelConfig:
         embedding_size: Width of the token embedding; 0 feeds one-hot vectors.
         dropout: Probability of dropping an input of any layer but the first, and of the output layer, while training.
         window: How many tokens the cell "mlp" sees; the others see all of them.
+        locked: Whether dropout holds still: the same units are dropped at every step of a window, inputs of the first layer
+            included where there is an embedding.
+        embedding_dropout: Probability of dropping a token's embedding, wherever the token occurs in a window.
         tied: Whether the output layer's weights are the embedding's (Press & Wolf, 2017). Where `embedding_size` differs
             from `hidden_size`, h is first projected to the embedding's width.
 
@@ -47,6 +52,8 @@ class ModelConfig:
     dropout: float = 0.0
     tied: bool = False
     window: int = 8
+    locked: bool = False
+    embedding_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cell not in cell_names():
@@ -60,8 +67,11 @@ class ModelConfig:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InputError(f"{flag} {value}: expected a whole number, at least {least}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout {self.dropout}: expected a probability from 0 to below 1")
+        for flag, value in (("--dropout", self.dropout), ("--embedding-dropout", self.embedding_dropout)):
+            if not 0 <= value < 1:
+                raise InputError(f"{flag} {value}: expected a probability from 0 to below 1")
+        if self.embedding_dropout and not self.embedding_size:
+            raise InputError("--embedding-dropout needs an embedding; add --embedding, for example --embedding 128")
         if self.tied and not self.embedding_size:
             raise InputError("--tied needs an embedding to share; add --embedding, for example --embedding 128")
 
@@ -86,7 +96,7 @@ class LanguageModel(nn.Module):
         inputs = config.embedding_size or config.vocabulary_size
         self.embedding = nn.Embedding(config.vocabulary_size, inputs) if config.embedding_size else None
         self.recurrent = _make_recurrent(config, inputs)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = LockedDropout(config.dropout) if config.locked else nn.Dropout(config.dropout)
         width = config.hidden_size
         self.projection = None
         if config.tied:
@@ -98,10 +108,11 @@ class LanguageModel(nn.Module):
     def _initialise(self) -> None:
         """Start where learning is fast: docs/log.md has what was tried and what it came to."""
         nn.init.zeros_(self.output.bias)
-        if isinstance(self.recurrent, Recurrent):
-            init.orthogonal_(self.recurrent)
-            if self.embedding is None:  # a one-hot input picks a row, so rows are drawn as an embedding's are
-                nn.init.normal_(self.recurrent.all_weights[0][0])
+        layers = [layer for layer in self.recurrent.modules() if isinstance(layer, Recurrent)]
+        for layer in layers:
+            init.orthogonal_(layer)
+        if self.embedding is None and layers:  # a one-hot input picks a row, so rows are drawn as an embedding's are
+            nn.init.normal_(layers[0].all_weights[0][0])
         if self.config.tied and self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=self.config.embedding_size**-0.5)
             self.output.weight = self.embedding.weight
@@ -119,19 +130,30 @@ class LanguageModel(nn.Module):
         Returns:
             Logits (T, B, V) and the state: (h,), (h, c) of an LSTM, the tokens an mlp still sees.
         """
-        if isinstance(self.recurrent, FixedWindow):
-            x = ids
-        elif self.embedding is None:
-            x = one_hot(ids, self.config.vocabulary_size).to(self.output.weight.dtype)
-        else:
-            x = self.embedding(ids)
         hx = state[0] if state is not None and len(state) == 1 else state
-        more = {"embedding": self.embedding.weight if self.embedding else None} if x is ids else {}
-        h, final = self.recurrent(x, hx, lengths=lengths, **more)
+        if isinstance(self.recurrent, FixedWindow):
+            h, final = self.recurrent(ids, hx, embedding=self._embedding())
+        else:
+            h, final = self.recurrent(self._inputs(ids), hx, lengths=lengths)
         h = self.dropout(h)
         if self.projection is not None:
             h = self.projection(h)
         return linear(h, self.output.weight, self.output.bias), final if isinstance(final, tuple) else (final,)
+
+    def _embedding(self) -> Tensor | None:
+        """Return the embedding (V, E), some rows dropped while training."""
+        if self.embedding is None:
+            return None
+        weight, p = self.embedding.weight, self.config.embedding_dropout
+        return weight * embedding_mask(len(weight), p, weight) if p and self.training else weight
+
+    def _inputs(self, ids: Tensor) -> Tensor:
+        """Return what the first layer reads, (T, B, I)."""
+        weight = self._embedding()
+        if weight is None:
+            return one_hot(ids, self.config.vocabulary_size).to(self.output.weight.dtype)
+        x = embed(ids, weight)
+        return self.dropout(x) if self.config.locked else x
 
     @property
     def parameter_count(self) -> int:
@@ -139,12 +161,19 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def _make_recurrent(config: ModelConfig, inputs: int) -> Recurrent | FixedWindow:
+def _make_recurrent(config: ModelConfig, inputs: int) -> Recurrent | LockedStack | FixedWindow:
     dropout = config.dropout if config.num_layers > 1 else 0.0
     if config.cell == "mlp":
         sizes = config.vocabulary_size, inputs, config.hidden_size, config.num_layers, config.window
         return FixedWindow(*sizes, dropout)
-    sizes = inputs, config.hidden_size, config.num_layers
+    if config.locked and dropout:
+        widths = [inputs, *[config.hidden_size] * (config.num_layers - 1)]
+        return LockedStack([_make_layers(config, width, 1, 0.0) for width in widths], dropout)
+    return _make_layers(config, inputs, config.num_layers, dropout)
+
+
+def _make_layers(config: ModelConfig, inputs: int, num_layers: int, dropout: float) -> Recurrent:
+    sizes = inputs, config.hidden_size, num_layers
     if config.cell == "lstm":
         return LSTM(*sizes, dropout=dropout)
     if config.cell == "gru":

@@ -2,10 +2,10 @@
 
 config.json              the options of training and the shape of the model
 tokenizer.json           which ids stand for what
-model.safetensors        the weights; verifies itself and the two files above
+model.safetensors        the weights, the best where they were measured along the way; verifies itself and the two files above
 generation_config.json   how `sample` chooses unless told otherwise
 results.json             what training came to: time, steps, held-out evaluation
-metrics.jsonl            a line a second of training
+metrics.jsonl            a line a second of training, and one for each rollback
 data/                    the encoded text
 checkpoint/              latest.safetensors, all that an exact continuation needs
 """
@@ -48,8 +48,13 @@ class Run:
             raise CheckpointError(f"{folder / CONFIG}: not a run's configuration ({error}); restore it") from error
         self.tokenizer: Tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER))
 
-    def load_model(self, device: str = "auto") -> LanguageModel:
+    def load_model(self, device: str = "auto", *, last: bool = False) -> LanguageModel:
         """Load the trained model, ready to evaluate or sample.
+
+        Args:
+            device: Where it goes.
+            last: Whether to take the weights of the last checkpoint; else those of `model.safetensors`, which are the best that
+                were measured, or the last where nothing was measured along the way.
 
         Raises:
             InputError: Weights, configuration or tokenizer are missing, truncated or altered.
@@ -57,6 +62,10 @@ class Run:
         tensors, state = load(self.folder / MODEL)
         for name in (CONFIG, TOKENIZER):
             load_json(self.folder / name, sha256=state.get(name, ""))
+        if last:
+            saved, _ = load(self.folder / CHECKPOINT)
+            prefix = "average.module." if any(name.startswith("average.") for name in saved) else "model."
+            tensors = {name.removeprefix(prefix): part for name, part in saved.items() if name.startswith(prefix)}
         model = LanguageModel(self.model_config)
         try:
             model.load_state_dict(tensors)

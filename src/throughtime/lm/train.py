@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from throughtime.errors import InputError, unknown_name
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.encoding import Tokenization
-from throughtime.lm.evaluate import Evaluation, evaluate
+from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, Run, check_new, create_run, open_run
 from throughtime.lm.tokenizer import sequence_names
-from throughtime.training import Budget, Clipping, Loop, Sequences, Streams, Windows
+from throughtime.training import Budget, Clipping, Loop, Rollback, Sequences, Streams, Windows
 from throughtime.training import StepReport as LoopReport
 from throughtime.training.checkpoint import load, save, save_json
 
@@ -49,6 +49,8 @@ class TrainingOptions:
         window: How many tokens an mlp sees.
         tied: Whether the output layer shares the embedding.
         dropout: Probability of dropping an activation between layers and before the output.
+        locked: Whether the same activations are dropped at every step of a window.
+        embedding_dropout: Probability of dropping a token's embedding, wherever it occurs in a window.
         minutes: Budget in minutes of training; 3 if no budget is given.
         epochs: Budget in passes over the text.
         steps: Budget in updates.
@@ -60,6 +62,11 @@ class TrainingOptions:
         warmup: Share of the budget in which the learning rate rises.
         clip: Largest global gradient norm; 0 is off.
         clip_value: Largest gradient entry; 0 is off.
+        ema: Decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 is none.
+        eval_every: Steps between two measurements on (the beginning of) the held-out text; the best weights so far are the run's. 0
+            is off: the last weights are the run's.
+        patience: How many measurements without an improvement end training; 0 is off.
+        rollbacks: How many times a loss that diverges is answered by going back one or two hundred steps and halving the rate.
         seed: Seed of everything random.
         split: Share of the text, from its start, that is trained on.
         include: Which files of a folder are read.
@@ -82,6 +89,8 @@ class TrainingOptions:
     window: int = 8
     tied: bool = False
     dropout: float = 0.0
+    locked: bool = False
+    embedding_dropout: float = 0.0
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
@@ -93,6 +102,10 @@ class TrainingOptions:
     warmup: float = 0.02
     clip: float = 1.0
     clip_value: float = 0.0
+    ema: float = 0.0
+    eval_every: int = 0
+    patience: int = 0
+    rollbacks: int = 3
     seed: int = 1
     split: float = 0.9
     include: str = "*"
@@ -111,7 +124,14 @@ class TrainingOptions:
             raise InputError(f"--lr {self.lr}: expected a number above 0")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"--weight-decay {self.weight_decay}: expected 0 or more")
-        for name in ("warmup", "split"):
+        for name in ("eval_every", "patience", "rollbacks"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number, or 0 for off")
+        if self.patience and not self.eval_every:
+            raise InputError(
+                "--patience needs measurements to lose it over; add --eval-every, for example --eval-every 500"
+            )
+        for name in ("warmup", "split", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected a share from 0 to below 1")
         if not 0 <= self.seed < 2**63:
@@ -144,7 +164,16 @@ class TrainingOptions:
         usual = self.hidden if self.level in ("word", "bpe") else 0
         embedding = usual if self.embedding is None else self.embedding
         return ModelConfig(
-            vocabulary_size, self.cell, self.hidden, self.layers, embedding, self.dropout, self.tied, self.window
+            vocabulary_size,
+            self.cell,
+            self.hidden,
+            self.layers,
+            embedding,
+            self.dropout,
+            self.tied,
+            self.window,
+            self.locked,
+            self.embedding_dropout,
         )
 
     @classmethod
@@ -206,8 +235,12 @@ class TrainingSummary:
         steps: Updates, those before a resume included.
         seconds: Training time, likewise.
         interrupted: Whether it was stopped before its budget was spent.
+        signal: By which signal: SIGINT is Ctrl-C's; `None` where it wasn't.
         clip_share: Share of the steps whose gradient was clipped.
         evaluation: On the held-out text; `None` when interrupted.
+        best_step: Steps after which the run's weights were taken; `None` where they are the last.
+        stopped_early: Whether patience ended it.
+        rollbacks: How many times the loss diverged and training went back.
     """
 
     run: Path
@@ -216,9 +249,14 @@ class TrainingSummary:
     interrupted: bool
     clip_share: float
     evaluation: Evaluation | None
+    signal: int | None = None
+    best_step: int | None = None
+    stopped_early: bool = False
+    rollbacks: int = 0
 
 
 Observer = Callable[[StepReport], None]
+OnRollback = Callable[[Rollback], None]
 
 
 def train(
@@ -227,6 +265,7 @@ def train(
     options: TrainingOptions | None = None,
     observer: Observer | None = None,
     on_encoding: Callable[[int, int], None] | None = None,
+    on_rollback: OnRollback | None = None,
 ) -> TrainingSummary:
     """Train a language model on text.
 
@@ -236,10 +275,11 @@ def train(
         options: How.
         observer: Called after each step.
         on_encoding: Called with (bytes done, bytes in all) while the text is read.
+        on_rollback: Called when training went back after a divergence.
 
     Raises:
         InputError: Text, folder or options can't be used.
-        NonFiniteError: The loss became no number; the last good checkpoint is kept.
+        NonFiniteError: The loss diverged more than `rollbacks` times; the last good checkpoint is kept.
     """
     options = options or TrainingOptions()
     device = device_named(options.device)
@@ -257,16 +297,19 @@ def train(
     if device.type == "cpu":
         check_fits(config, options.batch, options.bptt, options.level)
     torch.manual_seed(options.seed)
-    loop = _make_loop(LanguageModel(config).to(device), windows, options, device)
+    loop = _make_loop(LanguageModel(config).to(device), windows, corpus, options, device)
     run = create_run(folder, asdict(options), config, corpus.tokenizer)  # only now: what can't be made leaves no run
-    return _finish(run, loop, corpus, observer)
+    return _finish(run, loop, corpus, observer, on_rollback)
 
 
-def resume(run_folder: str | Path, observer: Observer | None = None) -> TrainingSummary:
+def resume(
+    run_folder: str | Path, observer: Observer | None = None, on_rollback: OnRollback | None = None
+) -> TrainingSummary:
     """Go on with a run that was stopped, exactly where its last checkpoint left it.
 
     Weights, optimiser, random numbers, position in the text and carried state are restored: with a budget of steps or
-    epochs, on a CPU with the same number of threads, the result is that of a run that was never stopped, to the bit.
+    epochs, on a CPU with the same number of threads, the result is that of a run that was never stopped, to the bit. (A rollback
+    goes back to a state in memory, which after a resume is the one resumed from; from there on the two differ.)
 
     Raises:
         InputError: There is nothing to go on with, or it is damaged.
@@ -278,11 +321,11 @@ def resume(run_folder: str | Path, observer: Observer | None = None) -> Training
         raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
     corpus = run.corpus()
     windows = _make_windows(corpus, options)
-    loop = _make_loop(LanguageModel(run.model_config).to(device), windows, options, device)
+    loop = _make_loop(LanguageModel(run.model_config).to(device), windows, corpus, options, device)
     loop.restore(*load(run.folder / CHECKPOINT))
-    if loop.progress >= 1 and run.results is not None:
+    if loop.is_finished and run.results is not None:
         raise InputError(f"{run.folder}: this run is complete, its budget is spent; to train longer, start another one")
-    return _finish(run, loop, corpus, observer)
+    return _finish(run, loop, corpus, observer, on_rollback)
 
 
 def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
@@ -293,7 +336,13 @@ def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
     return Sequences(corpus.train, eos_id, options.batch, options.bptt, options.seed)
 
 
-def _make_loop(model: LanguageModel, windows: Windows, options: TrainingOptions, device: torch.device) -> Loop:
+def _make_loop(
+    model: LanguageModel, windows: Windows, corpus: Corpus, options: TrainingOptions, device: torch.device
+) -> Loop:
+    def validate(model: nn.Module, should_stop: Callable[[], bool]) -> float | None:
+        assert isinstance(model, LanguageModel)
+        return validation_loss(model, corpus.held_out, corpus.tokenizer.eos_id, should_stop)
+
     return Loop(
         model=model,
         windows=windows,
@@ -304,6 +353,11 @@ def _make_loop(model: LanguageModel, windows: Windows, options: TrainingOptions,
         warmup=options.warmup,
         clipping=options.clipping,
         device=device,
+        average=options.ema,
+        validate=validate if options.eval_every else None,
+        validate_every=options.eval_every,
+        patience=options.patience,
+        rollbacks=options.rollbacks,
     )
 
 
@@ -325,40 +379,80 @@ def _make_optimizer(model: LanguageModel, options: TrainingOptions) -> torch.opt
     return kind(groups, lr=options.lr, betas=(0.9, 0.99), fused=True)
 
 
-def _finish(run: Run, loop: Loop, corpus: Corpus, observer: Observer | None) -> TrainingSummary:
+def _finish(
+    run: Run, loop: Loop, corpus: Corpus, observer: Observer | None, on_rollback: OnRollback | None
+) -> TrainingSummary:
     """Run the loop, saving as it goes; then evaluate and write the results."""
-    model = loop.model
-    assert isinstance(model, LanguageModel)
 
-    def save_all() -> None:
-        run.save_model(model)
+    def save_last() -> None:
+        if not loop.best_step:  # else the run's weights are the best
+            run.save_model(_language_model(loop.trained))
         save(run.folder / CHECKPOINT, *loop.checkpoint())
 
+    def save_best() -> None:
+        run.save_model(_language_model(loop.trained))
+        save(run.folder / CHECKPOINT, *loop.checkpoint())
+
+    _end_line(run.folder / METRICS)
     with (run.folder / METRICS).open("a", encoding="utf-8") as metrics:
-        spent = loop.run(_Recorder(metrics, corpus, observer), save_all)
+        recorder = _Recorder(metrics, corpus, observer, on_rollback)
+        finished = loop.run(recorder, save_last, on_best=save_best, on_rollback=recorder.rolled_back)
     evaluation = None
-    if spent:
+    if finished:
         evaluation = evaluate(
-            model,
+            run.load_model(str(loop.device)) if loop.best_step else _language_model(loop.trained),
             corpus.held_out,
             characters=corpus.held_out_characters,
             bytes=corpus.held_out_bytes,
             unknown_id=corpus.tokenizer.unknown_id,
             eos_id=corpus.tokenizer.eos_id,
         )
-    summary = TrainingSummary(run.folder, loop.step, loop.seconds, not spent, loop.clip_share, evaluation)
+    summary = TrainingSummary(
+        run.folder,
+        loop.step,
+        loop.seconds,
+        not finished,
+        loop.clip_share,
+        evaluation,
+        loop.signal,
+        loop.best_step or None,
+        loop.stopped_early,
+        loop.rolled_back,
+    )
     if evaluation is not None:
-        training = {"steps": loop.step, "seconds": loop.seconds, "clip_share": loop.clip_share}
+        training = {
+            "steps": loop.step,
+            "seconds": loop.seconds,
+            "clip_share": loop.clip_share,
+            "best_step": summary.best_step,
+            "stopped_early": summary.stopped_early,
+            "rollbacks": summary.rollbacks,
+        }
         save_json(run.folder / RESULTS, {"training": training, "held_out": asdict(evaluation)})
     return summary
+
+
+def _end_line(path: Path) -> None:
+    """End a line that a crash cut off, so that the next one isn't spoilt too."""
+    if path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n":
+        with path.open("a") as file:
+            file.write("\n")
+
+
+def _language_model(model: nn.Module) -> LanguageModel:
+    assert isinstance(model, LanguageModel)
+    return model
 
 
 class _Recorder:
     """Passes reports on, with bits per character, and writes one a second to metrics.jsonl."""
 
-    def __init__(self, file: Any, corpus: Corpus, observer: Observer | None) -> None:
+    def __init__(
+        self, file: Any, corpus: Corpus, observer: Observer | None, on_rollback: OnRollback | None = None
+    ) -> None:
         self._file = file
         self._observer = observer
+        self._on_rollback = on_rollback
         sample = corpus.train[:1_000_000]
         self._bits = len(sample) / max(corpus.tokenizer.characters_of(sample), 1) / math.log(2)
         self._written = 0.0
@@ -370,8 +464,17 @@ class _Recorder:
         now = time.monotonic()
         if report.step == 1 or report.progress >= 1 or now - self._written >= _METRICS_EVERY:
             self._written = now
-            self._file.write(json.dumps(asdict(full)) + "\n")
-            self._file.flush()
+            self._write(asdict(full))
+
+    def rolled_back(self, rollback: Rollback) -> None:
+        """Write down, and pass on, that training went back."""
+        self._write({"event": "rollback", **asdict(rollback)})
+        if self._on_rollback is not None:
+            self._on_rollback(rollback)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
 
 
 def _check_type(prefix: str, name: str, value: Any, kind: Any) -> None:

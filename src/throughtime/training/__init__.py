@@ -1,9 +1,10 @@
 """Training of any model that returns (output, state): truncated BPTT, clipping, schedules, checkpoints, and the loop."""
 
+from throughtime.training.averaging import exponential_average
 from throughtime.training.checkpoint import CheckpointError
 from throughtime.training.clipping import Clipping, ClipReport
-from throughtime.training.guard import NonFiniteError
-from throughtime.training.loop import Loop, StepReport, Windows
+from throughtime.training.guard import DivergedError, LossWatch, NonFiniteError
+from throughtime.training.loop import Loop, Rollback, StepReport, Validate, Windows
 from throughtime.training.schedule import Budget, warmup_cosine
 from throughtime.training.sequences import Sequences
 from throughtime.training.tbptt import Streams, detach
@@ -13,12 +14,17 @@ __all__ = [
     "CheckpointError",
     "ClipReport",
     "Clipping",
+    "DivergedError",
     "Loop",
+    "LossWatch",
     "NonFiniteError",
+    "Rollback",
     "Sequences",
     "StepReport",
     "Streams",
+    "Validate",
     "Windows",
     "detach",
+    "exponential_average",
     "warmup_cosine",
 ]

@@ -1,23 +1,28 @@
 """The training loop: truncated BPTT of any model that returns (output, state), interruptible, and resumable to the bit."""
 
+import copy
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from throughtime.training.averaging import exponential_average
 from throughtime.training.checkpoint import CheckpointError
 from throughtime.training.clipping import Clipping
-from throughtime.training.guard import check_finite
+from throughtime.training.guard import LossWatch, NonFiniteError, check_finite
 from throughtime.training.schedule import Budget, warmup_cosine
 from throughtime.training.tbptt import detach
 
-_SMOOTHING = 0.98  # weight of the past in the running mean of the loss
+_SNAPSHOT_EVERY = 100  # steps between two states kept in memory, to roll back to
+_MOST = 1e300  # stands in a checkpoint for infinity, which JSON hasn't
+_LOWERED = 0.5  # factor on the learning rate at each rollback
 
 
 class Windows(Protocol):
@@ -72,6 +77,31 @@ class StepReport:
     tokens_per_second: float
 
 
+@dataclass(frozen=True)
+class Rollback:
+    """What was done about a loss that diverged.
+
+    Attributes:
+        step: At which step it did.
+        reason: What happened, in a line.
+        to_step: How many steps are done after going back.
+        learning_rate: Its peak from now on.
+    """
+
+    step: int
+    reason: str
+    to_step: int
+    learning_rate: float
+
+
+class Validate(Protocol):
+    """Measures a model on data that it isn't trained on."""
+
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> float | None:
+        """Return the loss, the lower the better; or `None` as soon as `should_stop()`."""
+        ...
+
+
 @dataclass
 class Loop:
     """A training under way.
@@ -88,6 +118,12 @@ class Loop:
         final: Factor on the learning rate at the end.
         clipping: How gradients are clipped.
         device: Where the model is.
+        average: Decay of an exponential moving average of the weights; 0 is none. The average is what is validated.
+        validate: Measures the model on other data.
+        validate_every: Steps between two validations.
+        patience: How many validations without an improvement end training; 0 is off.
+        rollbacks: How many times a divergence (a loss or gradient that is no number, or a jump of the loss) is answered by going
+            back to a state one or two hundred steps before and halving the learning rate; the next one ends training.
 
     Example:
         >>> import numpy as np, torch
@@ -122,13 +158,44 @@ class Loop:
     final: float = 0.02
     clipping: Clipping = field(default_factory=Clipping)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    average: float = 0.0
+    validate: Validate | None = None
+    validate_every: int = 0
+    patience: int = 0
+    rollbacks: int = 0
 
     step: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
     state: Any = field(default=None, init=False)
-    _smoothed: float = field(default=0.0, init=False)
+    best: float = field(default=math.inf, init=False)
+    best_step: int = field(default=0, init=False)
+    rolled_back: int = field(default=0, init=False)
+    signal: int | None = field(default=None, init=False)
+    _validated_at: int = field(default=0, init=False)
+    _without_improvement: int = field(default=0, init=False)
+    _rate_factor: float = field(default=1.0, init=False)
+    _watch: LossWatch = field(default_factory=LossWatch, init=False)
+    _snapshots: list[tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=list, init=False)
     _clipped_steps: int = field(default=0, init=False)
     _tokens_per_second: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._average = exponential_average(self.model, self.average) if self.average else None
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model that training makes: the average where there is one."""
+        return self.model if self._average is None else self._average.module
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the budget is spent, or patience is."""
+        return self.progress >= 1 or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether validations have stopped improving."""
+        return 0 < self.patience <= self._without_improvement
 
     @property
     def progress(self) -> float:
@@ -145,6 +212,8 @@ class Loop:
         observer: Callable[[StepReport], None] | None = None,
         save: Callable[[], None] | None = None,
         save_every: float = 30.0,
+        on_best: Callable[[], None] | None = None,
+        on_rollback: Callable[[Rollback], None] | None = None,
     ) -> bool:
         """Train until the budget is spent or somebody interrupts.
 
@@ -153,20 +222,33 @@ class Loop:
             save: Called before the first step, every `save_every` seconds, and at the end, also when interrupted. Its time
                 doesn't count.
             save_every: Seconds.
+            on_best: Called when a validation was better than all before.
+            on_rollback: Called when training went back after a divergence.
 
         Returns:
-            Whether the budget was spent; `False` after Ctrl-C or SIGTERM.
+            Whether training is finished; `False` after Ctrl-C or SIGTERM, and then `signal` is which of the two.
 
         Raises:
-            NonFiniteError: The loss or the gradient is no number. The weights are still those of the step before.
+            NonFiniteError: The loss diverged, once more than `rollbacks`. The weights are still those of the step before.
         """
         self.model.train()
         if save is not None and self.step == 0:
             save()  # so that from the first step on there is something to go back to
         saved_at = self.seconds
         with _interruptible() as interrupted:
-            while self.progress < 1 and not interrupted.is_set():
-                report = self._step()
+            while interrupted.signal is None:
+                if self._validation_is_due():
+                    self._validate(lambda: interrupted.signal is not None, on_best)
+                    continue
+                if self.is_finished:
+                    break
+                try:
+                    report = self._step()
+                except NonFiniteError as error:
+                    rollback = self._roll_back(error)
+                    if on_rollback is not None:
+                        on_rollback(rollback)
+                    continue
                 if observer is not None:
                     observer(report)
                 if save is not None and self.seconds - saved_at >= save_every:
@@ -174,12 +256,59 @@ class Loop:
                     saved_at = self.seconds
             if save is not None:
                 save()
-        return self.progress >= 1
+        self.signal = interrupted.signal
+        return self.is_finished
+
+    def _validation_is_due(self) -> bool:
+        due = self.step % self.validate_every == 0 or self.progress >= 1 if self.validate_every else False
+        return due and self.step > self._validated_at
+
+    def _validate(self, should_stop: Callable[[], bool], on_best: Callable[[], None] | None) -> None:
+        """Measure the model on other data, and note whether it is the best so far."""
+        assert self.validate is not None
+        value = self.validate(self.trained, should_stop)
+        self.model.train()
+        if value is None:
+            return
+        self._validated_at = self.step
+        self._without_improvement += 1
+        if value < self.best:
+            self.best, self.best_step, self._without_improvement = value, self.step, 0
+            if on_best is not None:
+                on_best()
+
+    def _roll_back(self, error: NonFiniteError) -> Rollback:
+        """Go back to the older of the two states in memory, and lower the learning rate; raise if that was done too often."""
+        if self.rolled_back >= self.rollbacks:
+            if not self.rollbacks:
+                raise error
+            tried = f"after {self.rolled_back} rollbacks and with the learning rate down to {self._peak:.3g}"
+            raise type(error)(f"{tried}: {error}") from error
+        at, seconds = self.step + 1, self.seconds
+        kept = self.best, self.best_step, self._without_improvement, self.rolled_back + 1, self._rate_factor * _LOWERED
+        tensors, state = self._snapshots[0]
+        self.restore({name: tensor.clone() for name, tensor in tensors.items()}, state)  # an optimiser works in place
+        self.seconds = seconds
+        self.best, self.best_step, self._without_improvement, self.rolled_back, self._rate_factor = kept
+        del self._snapshots[1:]
+        return Rollback(at, str(error), self.step, self._peak)
+
+    def _keep_snapshot(self) -> None:
+        """Keep the state in memory, beside the one before; what comes next may have to be taken back."""
+        tensors, state = self.checkpoint()
+        copied = {name: tensor.clone() for name, tensor in tensors.items()}
+        self._snapshots = [*self._snapshots[-1:], (copied, copy.deepcopy(state))]
+
+    @property
+    def _peak(self) -> float:
+        return self.learning_rate * self._rate_factor
 
     def _step(self) -> StepReport:
         """Read one window, carry its loss back, and update the weights."""
         began = time.perf_counter()
-        rate = self.learning_rate * warmup_cosine(self._rate_progress(), self.warmup, self.final)
+        if self.rollbacks and (not self._snapshots or self.step % _SNAPSHOT_EVERY == 0):
+            self._keep_snapshot()
+        rate = self._peak * warmup_cosine(self._rate_progress(), self.warmup, self.final)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.windows.begins_epoch(self.step):
@@ -195,12 +324,16 @@ class Loop:
         # One wait for the device a step, before the update: numbers that are none never reach the weights.
         raw, norm, clipped = torch.stack([loss.detach(), clip.norm.to(loss), clip.clipped.to(loss)]).tolist()
         check_finite(raw, norm, self.step + 1)
+        if self.rollbacks:
+            self._watch.check(raw, self.step + 1)
         self.optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
         self.state = detach(state)
 
         self.step += 1
         self._clipped_steps += bool(clipped)
-        self._smoothed = raw if self.step == 1 else _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * raw
+        self._watch.see(raw)
         took = time.perf_counter() - began
         self.seconds += took
         positions = int(window[2].sum()) if lengths else targets.shape[0] * targets.shape[1]
@@ -223,7 +356,7 @@ class Loop:
             seconds_left=self.seconds * (1 - progress) / progress if progress else None,
             epoch=self.step / len(self.windows),
             raw_loss=raw,
-            loss=self._smoothed,
+            loss=self._watch.slow,
             gradient_norm=norm,
             clipped=clipped,
             clip_share=self.clip_share,
@@ -234,6 +367,8 @@ class Loop:
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that an exact continuation needs: tensors by name, and a JSON state."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self._average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
         optimizer_state: dict[str, dict[str, Any]] = {}
         for index, values in self.optimizer.state_dict()["state"].items():
             for key, value in values.items():
@@ -249,7 +384,13 @@ class Loop:
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "smoothed_loss": self._smoothed,
+            "watch": asdict(self._watch) | {"lowest": min(self._watch.lowest, _MOST)},
+            "best": min(self.best, _MOST),
+            "best_step": self.best_step,
+            "validated_at": self._validated_at,
+            "without_improvement": self._without_improvement,
+            "rolled_back": self.rolled_back,
+            "rate_factor": self._rate_factor,
             "clipped_steps": self._clipped_steps,
             "optimizer": optimizer_state,
         }
@@ -263,6 +404,8 @@ class Loop:
         """
         try:
             self.model.load_state_dict(_under("model.", tensors))
+            if self._average is not None:
+                self._average.load_state_dict(_under("average.", tensors))
             self._restore_optimizer(tensors, state["optimizer"])
             carried = _under("state.", tensors)
             self.state = tuple(carried[str(index)].to(self.device) for index in range(len(carried))) or None
@@ -270,7 +413,13 @@ class Loop:
             if self.device.type == "cuda" and "rng.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            self._smoothed, self._clipped_steps = float(state["smoothed_loss"]), int(state["clipped_steps"])
+            self._watch, self._clipped_steps = LossWatch(**state["watch"]), int(state["clipped_steps"])
+            self.best, self.best_step = float(state["best"]), int(state["best_step"])
+            self._validated_at, self._without_improvement = (
+                int(state["validated_at"]),
+                int(state["without_improvement"]),
+            )
+            self.rolled_back, self._rate_factor = int(state["rolled_back"]), float(state["rate_factor"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint belongs to another model or optimiser: {reason}") from error
@@ -287,24 +436,30 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+class _Interruption:
+    """Which signal asked for the end, if one did."""
+
+    signal: int | None = None
+
+
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event; a second one interrupts at once."""
-    interrupted = threading.Event()
+def _interruptible() -> Iterator[_Interruption]:
+    """Take note of the first Ctrl-C or SIGTERM; a second one interrupts at once."""
+    interruption = _Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupted
+        yield interruption
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
-        interrupted.set()
+        interruption.signal = number
         for caught, handler in before.items():
             signal.signal(caught, handler)
 
     for number in before:
         signal.signal(number, note)
     try:
-        yield interrupted
+        yield interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,0 +1,346 @@
+"""What a crash may cost: nothing. Resume, kill -9, full disks, truncation and flipped bits, each many times over.
+
+    python benchmarks/resilience.py            # the full counts, some minutes
+    python benchmarks/resilience.py --scale 0.02
+
+Each check raises where a promise is broken, and returns how often it was kept; the counts are printed as one JSON object. The test
+suite runs the same checks with small counts.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from throughtime.lm import LanguageModel, ModelConfig, TrainingOptions, cell_names, resume, train
+from throughtime.training import Budget, Clipping, Loop, Sequences, Streams
+from throughtime.training.checkpoint import CheckpointError, load, save
+
+TENSORS = {"weight": torch.arange(3000.0).reshape(50, 60), "ids": torch.arange(7)}
+
+
+def make_loop(cell: str, sequences: bool, steps: int) -> Loop:
+    """Return a small training, the same each time."""
+    torch.manual_seed(3)
+    model = LanguageModel(ModelConfig(9, cell, 8, 2, embedding_size=6, dropout=0.3, locked=True, embedding_dropout=0.1))
+    tokens = np.random.default_rng(0).integers(1, 9, 400)
+    tokens[np.random.default_rng(1).integers(0, 400, 50)] = 0
+    tokens[-1] = 0
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    return Loop(
+        model=model,
+        windows=Sequences(tokens, 0, 3, 6) if sequences else Streams(tokens, batch=3, window=8),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True),
+        loss=loss,
+        budget=Budget(steps=steps),
+        learning_rate=1e-2,
+        clipping=Clipping(norm=0.5),
+        average=0.9,
+        rollbacks=3,
+    )
+
+
+def everything(loop: Loop) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return all that a checkpoint holds but the time."""
+    tensors, state = loop.checkpoint()
+    kept = {name: value for name, value in state.items() if name != "seconds"}
+    return {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(kept))
+
+
+def check_resume(cell: str, sequences: bool, steps: int) -> int:
+    """Stop at every step, go on from the file, and find the next step's state equal to the uninterrupted training's, bit for bit.
+
+    By induction, every stop then leads to the same end; from the first step and the middle, that is run too.
+    """
+    loop = make_loop(cell, sequences, steps)
+    loop.model.train()
+    history = [everything(loop)]
+    with tempfile.TemporaryDirectory() as folder:
+        for step in range(steps):
+            save(Path(folder) / f"{step}", *loop.checkpoint())
+            loop._step()
+            history.append(everything(loop))
+        for stop in range(steps):
+            again = make_loop(cell, sequences, steps)
+            torch.manual_seed(stop)
+            again.restore(*load(Path(folder) / f"{stop}"))
+            again.model.train()
+            for step in range(stop, steps if stop in (1, steps // 2) else stop + 1):
+                again._step()
+                _same(everything(again), history[step + 1], f"{cell}: step {step + 1} after a stop at {stop}")
+    return steps
+
+
+def _same(actual: tuple[dict[str, Tensor], Any], expected: tuple[dict[str, Tensor], Any], where: str) -> None:
+    assert actual[1] == expected[1], where
+    assert actual[0].keys() == expected[0].keys(), where
+    for name, tensor in expected[0].items():
+        assert torch.equal(actual[0][name], tensor), f"{where}: {name}"
+
+
+def check_random_kills(folder: Path, count: int, seed: int = 1) -> int:
+    """Kill a process that saves again and again, at a random moment; what it said was saved must be there, or what came next."""
+    chooser = random.Random(seed)
+    path = folder / "kills.safetensors"
+    saved = 0
+    save(path, TENSORS, {"step": saved})
+    for _ in range(count):
+        reader, writer = os.pipe()
+        process = os.fork()
+        if process == 0:
+            with contextlib.suppress(BaseException):
+                while True:
+                    saved += 1
+                    save(path, TENSORS, {"step": saved})
+                    os.write(writer, saved.to_bytes(8, "little"))
+            os._exit(1)
+        os.close(writer)
+        last = os.read(reader, 8)  # it is at work
+        time.sleep(chooser.random() * 0.01)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        while more := os.read(reader, 8):
+            last = more
+        os.close(reader)
+        told = int.from_bytes(last, "little")
+        tensors, state = load(path)
+        assert state["step"] in (told, told + 1), (state, told)
+        assert torch.equal(tensors["weight"], TENSORS["weight"])
+        saved = state["step"]
+    return count
+
+
+def check_kills_at_every_call(folder: Path) -> int:
+    """Kill a save before and after each of its system calls, and amid its write: the old file is there, or the new one."""
+    path = folder / "calls.safetensors"
+    count = 0
+    for place, moment in (
+        (p, m) for p in ("open", "write", "fsync", "replace", "fsync folder") for m in ("before", "amid", "after")
+    ):
+        save(path, TENSORS, {"step": 1})
+        process = os.fork()
+        if process == 0:
+            with contextlib.suppress(BaseException):
+                _die_at(place, moment)
+                save(path, TENSORS, {"step": 2})
+            os._exit(1)  # it should have died
+        _, status = os.waitpid(process, 0)
+        assert os.WIFSIGNALED(status), (place, moment)
+        tensors, state = load(path)
+        renamed = (place, moment) in {("replace", "after")} or place == "fsync folder"
+        assert state["step"] == (2 if renamed else 1), (place, moment, state)
+        assert torch.equal(tensors["weight"], TENSORS["weight"])
+        count += 1
+    return count
+
+
+def _die_at(place: str, moment: str) -> None:
+    """Make this process kill itself in a save."""
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            if moment != "after":
+                die()
+            result = call(*arguments)
+            die()
+            return result
+
+        return called
+
+    opened, synced = Path.open, os.fsync
+    if place == "replace":
+        Path.replace = around(Path.replace)
+    elif place == "open":
+        Path.open = around(Path.open)
+    elif place == "write":
+
+        def open_to_die(path: Path, mode: str, *_: Any) -> Any:
+            file = opened(path, mode, buffering=0)
+
+            class Dying:
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(file, name)
+
+                def __enter__(self) -> "Dying":
+                    return self
+
+                def __exit__(self, *_: object) -> None:
+                    file.close()
+
+                def write(self, data: bytes) -> None:
+                    file.write(data[: {"before": 0, "amid": len(data) // 2, "after": len(data)}[moment]])
+                    die()
+
+            return Dying()
+
+        Path.open = open_to_die  # type: ignore[method-assign, assignment]
+    else:
+        calls = []
+
+        def sync(descriptor: int) -> None:
+            calls.append(descriptor)
+            if len(calls) == (2 if place == "fsync folder" else 1):
+                around(synced)(descriptor)
+            synced(descriptor)
+
+        os.fsync = sync
+
+
+def check_full_disk(folder: Path, count: int) -> int:
+    """Let a save run into a limit at many places of its file: it is refused with the reason, and what was there still is."""
+    path = folder / "full.safetensors"
+    save(path, TENSORS, {"step": 1})
+    size = path.stat().st_size
+    for limit in np.linspace(0, size - 1, count).astype(int).tolist():
+        process = os.fork()
+        if process == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+                try:
+                    save(path, TENSORS, {"step": 2})
+                except CheckpointError as error:
+                    code = 0 if "what was saved before is still there" in str(error) else 1
+            os._exit(code)
+        _, status = os.waitpid(process, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, limit
+        assert load(path)[1] == {"step": 1}
+        assert [entry.name for entry in folder.iterdir() if entry.name.startswith(".full")] == []
+    return count
+
+
+def _refused(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    try:
+        load(path)
+    except CheckpointError as error:
+        said = str(error)
+    else:
+        raise AssertionError(f"{path} was loaded though it is damaged")
+    assert str(path) in said
+    assert "\n" not in said
+
+
+def check_truncation(folder: Path) -> int:
+    """Cut a checkpoint after every byte of its header, and after every hundredth of the rest."""
+    path = folder / "cut.safetensors"
+    save(path, TENSORS, {"step": 1})
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    lengths = [*range(header + 1), *range(header + 1, len(data), 100), len(data) - 1]
+    for length in lengths:
+        _refused(path, data[:length])
+    return len(lengths)
+
+
+def check_bit_flips(folder: Path, count: int, seed: int = 1) -> int:
+    """Flip one random bit of a checkpoint at a time."""
+    path = folder / "flipped.safetensors"
+    save(path, TENSORS, {"step": 1})
+    data = path.read_bytes()
+    chooser = random.Random(seed)
+    for _ in range(count):
+        place = chooser.randrange(8 * len(data))
+        spoilt = bytearray(data)
+        spoilt[place // 8] ^= 1 << place % 8
+        _refused(path, bytes(spoilt))
+    return count
+
+
+def check_killed_trainings(folder: Path, count: int, steps: int = 60, seed: int = 1) -> int:
+    """Kill trainings that save after every step, again and again until they are done: the end is that of one left alone."""
+    text = folder / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog.\n" * 60)
+    options = TrainingOptions(hidden=8, batch=4, bptt=16, steps=steps, dropout=0.2, ema=0.9, eval_every=20)
+    train([text], folder / "whole", options)
+    expected, _ = load(folder / "whole" / "checkpoint" / "latest.safetensors")
+    weights, _ = load(folder / "whole" / "model.safetensors")
+    chooser = random.Random(seed)
+    kills = 0
+    for number in range(count):
+        run = folder / f"run{number}"
+        while True:
+            process = os.fork()
+            if process == 0:
+                with contextlib.suppress(BaseException), _quiet():
+                    Loop.run.__defaults__ = (None, None, 0.0, None, None)  # save after every step
+                    resume(run) if (run / "checkpoint" / "latest.safetensors").exists() else train([text], run, options)
+                    os._exit(0)
+                os._exit(1)
+            time.sleep(0.05 + chooser.random() * 0.4)
+            if os.waitpid(process, os.WNOHANG) != (0, 0):
+                break
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            kills += 1
+            if not (run / "checkpoint" / "latest.safetensors").exists():
+                _remove(run)
+        for name, tensor in load(run / "checkpoint" / "latest.safetensors")[0].items():
+            assert torch.equal(tensor, expected[name]), name
+        for name, tensor in load(run / "model.safetensors")[0].items():
+            assert torch.equal(tensor, weights[name]), name
+        assert (run / "results.json").exists()
+    return kills
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    """Run all checks and print how often each promise was kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on all counts")
+    scale = parser.parse_args().scale
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    steps = max(int(200 * scale), 8)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result: dict[str, Any] = {
+            "random kills during saves": check_random_kills(folder, max(int(500 * scale), 5)),
+            "kills at every call": check_kills_at_every_call(folder),
+            "full disk": check_full_disk(folder, max(int(200 * scale), 5)),
+            "truncations": check_truncation(folder),
+            "bit flips": check_bit_flips(folder, max(int(10_000 * scale), 50)),
+            "kills of whole trainings": check_killed_trainings(folder, max(int(20 * scale), 1)),
+            "resumed steps": {
+                f"{cell}, {'sequences' if sequences else 'stream'}": check_resume(cell, sequences, steps)
+                for cell in cell_names()
+                for sequences in (False, True)
+            },
+        }
+    print(json.dumps(result | {"seconds": round(time.perf_counter() - began)}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
