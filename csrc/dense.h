@@ -16,6 +16,12 @@ struct Range {
 
 inline Range share(long count, long part, long parts) { return {count * part / parts, count * (part + 1) / parts}; }
 
+// Both products are cut in more tasks than there are threads (see run_tasks), in a multiple of their number, so that
+// threads which are equally fast end together. How they are cut changes no sum.
+constexpr long tasks_a_thread = 8;
+
+inline long between(long low, long value, long high) { return value < low ? low : value > high ? high : value; }
+
 // out (rows, columns) = a (rows, depth) . packed, for packed panels of {1, 4, columns}.
 template <class E, class Out>
 struct RowProduct {
@@ -27,27 +33,38 @@ struct RowProduct {
   Out* out;
   long out_stride;
 
-  static void work(void* context, int member, int members) {
-    const auto& it = *static_cast<const RowProduct*>(context);
-    const long panels = panel_count<E>({1, 4, it.columns});
-    const bool by_rows = it.rows >= 16 * members;
-    const Range rows = by_rows ? share(it.rows, member, members) : Range{0, it.rows};
-    it.part(rows, by_rows ? Range{0, panels} : share(panels, member, members));
+  // Blocks of rows, and where these are too few to go round, each by some panels only.
+  void run(int threads) {
+    const long panels = panel_count<E>({1, 4, columns});
+    long blocks = (rows + block_rows - 1) / block_rows, cuts = 1;
+    if (threads > 1 && blocks) {
+      blocks = between(1, (blocks + threads - 1) / threads * threads, rows);
+      cuts = between(1, threads * tasks_a_thread / blocks, panels);
+    }
+    struct Task {
+      const RowProduct& product;
+      long panels, blocks, cuts;
+    } task{*this, panels, blocks, cuts};
+    run_tasks(
+        threads, blocks * cuts,
+        [](void* context, long i, int) {
+          const auto& it = *static_cast<const Task*>(context);
+          it.product.part(share(it.product.rows, i / it.cuts, it.blocks), share(it.panels, i % it.cuts, it.cuts));
+        },
+        &task);
   }
 
-  void part(Range rows, Range panels) const {
+  void part(Range block, Range panels) const {
     constexpr long W = lanes<T>;
     alignas(64) T tile[block_rows * 4 * W];
     alignas(64) const T zero[4 * W] = {};
     const long size = panel_size<E>({1, 4, columns}, depth);
-    for (long first = rows.begin; first < rows.end; first += block_rows) {
-      const long count = rows.end - first < block_rows ? rows.end - first : block_rows;
-      for (long panel = panels.begin; panel < panels.end; ++panel) {
-        multiply<E, 4>(count, depth, a + first * a_stride, a_stride, packed + panel * size, zero, tile);
-        for (long row = 0; row < count; ++row)
-          for (long v = 0, column = panel * 4 * W; v < 4 && column < columns; ++v, column += W)
-            store(out + (first + row) * out_stride + column, load(tile + (row * 4 + v) * W), columns - column);
-      }
+    for (long panel = panels.begin; panel < panels.end; ++panel) {
+      multiply<E, 4>(block.end - block.begin, depth, a + block.begin * a_stride, a_stride, packed + panel * size, zero,
+                     tile);
+      for (long row = block.begin; row < block.end; ++row)
+        for (long v = 0, column = panel * 4 * W; v < 4 && column < columns; ++v, column += W)
+          store(out + row * out_stride + column, load(tile + ((row - block.begin) * 4 + v) * W), columns - column);
     }
   }
 };
@@ -65,39 +82,54 @@ struct OuterProduct {
   T* sum;
   T* bias;  // or null
 
-  E* workspace;  // workspace_size for each member
+  E* workspace;  // workspace_size() for each thread
 
   static constexpr int height = tile_rows<4>;
   static constexpr long W = lanes<E>;
   static constexpr long step = depth_step<E>, most_rows = 256 * step;
 
-  // Rows at a time: as many as leave the packed piece of b in the L2 cache.
-  static long depth(long right) {
-    const long fitting = (512L << 10) / static_cast<long>(sizeof(E)) / padded(right) / step * step;
-    return fitting > most_rows ? most_rows : fitting < 64 * step ? 64 * step : fitting;
+  // Rows at a time: as many as leave a packed piece of b in the L2 cache.
+  long depth() const {
+    const long fitting = (512L << 10) / static_cast<long>(sizeof(E)) / (panels() * 4 * W) / step * step;
+    return between(64 * step, fitting, most_rows);
   }
-  static long padded(long right) { return (right + 4 * W - 1) / (4 * W) * 4 * W; }
-  static long workspace_size(long right) { return depth(right) * padded(right); }
+  long panels() const { return (right + 4 * W - 1) / (4 * W); }
+  long workspace_size() const { return depth() * panels() * 4 * W; }
 
-  static void work(void* context, int member, int members) {
-    const auto& it = *static_cast<const OuterProduct*>(context);
-    it.part(share((it.left + height - 1) / height, member, members),
-            it.workspace + member * workspace_size(it.right));
+  // A task packs all of b for itself: let it have rows enough of the sum to pay for that.
+  long blocks(int threads) const {
+    constexpr long enough = 16;
+    return threads == 1 ? 1 : between(1, threads * between(1, tiles() / (enough * threads), tasks_a_thread), tiles());
+  }
+  long tiles() const { return (left + height - 1) / height; }
+
+  void run(int threads) {
+    struct Task {
+      const OuterProduct& product;
+      long blocks;
+    } task{*this, blocks(threads)};
+    run_tasks(
+        threads, task.blocks,
+        [](void* context, long i, int member) {
+          const auto& [product, blocks] = *static_cast<const Task*>(context);
+          product.part(share(product.tiles(), i, blocks), product.workspace + member * product.workspace_size());
+        },
+        &task);
   }
 
   void part(Range tiles, E* packed) const {
     constexpr long few = 4;  // panels for which copying a's columns together costs more than reading them apart
-    const long deep = depth(right), panels = padded(right) / (4 * W), end = tiles.end * height;
+    const long deep = depth(), end = tiles.end * height;
     alignas(64) E column[most_rows * height];
     for (long first = 0; first < rows; first += deep) {
       const long count = rows - first < deep ? rows - first : deep;
-      for (long panel = 0; panel < panels; ++panel)
+      for (long panel = 0; panel < panels(); ++panel)
         pack_right(first, count, panel * 4 * W, packed + panel * deep * 4 * W);
       for (long tile = tiles.begin; tile < tiles.end; ++tile) {
         const E* from = a + first * a_stride + tile * height;
-        const bool copies = step > 1 || (panels > few && left - tile * height >= height);
+        const bool copies = step > 1 || (panels() > few && left - tile * height >= height);
         if (copies) pack_left(count, from, left - tile * height, column);
-        for (long panel = 0; panel < panels; ++panel)
+        for (long panel = 0; panel < panels(); ++panel)
           add_rows<height>(count, copies ? column : from, copies ? height * step : a_stride,
                            packed + panel * deep * 4 * W, tile * height, panel * 4 * W);
       }

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "dense.h"
+#include "memory.h"
 #include "product.h"
 #include "sequence.h"
 #include "threads.h"
@@ -50,19 +51,32 @@ struct Plan {
   long groups, parts;
 };
 
-inline Plan plan(const Layout& s, long members) {
+inline bool has_rows_for(const Layout& s, long members) {
   constexpr long few = 4;  // rows for which reading all weights costs a thread more than meeting the others
+  return s.batch >= few * members;
+}
+
+// Groups of one member each: more than there are threads, for whoever is done first, as long as each has rows enough to
+// pay for reading the weights.
+inline Plan apart(const Layout& s, long threads) {
+  constexpr long enough = 16, most = 4;
+  long groups = threads;
+  while (threads > 1 && groups < most * threads && s.batch >= 2 * groups * enough) groups *= 2;
+  return {groups, 1};
+}
+
+inline Plan sharing(const Layout& s, long members) {
   long groups = members;
-  while (groups > 1 && (s.batch < few * groups || members % groups)) --groups;
-  if (s.batch >= few * members) groups = members;
+  while (groups > 1 && (!has_rows_for(s, groups) || members % groups)) --groups;
   return {groups, members / groups};
 }
 
-// A step too small to share: meeting would cost more than it saves.
+// One thread where a step is too small to share, since meeting would cost more than it saves, or where members that
+// meet would wait for cores. It changes no bit.
 inline int useful_threads(const Layout& s) {
   const long multiplications = s.batch * s.hidden * s.width() * gate_count(s.cell);
-  const bool meets = s.batch < 4 * s.threads;
-  if (meets && multiplications < 20000) return 1;
+  const bool meets = !has_rows_for(s, s.threads);
+  if (meets && (multiplications < 20000 || crowded())) return 1;
   return (s.end - s.begin) * multiplications < 50000 ? 1 : s.threads;
 }
 
@@ -174,20 +188,22 @@ class Member {
 // `Buffers(call, memory, rows)` for each group of them.
 template <class E, class Call, template <class, Cell> class Worker, class Buffers>
 struct Run {
+  using Work = void (*)(const Run&, Plan, long member);
+
   const Call* call;
   char* memory;
   Barrier* barriers;
-  void (*work)(const Run&, long member, long members);
+  Work work;
+  Plan apart_plan;
 
   template <Cell cell>
-  static void work_on(const Run& run, long member, long members) {
-    const Plan p = plan(*run.call, members);
+  static void work_on(const Run& run, Plan p, long member) {
     const long rows = (run.call->batch + p.groups - 1) / p.groups, group = member / p.parts;
     const Memory memory(run.memory + group * bytes(*run.call, rows));
     Worker<E, cell>(*run.call, p, member, run.barriers + group, memory, rows).run();
   }
 
-  static auto choose(Cell cell) {
+  static Work choose(Cell cell) {
     switch (cell) {
       case Cell::lstm: return work_on<Cell::lstm>;
       case Cell::gru: return work_on<Cell::gru>;
@@ -206,21 +222,32 @@ struct Run {
 
   static bool go(const Call& call) {
     const int threads = useful_threads(call);
-    const long all = bytes(call, call.batch + threads) + threads * 64;  // each group rounds up rows and lines
-    void* memory = aligned_alloc(64, all);
+    const bool is_apart = has_rows_for(call, threads);
+    const Plan p = is_apart ? apart(call, threads) : Plan{threads, 1};  // at most: fewer threads may come
+    const long all = bytes(call, call.batch + p.groups) + p.groups * 64;  // each group rounds up rows and lines
+    void* memory = take_memory(all);
     if (!memory) return false;
     memset(memory, 0, all);
-    Barrier* barriers = new Barrier[threads];
-    Run run{&call, static_cast<char*>(memory), barriers, choose(call.cell)};
-    run_together(
-        threads,
-        [](void* context, int member, int members) {
-          const Run& it = *static_cast<const Run*>(context);
-          it.work(it, member, members);
-        },
-        &run);
+    Barrier* barriers = new Barrier[p.groups];
+    Run run{&call, static_cast<char*>(memory), barriers, choose(call.cell), p};
+    if (is_apart)
+      run_tasks(
+          threads, p.groups,
+          [](void* context, long group, int) {
+            const Run& it = *static_cast<const Run*>(context);
+            it.work(it, it.apart_plan, group);
+          },
+          &run);
+    else
+      run_together(
+          threads,
+          [](void* context, int member, int members) {
+            const Run& it = *static_cast<const Run*>(context);
+            it.work(it, sharing(*it.call, members), member);
+          },
+          &run);
     delete[] barriers;
-    free(memory);
+    give_memory(memory);
     return true;
   }
 };

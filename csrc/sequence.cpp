@@ -9,6 +9,7 @@
 
 #include "cells.h"
 #include "dense.h"
+#include "memory.h"
 #include "member.h"
 
 namespace throughtime::THROUGHTIME_ISA {
@@ -569,19 +570,18 @@ template <class E, class Out>
 void multiply_rows_by(long rows, long depth, long columns, const E* a, long a_stride, const E* packed, Out* out,
                       long out_stride, int threads) {
   RowProduct<E, Out> it{rows, depth, columns, a, a_stride, packed, out, out_stride};
-  run_together(rows * depth * columns < worth_sharing ? 1 : threads, RowProduct<E, Out>::work, &it);
+  it.run(rows * depth * columns < worth_sharing ? 1 : threads);
 }
 
 template <class E>
 bool add_outer(long rows, long left, long right, const E* a, long a_stride, const E* b, long b_stride,
                Arithmetic<E>* sum, Arithmetic<E>* bias, int threads) {
+  OuterProduct<E> it{rows, left, right, a, a_stride, b, b_stride, sum, bias, nullptr};
   if (rows * left * right < worth_sharing) threads = 1;
-  const size_t line = 64, bytes = sizeof(E) * threads * OuterProduct<E>::workspace_size(right);
-  E* workspace = static_cast<E*>(aligned_alloc(line, (bytes + line - 1) / line * line));
-  if (!workspace) return false;
-  OuterProduct<E> it{rows, left, right, a, a_stride, b, b_stride, sum, bias, workspace};
-  run_together(threads, OuterProduct<E>::work, &it);
-  free(workspace);
+  it.workspace = static_cast<E*>(take_memory(sizeof(E) * threads * it.workspace_size()));
+  if (!it.workspace) return false;
+  it.run(threads);
+  give_memory(it.workspace);
   return true;
 }
 

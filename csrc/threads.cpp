@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -39,6 +40,10 @@ const OpenMp& openmp() {
   return found;
 }
 
+using Clock = std::chrono::steady_clock;
+constexpr Clock::duration moment = std::chrono::milliseconds(100);
+std::atomic<Clock::rep> last_crowded{0};
+
 struct Work {
   void (*body)(void*, int, int);
   void* context;
@@ -63,6 +68,28 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
   for (auto& other : others) other.join();
 }
 
+void run_tasks(int threads, long tasks, void (*body)(void*, long, int), void* context) {
+  struct Queue {
+    void (*body)(void*, long, int);
+    void* context;
+    long tasks;
+    std::atomic<long> next{0};
+  } queue{body, context, tasks};
+  run_together(
+      threads < tasks ? threads : static_cast<int>(tasks),
+      [](void* q, int member, int) {
+        auto& it = *static_cast<Queue*>(q);
+        for (long task; (task = it.next.fetch_add(1, std::memory_order_relaxed)) < it.tasks;)
+          it.body(it.context, task, member);
+      },
+      &queue);
+}
+
+bool crowded() {
+  const auto last = last_crowded.load(std::memory_order_relaxed);
+  return last && Clock::now().time_since_epoch().count() - last < moment.count();
+}
+
 void Barrier::wait(int members) {
   constexpr int spins = 4000;  // tens of microseconds: longer than a step's imbalance, shorter than a time slice
   const int round = round_.load(std::memory_order_acquire);
@@ -72,6 +99,7 @@ void Barrier::wait(int members) {
     return;
   }
   for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
+    if (spin == spins) last_crowded.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
     if (spin < spins)
       relax();
     else

@@ -10,6 +10,14 @@ namespace throughtime {
 // products, and threads of our own would have to share the cores with them.
 void run_together(int threads, void (*body)(void* context, int member, int members), void* context);
 
+// Run body(context, task, member) for task = 0 ... tasks - 1, in up to `threads` threads. Each takes the next task when it
+// is done with one, so a thread that shares its core with a neighbour process does fewer of them.
+void run_tasks(int threads, long tasks, void (*body)(void* context, long task, int member), void* context);
+
+// Whether, a moment ago, somebody waited at a barrier for longer than any step lasts: the one he waited for had no core.
+// While that is so, teams that would meet in every step are slower than a single thread.
+bool crowded();
+
 // Where all members of a team wait for each other. Spinning is bounded: after that a waiting thread gives its core
 // away at each look, so that a neighbour process that holds the other core costs time slices and no more.
 class Barrier {
