@@ -60,8 +60,10 @@ inline bool has_rows_for(const Layout& s, long members) {
 // pay for reading the weights.
 inline Plan apart(const Layout& s, long threads) {
   constexpr long enough = 16, most = 4;
+  const long steps = s.end - s.begin, last = s.end - 1;
+  const long rows = s.rows ? s.first_row[last] + s.rows[last] - s.first_row[s.begin] : steps * s.batch;
   long groups = threads;
-  while (threads > 1 && groups < most * threads && s.batch >= 2 * groups * enough) groups *= 2;
+  while (threads > 1 && groups < most * threads && rows >= 2 * groups * enough * steps) groups *= 2;
   return {groups, 1};
 }
 
@@ -225,7 +227,7 @@ struct Run {
     const bool is_apart = has_rows_for(call, threads);
     const Plan p = is_apart ? apart(call, threads) : Plan{threads, 1};  // at most: fewer threads may come
     const long all = bytes(call, call.batch + p.groups) + p.groups * 64;  // each group rounds up rows and lines
-    void* memory = take_memory(all);
+    void* memory = scratch_memory(all);
     if (!memory) return false;
     memset(memory, 0, all);
     Barrier* barriers = new Barrier[p.groups];
@@ -247,7 +249,6 @@ struct Run {
           },
           &run);
     delete[] barriers;
-    give_memory(memory);
     return true;
   }
 };

@@ -103,7 +103,31 @@ Pool& pool() {
   return *it;
 }
 
+class Scratch {
+ public:
+  ~Scratch() { std::free(memory_); }
+
+  void* at_least(size_t bytes) {
+    if (bytes <= bytes_) return memory_;
+    constexpr size_t line = 64;
+    std::free(memory_);
+    bytes_ = (bytes + line - 1) / line * line;
+    memory_ = std::aligned_alloc(line, bytes_);
+    if (!memory_) bytes_ = 0;
+    return memory_;
+  }
+
+ private:
+  void* memory_ = nullptr;
+  size_t bytes_ = 0;
+};
+
 }  // namespace
+
+void* scratch_memory(size_t bytes) {
+  thread_local Scratch scratch;
+  return scratch.at_least(std::max(bytes, size_t{1}));
+}
 
 void* take_memory(size_t bytes) { return pool().take(bytes); }
 void give_memory(void* memory) { pool().give(memory); }

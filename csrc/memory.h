@@ -20,4 +20,8 @@ MemoryUse memory_use();
 // Hand back to the system all that is idle.
 void release_memory();
 
+// Memory for one call's scratch arrays, aligned to a cache line, or null where there is none left: the calling thread's own,
+// kept between calls, and arbitrary in content. The next call of this function by the same thread ends its use.
+void* scratch_memory(size_t bytes);
+
 }  // namespace throughtime

@@ -578,10 +578,9 @@ bool add_outer(long rows, long left, long right, const E* a, long a_stride, cons
                Arithmetic<E>* sum, Arithmetic<E>* bias, int threads) {
   OuterProduct<E> it{rows, left, right, a, a_stride, b, b_stride, sum, bias, nullptr};
   if (rows * left * right < worth_sharing) threads = 1;
-  it.workspace = static_cast<E*>(take_memory(sizeof(E) * threads * it.workspace_size()));
+  it.workspace = static_cast<E*>(scratch_memory(sizeof(E) * threads * it.workspace_size()));
   if (!it.workspace) return false;
   it.run(threads);
-  give_memory(it.workspace);
   return true;
 }
 
