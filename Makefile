@@ -1,10 +1,10 @@
-# demo · test · check · bench. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
+# demo · test · check · bench · sanitize. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench sanitize clean
 
 demo: $(STAMP)
 	@OMP_WAIT_POLICY=passive $(BIN)/throughtime demo # waiting threads sleep: on a busy machine, several times faster
@@ -20,6 +20,20 @@ check: $(STAMP)
 
 bench: $(STAMP)-bench
 	$(BIN)/python -m benchmarks.speed $(BENCH) # a quarter of an hour; make bench BENCH=--quick takes a minute
+
+# The kernels' tests on a build with GCC's AddressSanitizer and UBSan, once for each instruction set.
+SANITIZED := build/sanitize
+PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+
+sanitize: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt cmake nanobind
+	@PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -DCMAKE_CXX_COMPILER=$(CXX) \
+	  -DTHROUGHTIME_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED) --parallel
+	@for set in $$($(BIN)/python -c 'from throughtime.kernels import cpu; print(*cpu.instruction_sets())'); do \
+	  echo "$$set:" && THROUGHTIME_NATIVE=$$(ls $(abspath $(SANITIZED))/_native*.so) THROUGHTIME_INSTRUCTION_SET=$$set \
+	  LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo-run

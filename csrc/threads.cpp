@@ -31,6 +31,9 @@ struct OpenMp {
 const OpenMp& openmp() {
   static const OpenMp found = [] {
     OpenMp o{};
+#if defined(__SANITIZE_THREAD__)
+    return o;  // the runtime isn't instrumented, so what it orders would be taken for races
+#endif
     o.parallel = reinterpret_cast<decltype(o.parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     o.thread = reinterpret_cast<decltype(o.thread)>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
     o.threads = reinterpret_cast<decltype(o.threads)>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));

@@ -1,12 +1,26 @@
 """Settings for the whole run; the comparison helper stands in comparison.py."""
 
+import os
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+
 import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
 
+# `make sanitize` has the tests run on another build of the kernels, and on one instruction set after the other.
+if native := os.environ.get("THROUGHTIME_NATIVE"):
+    spec = spec_from_file_location("throughtime.kernels._native", native)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
+
 # Every call into the equations has its shapes checked, from before anything is imported.
 jaxtyping.install_import_hook("throughtime.cells", "beartype.beartype").__enter__()
+
+from throughtime.kernels import cpu  # noqa: E402 after the hook
 
 settings.register_profile("suite", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("suite")
@@ -20,3 +34,9 @@ def _reproducible() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _chosen_instruction_set() -> None:
+    if name := os.environ.get("THROUGHTIME_INSTRUCTION_SET"):
+        cpu.use_instruction_set(name)

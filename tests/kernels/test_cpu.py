@@ -31,9 +31,10 @@ def two_threads():
 
 @pytest.fixture(params=cpu.instruction_sets() if HAS_NATIVE else [])
 def instruction_set(request):
+    before = cpu.instruction_set()
     cpu.use_instruction_set(request.param)
     yield request.param
-    cpu.use_instruction_set(cpu.instruction_sets()[0])
+    cpu.use_instruction_set(before)
 
 
 class Request:
