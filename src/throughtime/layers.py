@@ -198,6 +198,8 @@ class Recurrent(nn.Module):
             state = self._check_state(state, input.data, int(input.batch_sizes[0]), dtype)
             return run_stack_packed(stack, self._drop_weights(), input.to(dtype), state)
 
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input is {_describe(input)}; expected a tensor or a PackedSequence")
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
         if input.dim() == 2:
@@ -205,7 +207,7 @@ class Recurrent(nn.Module):
         self._check_features(input, 3)
         if self.batch_first:
             input = input.transpose(0, 1)
-            reset = None if reset is None or reset.dim() != 2 else reset.T
+            reset = reset.T if isinstance(reset, Tensor) and reset.dim() == 2 else reset
         steps, rows, _ = input.shape
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -243,6 +245,8 @@ class Recurrent(nn.Module):
         axis = 0 if self.batch_first else 1
         if state is not None:
             for tensor in state:
+                if not isinstance(tensor, Tensor):
+                    raise TypeError(f"hx is {_describe(tensor)}; expected a tensor")
                 if tensor.dim() != 2:
                     raise RuntimeError(
                         f"For unbatched 2-D input, hx should also be 2-D but got {tensor.dim()}-D tensor"
@@ -251,8 +255,8 @@ class Recurrent(nn.Module):
         output, final = self._run(
             input.unsqueeze(axis),
             state,
-            None if lengths is None else lengths.reshape(1),
-            None if reset is None else reset.unsqueeze(axis),
+            lengths.reshape(1) if isinstance(lengths, Tensor) and lengths.numel() == 1 else lengths,
+            reset.unsqueeze(axis) if isinstance(reset, Tensor) and reset.dim() == 1 else reset,
         )
         assert isinstance(output, Tensor)
         return output.squeeze(axis), tuple(tensor.squeeze(1) for tensor in final)
@@ -299,6 +303,8 @@ class Recurrent(nn.Module):
             return tuple(torch.zeros(shape, dtype=dtype, device=input.device) for shape in shapes)
         for index, (tensor, shape) in enumerate(zip(state, shapes, strict=True)):
             name = "hx" if len(shapes) == 1 else f"hx[{index}]"
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} is {_describe(tensor)}; expected a tensor")
             if tensor.dim() != 3:
                 raise RuntimeError(f"For batched 3-D input, {name} should also be 3-D but got {tensor.dim()}-D tensor")
             if tensor.shape != shape:
@@ -456,7 +462,7 @@ class LSTM(Recurrent):
         reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Run the layer: return the output and (h, c) at each row's end, (L · directions, B, P) and (…, H)."""
-        if hx is not None and (isinstance(hx, Tensor) or len(hx) != 2):
+        if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
             raise TypeError(f"hx is {_describe(hx)}; expected a pair (h_0, c_0) of tensors")
         output, (h, c) = self._run(input, hx, lengths, reset)
         return output, (h, c)
@@ -608,6 +614,8 @@ def _check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.
         raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers, such as torch.int64")
     if lengths.shape != (rows,):
         raise ValueError(f"lengths has shape {list(lengths.shape)}; expected ({rows},), one length for each batch row")
+    if lengths.device.type == "meta" != device.type:
+        raise RuntimeError(f"lengths is on meta, where it has no values; expected them on {device}")
     lengths = lengths.to(device, torch.int64)
     if not torch.compiler.is_compiling():
         wrong = ((lengths < 0) | (lengths > steps)).nonzero()

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from throughtime.cells import Masks, Parameters, find, sequence
+from throughtime.arguments import check_backward, check_devices, check_forward
+from throughtime.cells import CELLS, Cell, Masks, Parameters, find, sequence
 from throughtime.errors import unknown_name
 from throughtime.kernels import cpu, torch_fused
 
@@ -247,7 +248,7 @@ def _recurrence(
     """Run one layer in one direction. `keep` asks for what the backward pass needs; without it `saved` is empty."""
     if backend == "native":
         return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep, masks)
-    kind = find(cell)
+    kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend)
     result = sequence.forward(
         *(kind, input, tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra)),
         *(lengths, reset, reverse, Masks.from_list(masks, kind.masks)),
@@ -281,7 +282,10 @@ def _recurrence_backward(
             *(lengths, reset, reverse, needs_input, masks),
         )
         return input.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
-    kind = find(cell)
+    kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend)
+    _, first = kind.step(input[0], tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra))
+    kept = [(input.shape[0], *field.shape) for field in first]
+    check_backward(input, initial, grad_output, grad_final, output, saved, kept)
     steps = [kind.saved(*fields) for fields in zip(*saved, strict=True)]
     gradient = sequence.backward(
         *(
@@ -298,12 +302,38 @@ def _recurrence_backward(
     return grad_input, [g.clone() for g in gradient.initial_state], grad_parameters
 
 
+def _check_reference(
+    cell: str,
+    input: Tensor,
+    initial: Tensors,
+    parameters: Tensors,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensors,
+    backend: str,
+) -> Cell:
+    """Check what the equations are given, as the kernels check what they are given; return the cell."""
+    if backend != "reference":
+        raise unknown_name("backend", backend, ["native", "reference"])
+    if (base := cell.partition("+")[0]) not in CELLS:
+        raise unknown_name("cell", base, CELLS)
+    kind = find(cell)
+    check_forward(
+        *(cell, kind.gates, kind.state_size, input, initial, parameters, (), lengths, reset),
+        *(kind.extra, masks, kind.masks),
+    )
+    if input.shape[0] == 0:
+        raise ValueError(f"input has shape {tuple(input.shape)}; expected at least one step")
+    return kind
+
+
 def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
     return [tensor.to(dtype) for tensor in tensors]
 
 
 @torch.library.register_fake("throughtime::recurrence", lib=_library)
 def _(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend):
+    check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
     # One step of the equations on fake tensors tells every shape and dtype.
     kind = find(cell)
     state, saved = kind.step(input[0], tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra))
@@ -337,6 +367,8 @@ def _(
     needs_input,
     backend,
 ):
+    check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
+    check_devices(input, grad_output=[grad_output], grad_final=grad_final, output=[output], saved=saved)
     grad_input = torch.empty_like(input) if needs_input else input.new_empty(0)
     return grad_input, [torch.empty_like(s) for s in initial], [torch.empty_like(p) for p in parameters]
 

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from throughtime.arguments import check_backward, check_forward, check_input
+
 try:
     _native: Any = import_module("throughtime.kernels._native")
 except ImportError as error:
@@ -195,10 +197,14 @@ def backward(
     """
     call = _Call(cell, input, initial, parameters, lengths, reset, reverse)
     rows, layout = call.rows, call.layout
+    kept = [(rows.count, width) for width in saved_widths(cell, call.weights.hidden)]
+    check_backward(input, call.initial, grad_output, grad_final, output, saved, kept)
+    output, saved = _plain(output), [_plain(tensor) for tensor in saved]
+    _check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
     packed = _pack_backward(call)
     x = rows.compact(input)
     sums = _Sums(cell, call, x, needs_input)
-    grad_output = None if grad_output is None else grad_output.contiguous()
+    grad_output = None if grad_output is None else _plain(grad_output)
     grad_state = [g.to(call.arithmetic, copy=True, memory_format=torch.contiguous_format) for g in grad_final]
     grad_anew = [torch.zeros_like(g) for g in grad_state] if reset is not None else []
     stretches = list(rows.stretches(_gradient_width(cell, call.weights.hidden), call.arithmetic.itemsize))
@@ -237,7 +243,7 @@ class _Weights(NamedTuple):
 
 
 def _read_weights(cell: str, parameters: list[Tensor]) -> _Weights:
-    tensors: list[Tensor | None] = [p.contiguous() for p in parameters]
+    tensors: list[Tensor | None] = [_plain(p) for p in parameters]
     if len(tensors) < 4:
         tensors[2:2] = [None, None]
     if len(tensors) < 5:
@@ -301,8 +307,10 @@ class _Rows:
 
     def compact(self, padded: Tensor) -> Tensor:
         """(T, B, ·) to packed."""
-        flat = padded.flatten(0, 1)
-        return flat if self.lengths is None else flat.index_select(0, self.index)
+        flat = padded.resolve_neg().flatten(0, 1)
+        if self.lengths is not None:
+            return flat.index_select(0, self.index)
+        return flat if flat.stride(1) == 1 else flat.contiguous()  # the products step over rows, not within one
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
         """Packed to (T, B, ·), with zeros elsewhere."""
@@ -334,14 +342,16 @@ class _Call:
         reset: Tensor | None,
         reverse: bool,
     ) -> None:
+        check_input(input)
         if (reason := refusal(cell, input)) is not None:
-            raise NotImplementedError(reason)
+            raise NotImplementedError(f"input can't be served: {reason}")
         steps, batch, _ = input.shape
         self.arithmetic = torch.float32 if input.dtype == torch.bfloat16 else input.dtype
-        weights = _read_weights(cell, parameters)
-        self.initial = [s.contiguous() for s in initial]
-        _check(cell, input, self.initial, weights, self.arithmetic, lengths, reset)
-        self.weights = weights.to(self.arithmetic)
+        states, dtypes = 2 if cell == "lstm" else 1, (input.dtype, self.arithmetic)
+        check_forward(cell, _GATES[cell], states, input, initial, parameters, dtypes, lengths, reset)
+        self.initial = [_plain(s) for s in initial]
+        self.weights = _read_weights(cell, parameters).to(self.arithmetic)
+        _check_memory(input=[input], initial=self.initial, parameters=self.weights[3:])
         if lengths is not None and bool((lengths == steps).all()):
             lengths = None
         self.rows = _Rows(steps, batch, lengths)
@@ -366,42 +376,17 @@ class _Call:
         return output if self.rows.lengths is None else output.zero_()
 
 
-def _check(
-    cell: str,
-    input: Tensor,
-    initial: list[Tensor],
-    weights: _Weights,
-    arithmetic: torch.dtype,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-) -> None:
-    """Check everything that native code would otherwise read out of bounds."""
-    steps, batch, features = input.shape
-    hidden, gate_rows, width = weights.hidden, weights.gates * weights.hidden, weights.projected or weights.hidden
-    of_weights = arithmetic if weights.weight_ih.dtype == arithmetic else input.dtype
-    expected = [
-        ("weight_ih", weights.weight_ih, (gate_rows, features), of_weights),
-        ("weight_hh", weights.weight_hh, (gate_rows, width), of_weights),
-        ("bias_ih", weights.bias_ih, (gate_rows,), of_weights),
-        ("bias_hh", weights.bias_hh, (gate_rows,), of_weights),
-        ("weight_hr", weights.weight_hr, (width, hidden), of_weights),
-        *zip(("h_0", "c_0"), initial, ((batch, width), (batch, hidden)), [input.dtype] * 2, strict=False),
-    ]
-    for name, tensor, shape, dtype in expected:
-        if tensor is None:
-            continue
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != input.device:
-            given = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            raise ValueError(f"{name} is {given}; expected {shape} {dtype} on {input.device}")
-    if len(initial) != (2 if cell == "lstm" else 1) or (weights.projected and cell != "lstm"):
-        raise ValueError(f"{len(initial)} state tensors, projection {weights.projected}: not what a {cell} has")
-    if lengths is not None:
-        if lengths.shape != (batch,) or lengths.dtype != torch.int64 or lengths.device.type != "cpu":
-            raise ValueError(f"lengths must be int64 ({batch},) on the CPU, not {lengths.dtype} {tuple(lengths.shape)}")
-        if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
-            raise ValueError(f"lengths must lie in 0 ... {steps}, the number of steps; {lengths.tolist()} don't")
-    if reset is not None and (reset.shape != (steps, batch) or reset.dtype != torch.bool or reset.device.type != "cpu"):
-        raise ValueError(f"reset must be bool ({steps}, {batch}) on the CPU, not {reset.dtype} {tuple(reset.shape)}")
+def _check_memory(**tensors: Sequence[Tensor | None]) -> None:
+    """Refuse tensors that only stand for others: a subclass's wrapper, torch's own way to say zero."""
+    for name, group in tensors.items():
+        for tensor in group:
+            if tensor is not None and tensor.numel() and not tensor.data_ptr():
+                raise TypeError(f"{name}: a {type(tensor).__name__} without memory of its own; expected a plain tensor")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return the tensor as it is read by address: without gaps, and its elements' signs in its memory."""
+    return tensor.resolve_neg().contiguous()
 
 
 class _Workspace(NamedTuple):
