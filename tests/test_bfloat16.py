@@ -125,7 +125,7 @@ def test_the_operator_keeps_torchs_rules(name, backend, parameters):
     state = [draw(2, 4).detach().bfloat16().requires_grad_() for _ in range(cell.state_size)]
     x = draw(5, 2, 3).detach().bfloat16().requires_grad_()
     torch.library.opcheck(
-        torch.ops.throughtime.recurrence.default, (x, state, weights, None, None, name, False, True, backend)
+        torch.ops.throughtime.recurrence.default, (x, state, weights, None, None, [], name, False, True, backend)
     )
 
 
