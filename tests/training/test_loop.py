@@ -308,3 +308,14 @@ def test_what_is_a_divergence_and_what_is_not():
 def test_an_average_needs_a_share():
     with pytest.raises(throughtime.InputError, match=r"--ema 1\.0: expected a share"):
         make_loop(average=1.0)
+
+
+def test_an_interrupted_last_validation_leaves_training_unfinished():
+    loop = make_loop(validate=lambda model, should_stop: os.kill(os.getpid(), signal.SIGINT), validate_every=50)
+    assert not loop.run()
+    assert loop.step == 12
+    saved = loop.checkpoint()
+    again = make_loop(validate=lambda model, should_stop: 1.0, validate_every=50)
+    again.restore(*saved)
+    assert again.run()
+    assert again.best_step == 12

@@ -113,7 +113,9 @@ def make_encoder(how: Tokenization, files: list[tuple[Path, bool]], split: float
     """Return an encoder that has seen nothing yet, or, at level "bpe", one that has learned its merges from the training text."""
     if how.level == "bpe":
         texts = _training_text(files, how, split)
-        return _WholeWordEncoder(train_bpe(texts, how.most_tokens - bool(how.sequences), how.sequences))
+        return _WholeWordEncoder(
+            train_bpe(texts, max(how.most_tokens - bool(how.sequences), LEAST_VOCABULARY), how.sequences)
+        )
     return {"char": _CharEncoder, "byte": _ByteEncoder, "word": _WordEncoder}[how.level](how)
 
 

@@ -384,19 +384,15 @@ def _finish(
 ) -> TrainingSummary:
     """Run the loop, saving as it goes; then evaluate and write the results."""
 
-    def save_last() -> None:
-        if not loop.best_step:  # else the run's weights are the best
+    def save_all() -> None:
+        if loop.best_step in (0, loop.step):  # else the run's weights are the best, of an earlier step
             run.save_model(_language_model(loop.trained))
-        save(run.folder / CHECKPOINT, *loop.checkpoint())
-
-    def save_best() -> None:
-        run.save_model(_language_model(loop.trained))
         save(run.folder / CHECKPOINT, *loop.checkpoint())
 
     _end_line(run.folder / METRICS)
     with (run.folder / METRICS).open("a", encoding="utf-8") as metrics:
         recorder = _Recorder(metrics, corpus, observer, on_rollback)
-        finished = loop.run(recorder, save_last, on_best=save_best, on_rollback=recorder.rolled_back)
+        finished = loop.run(recorder, save_all, on_best=save_all, on_rollback=recorder.rolled_back)
     evaluation = None
     if finished:
         evaluation = evaluate(

@@ -257,19 +257,21 @@ class Loop:
             if save is not None:
                 save()
         self.signal = interrupted.signal
-        return self.is_finished
+        return self.is_finished and not self._validation_is_due()
 
     def _validation_is_due(self) -> bool:
-        due = self.step % self.validate_every == 0 or self.progress >= 1 if self.validate_every else False
-        return due and self.step > self._validated_at
+        if not self.validate_every or self.step <= self._validated_at:
+            return False
+        return self.step % self.validate_every == 0 or self.progress >= 1
 
     def _validate(self, should_stop: Callable[[], bool], on_best: Callable[[], None] | None) -> None:
         """Measure the model on other data, and note whether it is the best so far."""
         assert self.validate is not None
         value = self.validate(self.trained, should_stop)
         self.model.train()
-        if value is None:
+        if value is None and should_stop():
             return
+        assert value is not None, "validate returned None though nobody asked it to stop"
         self._validated_at = self.step
         self._without_improvement += 1
         if value < self.best:
