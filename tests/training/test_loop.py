@@ -260,13 +260,18 @@ def spoilt(loop: Loop, steps: set[int], factor: float) -> list[int]:
 def test_a_divergence_is_rolled_back_and_slowed_down(factor):
     loop = make_loop(steps=260, rollbacks=3)
     calls = spoilt(loop, {230, 240}, factor)
-    happened = []
+    happened, restored = [], []
     weights = {}
 
     def observe(report):
         weights.setdefault(report.step, []).append(loop.model.output.bias.detach().clone())
 
-    assert loop.run(observe, on_rollback=happened.append)
+    def note(rollback):
+        happened.append(rollback)
+        restored.append({name: tensor.clone() for name, tensor in loop.checkpoint()[0].items()})
+
+    assert loop.run(observe, on_rollback=note)
+    assert all(torch.equal(restored[0][name], tensor) for name, tensor in restored[1].items())  # moments too
     assert [(r.step, r.to_step, r.learning_rate) for r in happened] == [(230, 100, 5e-3), (110, 100, 2.5e-3)]
     assert "at step 230" in happened[0].reason
     assert calls[230] == 101
