@@ -283,7 +283,7 @@ def check_killed_trainings(folder: Path, count: int, steps: int = 60, seed: int 
             process = os.fork()
             if process == 0:
                 with contextlib.suppress(BaseException), _quiet():
-                    Loop.run.__defaults__ = (None, None, 0.0, None, None)  # save after every step
+                    Loop.run.__defaults__ = (None, None, 0.0, None)  # save after every step
                     resume(run) if (run / "checkpoint" / "latest.safetensors").exists() else train([text], run, options)
                     os._exit(0)
                 os._exit(1)

@@ -118,6 +118,15 @@ class TestTrain:
             "tied": True, "minutes": None, "epochs": None, "vocabulary": None, "split_punctuation": True, "locked": True,
         }  # fmt: skip
 
+    def test_measurements_along_the_way_are_said(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+        ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL, "--eval-every", 6)
+        assert ended.code == 0
+        assert "step 6: " in ended.err
+        assert "on held-out text, the best so far" in ended.err
+        assert "best weights" in ended.out
+        last = throughtime("eval", tmp_path / "run", text, "--last", "--json").json
+        assert 0 < last["nats_per_token"] < math.log(30)
+
     def test_options_are_read_from_a_file_and_flags_override_it(
         self, throughtime: Call, text: Path, tmp_path: Path
     ) -> None:

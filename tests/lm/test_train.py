@@ -121,6 +121,9 @@ def test_the_best_weights_are_the_runs_and_the_last_are_there_too(text, tmp_path
     assert summary.stopped_early
     assert summary.steps == summary.best_step + 80 < 400
     assert run.results["training"]["best_step"] == summary.best_step
+    measured = [m for m in run.metrics() if m.get("event") == "validation"]
+    assert [m["step"] for m in measured] == list(range(10, summary.steps + 1, 10))
+    assert [m["step"] for m in measured if m["is_best"]][-1] == summary.best_step
     held_out = run.corpus().held_out
     best, last = (evaluate(run.load_model(last=last), held_out).nats_per_token for last in (False, True))
     assert best == pytest.approx(summary.evaluation.nats_per_token)
@@ -152,7 +155,7 @@ def test_a_divergence_is_rolled_back_said_and_written_down(text, tmp_path, monke
 
     monkeypatch.setitem(throughtime.lm.train.__globals__, "_next_token_loss", spoilt)
     happened = []
-    summary = train([text], tmp_path / "run", TrainingOptions(**SMALL), on_rollback=happened.append)
+    summary = train([text], tmp_path / "run", TrainingOptions(**SMALL), on_event=happened.append)
     assert (summary.rollbacks, summary.steps) == (1, 30)
     assert (happened[0].step, happened[0].to_step, happened[0].learning_rate) == (12, 0, 0.005)
     events = [m for m in open_run(tmp_path / "run").metrics() if "event" in m]

@@ -197,7 +197,7 @@ def test_the_best_is_kept_and_patience_ends_training():
     values = iter([3.0, 2.0, 2.5, 1.0, 1.0, 4.0, 5.0, 0.0])
     best = []
     loop = make_loop(steps=40, validate=lambda model, should_stop: next(values), validate_every=4, patience=3)
-    assert loop.run(on_best=lambda: best.append(loop.step))
+    assert loop.run(on_event=lambda event: best.append(event.step) if event.is_best else None)
     assert best == [4, 8, 16]
     assert (loop.step, loop.best_step, loop.best) == (28, 16, 1.0)
     assert loop.stopped_early
@@ -216,7 +216,7 @@ def test_an_interrupted_validation_is_made_up_for_after_a_resume():
     again = make_loop(validate=lambda model, should_stop: 1.0, validate_every=5)
     again.restore(*saved)
     best = []
-    assert again.run(on_best=lambda: best.append(again.step))
+    assert again.run(on_event=lambda event: best.append(event.step) if event.is_best else None)
     assert best == [5]
 
 
@@ -270,7 +270,7 @@ def test_a_divergence_is_rolled_back_and_slowed_down(factor):
         happened.append(rollback)
         restored.append({name: tensor.clone() for name, tensor in loop.checkpoint()[0].items()})
 
-    assert loop.run(observe, on_rollback=note)
+    assert loop.run(observe, on_event=note)
     assert all(torch.equal(restored[0][name], tensor) for name, tensor in restored[1].items())  # moments too
     assert [(r.step, r.to_step, r.learning_rate) for r in happened] == [(230, 100, 5e-3), (110, 100, 2.5e-3)]
     assert "at step 230" in happened[0].reason
@@ -288,7 +288,7 @@ def test_the_fourth_divergence_ends_it():
     with pytest.raises(
         NonFiniteError, match=r"after 3 rollbacks and with the learning rate down to 0\.00125: the loss became nan"
     ):
-        loop.run(on_rollback=happened.append)
+        loop.run(on_event=happened.append)
     assert [r.to_step for r in happened] == [0, 0, 0]
     assert all(torch.isfinite(p).all() for p in loop.model.parameters())
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def plot_losses(runs: Sequence["Run"], out: Path | None = None) -> Path:
     """Draw the running loss of runs over their training time; return where the picture is.
 
-    Held-out losses are dots at the end, rollbacks are crosses. The scale is nats per token.
+    Held-out losses are dotted lines where they were measured along the way, and a dot at the end; rollbacks are crosses. The
+    scale is nats per token.
 
     Args:
         runs: One or more.
@@ -29,6 +30,10 @@ def plot_losses(runs: Sequence["Run"], out: Path | None = None) -> Path:
     for run, curve in zip(runs, curves, strict=True):
         seconds = [point["seconds"] for point in curve]
         (line,) = axes.plot(seconds, [point["loss"] for point in curve], label=run.folder.name)
+        measured = [point for point in run.metrics() if point.get("event") == "validation"]
+        if measured:
+            losses = [point["loss"] for point in measured]
+            axes.plot([point["seconds"] for point in measured], losses, ":", color=line.get_color(), label="measured")
         if run.results is not None:
             held_out = run.results["held_out"]["nats_per_token"]
             axes.plot(seconds[-1:], [held_out], "o", color=line.get_color(), label=f"held out: {held_out:.3f}")

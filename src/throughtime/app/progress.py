@@ -14,7 +14,7 @@ from throughtime.app.terminal import messages
 
 if TYPE_CHECKING:
     from throughtime.lm.train import StepReport
-    from throughtime.training import Rollback
+    from throughtime.training import Rollback, Validation
 
 REFRESH = 0.2  # seconds between two drawings of the live line
 LINES = 10  # plain lines in a whole training, where there is no terminal
@@ -71,12 +71,16 @@ def observed(shown: Display, run: Path) -> Callable[["StepReport"], None]:
     return observe
 
 
-def said(shown: Display) -> Callable[["Rollback"], None]:
-    """Return what says that training went back after a divergence."""
+def said(shown: Display) -> Callable[["Rollback | Validation"], None]:
+    """Return what says that training was measured, or that it went back after a divergence."""
+    from throughtime.training import Rollback
 
-    def say(rollback: "Rollback") -> None:
-        what = rollback.reason.partition(";")[0]
-        shown.say(f"{what}: back to step {rollback.to_step:,}, learning rate down to {rollback.learning_rate:.3g}")
+    def say(event: "Rollback | Validation") -> None:
+        if isinstance(event, Rollback):
+            what = event.reason.partition(";")[0]
+            shown.say(f"{what}: back to step {event.to_step:,}, learning rate down to {event.learning_rate:.3g}")
+        else:
+            shown.say(f"step {event.step:,}: {event.loss:.4f} on held-out text" + (", the best so far" * event.is_best))
 
     return say
 

@@ -5,7 +5,7 @@ tokenizer.json           which ids stand for what
 model.safetensors        the weights, the best where they were measured along the way; verifies itself and the two files above
 generation_config.json   how `sample` chooses unless told otherwise
 results.json             what training came to: time, steps, held-out evaluation
-metrics.jsonl            a line a second of training, and one for each rollback
+metrics.jsonl            a line a second of training, one for each measurement, one for each rollback
 data/                    the encoded text
 checkpoint/              latest.safetensors, all that an exact continuation needs
 """

@@ -21,7 +21,7 @@ from throughtime.lm.memory import check_fits
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, Run, check_new, create_run, open_run
 from throughtime.lm.tokenizer import sequence_names
-from throughtime.training import Budget, Clipping, Loop, Rollback, Sequences, Streams, Windows
+from throughtime.training import Budget, Clipping, Loop, Rollback, Sequences, Streams, Validation, Windows
 from throughtime.training import StepReport as LoopReport
 from throughtime.training.checkpoint import load, save, save_json
 
@@ -256,7 +256,7 @@ class TrainingSummary:
 
 
 Observer = Callable[[StepReport], None]
-OnRollback = Callable[[Rollback], None]
+OnEvent = Callable[[Rollback | Validation], None]
 
 
 def train(
@@ -265,7 +265,7 @@ def train(
     options: TrainingOptions | None = None,
     observer: Observer | None = None,
     on_encoding: Callable[[int, int], None] | None = None,
-    on_rollback: OnRollback | None = None,
+    on_event: OnEvent | None = None,
 ) -> TrainingSummary:
     """Train a language model on text.
 
@@ -275,7 +275,7 @@ def train(
         options: How.
         observer: Called after each step.
         on_encoding: Called with (bytes done, bytes in all) while the text is read.
-        on_rollback: Called when training went back after a divergence.
+        on_event: Called after each measurement along the way, and when training went back after a divergence.
 
     Raises:
         InputError: Text, folder or options can't be used.
@@ -299,11 +299,11 @@ def train(
     torch.manual_seed(options.seed)
     loop = _make_loop(LanguageModel(config).to(device), windows, corpus, options, device)
     run = create_run(folder, asdict(options), config, corpus.tokenizer)  # only now: what can't be made leaves no run
-    return _finish(run, loop, corpus, observer, on_rollback)
+    return _finish(run, loop, corpus, observer, on_event)
 
 
 def resume(
-    run_folder: str | Path, observer: Observer | None = None, on_rollback: OnRollback | None = None
+    run_folder: str | Path, observer: Observer | None = None, on_event: OnEvent | None = None
 ) -> TrainingSummary:
     """Go on with a run that was stopped, exactly where its last checkpoint left it.
 
@@ -325,7 +325,7 @@ def resume(
     loop.restore(*load(run.folder / CHECKPOINT))
     if loop.is_finished and run.results is not None:
         raise InputError(f"{run.folder}: this run is complete, its budget is spent; to train longer, start another one")
-    return _finish(run, loop, corpus, observer, on_rollback)
+    return _finish(run, loop, corpus, observer, on_event)
 
 
 def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
@@ -380,7 +380,7 @@ def _make_optimizer(model: LanguageModel, options: TrainingOptions) -> torch.opt
 
 
 def _finish(
-    run: Run, loop: Loop, corpus: Corpus, observer: Observer | None, on_rollback: OnRollback | None
+    run: Run, loop: Loop, corpus: Corpus, observer: Observer | None, on_event: OnEvent | None
 ) -> TrainingSummary:
     """Run the loop, saving as it goes; then evaluate and write the results."""
 
@@ -391,8 +391,14 @@ def _finish(
 
     _end_line(run.folder / METRICS)
     with (run.folder / METRICS).open("a", encoding="utf-8") as metrics:
-        recorder = _Recorder(metrics, corpus, observer, on_rollback)
-        finished = loop.run(recorder, save_all, on_best=save_all, on_rollback=recorder.rolled_back)
+        recorder = _Recorder(metrics, corpus, observer, on_event)
+
+        def note(event: Rollback | Validation) -> None:
+            if isinstance(event, Validation) and event.is_best:
+                save_all()
+            recorder.event(event)
+
+        finished = loop.run(recorder, save_all, on_event=note)
     evaluation = None
     if finished:
         evaluation = evaluate(
@@ -443,12 +449,10 @@ def _language_model(model: nn.Module) -> LanguageModel:
 class _Recorder:
     """Passes reports on, with bits per character, and writes one a second to metrics.jsonl."""
 
-    def __init__(
-        self, file: Any, corpus: Corpus, observer: Observer | None, on_rollback: OnRollback | None = None
-    ) -> None:
+    def __init__(self, file: Any, corpus: Corpus, observer: Observer | None, on_event: OnEvent | None = None) -> None:
         self._file = file
         self._observer = observer
-        self._on_rollback = on_rollback
+        self._on_event = on_event
         sample = corpus.train[:1_000_000]
         self._bits = len(sample) / max(corpus.tokenizer.characters_of(sample), 1) / math.log(2)
         self._written = 0.0
@@ -462,11 +466,11 @@ class _Recorder:
             self._written = now
             self._write(asdict(full))
 
-    def rolled_back(self, rollback: Rollback) -> None:
-        """Write down, and pass on, that training went back."""
-        self._write({"event": "rollback", **asdict(rollback)})
-        if self._on_rollback is not None:
-            self._on_rollback(rollback)
+    def event(self, event: Rollback | Validation) -> None:
+        """Write down, and pass on, that training was measured or went back."""
+        self._write({"event": type(event).__name__.lower(), **asdict(event)})
+        if self._on_event is not None:
+            self._on_event(event)
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")

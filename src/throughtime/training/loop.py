@@ -94,6 +94,23 @@ class Rollback:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What a measurement on other data came to.
+
+    Attributes:
+        step: Steps done.
+        seconds: Training time so far.
+        loss: What was measured.
+        is_best: Whether it is the lowest so far.
+    """
+
+    step: int
+    seconds: float
+    loss: float
+    is_best: bool
+
+
 class Validate(Protocol):
     """Measures a model on data that it isn't trained on."""
 
@@ -212,8 +229,7 @@ class Loop:
         observer: Callable[[StepReport], None] | None = None,
         save: Callable[[], None] | None = None,
         save_every: float = 30.0,
-        on_best: Callable[[], None] | None = None,
-        on_rollback: Callable[[Rollback], None] | None = None,
+        on_event: Callable[[Rollback | Validation], None] | None = None,
     ) -> bool:
         """Train until the budget is spent or somebody interrupts.
 
@@ -222,8 +238,7 @@ class Loop:
             save: Called before the first step, every `save_every` seconds, and at the end, also when interrupted. Its time
                 doesn't count.
             save_every: Seconds.
-            on_best: Called when a validation was better than all before.
-            on_rollback: Called when training went back after a divergence.
+            on_event: Called after each validation, and when training went back after a divergence.
 
         Returns:
             Whether training is finished; `False` after Ctrl-C or SIGTERM, and then `signal` is which of the two.
@@ -238,7 +253,9 @@ class Loop:
         with _interruptible() as interrupted:
             while interrupted.signal is None:
                 if self._validation_is_due():
-                    self._validate(lambda: interrupted.signal is not None, on_best)
+                    validation = self._validate(lambda: interrupted.signal is not None)
+                    if validation is not None and on_event is not None:
+                        on_event(validation)
                     continue
                 if self.is_finished:
                     break
@@ -246,8 +263,8 @@ class Loop:
                     report = self._step()
                 except NonFiniteError as error:
                     rollback = self._roll_back(error)
-                    if on_rollback is not None:
-                        on_rollback(rollback)
+                    if on_event is not None:
+                        on_event(rollback)
                     continue
                 if observer is not None:
                     observer(report)
@@ -264,20 +281,20 @@ class Loop:
             return False
         return self.step % self.validate_every == 0 or self.progress >= 1
 
-    def _validate(self, should_stop: Callable[[], bool], on_best: Callable[[], None] | None) -> None:
-        """Measure the model on other data, and note whether it is the best so far."""
+    def _validate(self, should_stop: Callable[[], bool]) -> Validation | None:
+        """Measure the model on other data, and note whether it is the best so far; `None` if that was stopped."""
         assert self.validate is not None
         value = self.validate(self.trained, should_stop)
         self.model.train()
         if value is None and should_stop():
-            return
+            return None
         assert value is not None, "validate returned None though nobody asked it to stop"
         self._validated_at = self.step
         self._without_improvement += 1
-        if value < self.best:
+        is_best = value < self.best
+        if is_best:
             self.best, self.best_step, self._without_improvement = value, self.step, 0
-            if on_best is not None:
-                on_best()
+        return Validation(self.step, self.seconds, value, is_best)
 
     def _roll_back(self, error: NonFiniteError) -> Rollback:
         """Go back to the older of the two states in memory, and lower the learning rate; raise if that was done too often."""
