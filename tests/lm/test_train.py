@@ -197,9 +197,7 @@ def test_a_first_loss_that_is_no_number_leaves_the_start_to_go_back_to(text, tmp
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        throughtime.training.Loop.run, "__defaults__", (None, None, 0.0, None, None)
-    )  # save after every step
+    monkeypatch.setattr(throughtime.training.Loop.run, "__defaults__", (None, None, 0.0, None))  # save after every step
     honest = throughtime.lm.train.__globals__["_next_token_loss"]
     calls = []
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import throughtime.lm.encoding as encoding
 import throughtime.lm.reading as reading
-import throughtime.lm.words as words_module
 from throughtime import InputError
 from throughtime.lm import Tokenization, WordTokenizer, build_corpus, tokenizer_from_json
 from throughtime.lm.words import cut, whole_words
@@ -129,7 +129,7 @@ def test_a_skipped_file_leaves_no_word_held_back(tmp_path, monkeypatch, level):
 
 
 def test_a_text_without_white_space_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(words_module, "LONGEST", 50)
+    monkeypatch.setattr(encoding, "_LONGEST", 50)
     monkeypatch.setattr(reading, "CHUNK", 40)
     (tmp_path / "a.txt").write_text("ab" * 100)
     with pytest.raises(

@@ -27,7 +27,7 @@ from throughtime.lm.words import GrowingWords, WordTokenizer, cut, ids_of, whole
 from throughtime.lm.words import encode_lines as encode_word_lines
 
 _MOST_FOR_BPE = 100_000_000  # characters that a bpe's merges are learned from
-_HELD_BACK = 1 << 20  # characters without white space after which a stream is cut anywhere, where that does no harm
+_LONGEST = 4_000_000  # characters without white space that may be held back
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,12 @@ class _WholeWordEncoder(_FixedEncoder):
     def feed(self, text: str) -> NDArray[np.integer]:
         rest, follows = self.state
         piece, rest = whole_words(rest + text)
-        if len(rest) > _HELD_BACK and self._tokenizer.level == "bpe":
-            piece, rest = piece + rest, ""
+        if len(rest) > _LONGEST:
+            if self._tokenizer.level == "word":
+                raise InputError(
+                    f"{_LONGEST:,} characters without white space: not a text of words; use --level char, byte or bpe"
+                )
+            piece, rest = piece + rest, ""  # a bpe may be cut anywhere
         self.state = rest, follows or bool(piece)
         return self._encode(piece, follows)
 

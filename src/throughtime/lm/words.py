@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from throughtime.errors import InputError
 
 UNKNOWN_WORD = "<unk>"  # as in published corpora, where it may stand in the text itself
-LONGEST = 4_000_000  # characters without white space that are still taken for a text of words
 _LEFT, _RIGHT = 1, 2  # attached to what stands before, after
 
 
@@ -61,17 +60,9 @@ def cut(text: str, split_punctuation: bool = True, follows: bool = False) -> lis
 
 
 def whole_words(text: str) -> tuple[str, str]:
-    """Split a piece of a longer text after its last word that is surely whole; return what is before, and what is after.
-
-    Raises:
-        InputError: There is no white space for millions of characters.
-    """
+    """Split a piece of a longer text after its last word that is surely whole; return what is before, and what is after."""
     head = text.rstrip().rsplit(None, 1)
     end = len(head[0]) if len(head) == 2 else 0
-    if len(text) - end > LONGEST:
-        raise InputError(
-            f"{LONGEST:,} characters without white space: not a text of words; use --level char, byte or bpe"
-        )
     return text[:end], text[end:]
 
 
