@@ -120,7 +120,7 @@ struct OuterProduct {
   void part(Range tiles, E* packed) const {
     constexpr long few = 4;  // panels for which copying a's columns together costs more than reading them apart
     const long deep = depth(), end = tiles.end * height;
-    alignas(64) E column[most_rows * height];
+    alignas(64) E column[most_rows * height + 16];  // and what pack_left writes too much
     for (long first = 0; first < rows; first += deep) {
       const long count = rows - first < deep ? rows - first : deep;
       for (long panel = 0; panel < panels(); ++panel)
@@ -140,11 +140,22 @@ struct OuterProduct {
   // column[k / step][row][k % step] = from[k][row], for `height` rows, or the `n` that are left.
   void pack_left(long count, const E* from, long n, E* column) const {
     if constexpr (is_narrow<E>) {
-      for (long k = 0; k < count; k += 2, from += 2 * a_stride, column += 2 * height)
-        for (int r = 0; r < height && r < n; ++r) {
-          column[2 * r] = from[r];
-          column[2 * r + 1] = k + 1 < count ? from[a_stride + r] : E{};
+      typedef uint16_t Eight __attribute__((vector_size(16)));
+      typedef uint32_t Pairs __attribute__((vector_size(32)));
+      static_assert(height <= 8);
+      const size_t bytes = n < 8 ? n * sizeof(E) : sizeof(Eight);
+      for (long k = 0; k < count; k += 2, from += 2 * a_stride, column += 2 * height) {
+        Eight first{}, second{};
+        if (n < 8) {
+          __builtin_memcpy(&first, from, bytes);
+          if (k + 1 < count) __builtin_memcpy(&second, from + a_stride, bytes);
+        } else {
+          __builtin_memcpy(&first, from, sizeof first);
+          if (k + 1 < count) __builtin_memcpy(&second, from + a_stride, sizeof second);
         }
+        const Pairs pairs = __builtin_convertvector(first, Pairs) | __builtin_convertvector(second, Pairs) << 16;
+        __builtin_memcpy(column, &pairs, sizeof pairs);
+      }
     } else {
       for (long k = 0; k < count; ++k)
         for (int r = 0; r < height; ++r) column[k * height + r] = from[k * a_stride + r];
@@ -158,7 +169,8 @@ struct OuterProduct {
         const E* from = b + (first + k) * b_stride + column + v * W;
         const Vector<E> one = n > 0 ? load(from, n) : Vector<E>{};
         if constexpr (is_narrow<E>)
-          store_operand(to + (k * 4 + v * step) * W, one, n > 0 && k + 1 < count ? load(from + b_stride, n) : Vector<E>{});
+          store_pairs(to + (k * 4 + v * step) * W, (Words)one,
+                      n > 0 && k + 1 < count ? (Words)load(from + b_stride, n) : Words{});
         else
           store(to + (k * 4 + v) * W, one);
       }
@@ -177,9 +189,12 @@ struct OuterProduct {
   void add_rows(long count, const E* from_a, long stride, const E* from_b, long row, long column) const {
     if constexpr (high > 0) {
       if (left - row < high) return add_rows<high - 1>(count, from_a, stride, from_b, row, column);
+      if (right - column >= 4 * W)
+        return multiply_tile<E, 4, high, true>(count, from_a, step, stride, from_b, nullptr, sum + row * right + column,
+                                               right);
       alignas(64) T tile[high * 4 * W];
       alignas(64) const T zero[4 * W] = {};
-      multiply_tile<E, 4, high, false>(count, from_a, step, stride, from_b, zero, tile);
+      multiply_tile<E, 4, high, false>(count, from_a, step, stride, from_b, zero, tile, 4 * W);
       for (long r = 0; r < high; ++r)
         for (long v = 0; v < 4 && column + v * W < right; ++v) {
           T* to = sum + (row + r) * right + column + v * W;

@@ -80,7 +80,8 @@ THROUGHTIME_INLINE void add_product(Vector<E>& sum, typename Operand<E>::Type x,
 // for as much of `ahead`, unless it is null: weights that don't fit L2 come too late otherwise (85 GFLOP/s instead of 105).
 template <class E, int vectors, int rows, bool adds>
 THROUGHTIME_INLINE void multiply_tile(long depth, const E* a, long row_stride, long step_stride, const E* panel,
-                                      const Arithmetic<E>* start, Arithmetic<E>* tile, const E* ahead = nullptr) {
+                                      const Arithmetic<E>* start, Arithmetic<E>* tile, long tile_stride,
+                                      const E* ahead = nullptr) {
   constexpr long W = lanes<E>, step = depth_step<E>;
   Vector<E> sum[rows][vectors];
 #pragma GCC unroll 8
@@ -109,7 +110,7 @@ THROUGHTIME_INLINE void multiply_tile(long depth, const E* a, long row_stride, l
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      Arithmetic<E>* to = tile + (r * vectors + v) * W;
+      Arithmetic<E>* to = tile + r * tile_stride + v * W;
       store(to, adds ? load(to) + sum[r][v] : sum[r][v]);
     }
 }
@@ -119,7 +120,8 @@ THROUGHTIME_INLINE void multiply_rows(long count, long depth, const E* a, long a
                                       const Arithmetic<E>* start, Arithmetic<E>* tile, const E* ahead) {
   if constexpr (rows > 0) {
     if (count == rows)
-      return multiply_tile<E, vectors, rows, adds>(depth, a, a_stride, depth_step<E>, panel, start, tile, ahead);
+      return multiply_tile<E, vectors, rows, adds>(depth, a, a_stride, depth_step<E>, panel, start, tile,
+                                                   vectors * lanes<E>, ahead);
     multiply_rows<E, vectors, rows - 1, adds>(count, depth, a, a_stride, panel, start, tile, ahead);
   }
 }
@@ -176,9 +178,9 @@ THROUGHTIME_INLINE Vector<T> gather(const T* from, long stride, long count) {
   return load(all);
 }
 
-// One depth step of one vector of columns.
-THROUGHTIME_INLINE void store_operand(Bf16* to, Vector<Bf16> first, Vector<Bf16> second) {
-  const Words pairs = round_to_upper_half(first) >> 16 | round_to_upper_half(second);
+// One depth step of one vector of columns, of numbers that fit the upper half of a word.
+THROUGHTIME_INLINE void store_pairs(Bf16* to, Words first, Words second) {
+  const Words pairs = first >> 16 | second;
   __builtin_memcpy(to, &pairs, sizeof pairs);
 }
 
@@ -199,8 +201,9 @@ void pack_panels(PanelShape s, long depth, const Arithmetic<E>* source, long uni
         for (long k = 0; k < depth; k += step, to += vectors * W * step, from += depth_stride * step) {
           if constexpr (is_narrow<E>) {
             const bool is_odd = k + 1 == depth;
-            store_operand(to, gather(from, unit_stride, left),
-                          is_odd ? Vector<E>{} : gather(from + depth_stride, unit_stride, left));
+            const Vector<E> first = gather(from, unit_stride, left);
+            const Vector<E> second = is_odd ? Vector<E>{} : gather(from + depth_stride, unit_stride, left);
+            store_pairs(to, round_to_upper_half(first), round_to_upper_half(second));
           } else if (unit_stride == 1) {
             store(to, left > 0 ? load(from, left) : Vector<T>{});
           } else {
