@@ -20,6 +20,49 @@ class Tagger(nn.Module):
         return self.output(self.dropout(output.data if self.packed else output))
 
 
+class Siblings(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.GRU(3, 5), nn.RNN(3, 6)
+
+    def forward(self, x):
+        return torch.cat([self.a(x)[0], self.b(x)[0]], 2)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.GRU(3, 3)
+
+    def forward(self, x):
+        return self.a(self.a(x)[0])[0]
+
+
+class Stacked(nn.Module):
+    """Two modules of one layer each, as they are often put together, with dropout in between."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.a, self.b, self.dropout = nn.LSTM(3, 5), nn.LSTM(5, 5), nn.Dropout(0.5)
+        for name, weight in both.named_parameters():
+            part = self.a if "_l0" in name else self.b
+            setattr(part, name.replace("_l1", "_l0"), nn.Parameter(weight.detach().clone()))
+
+    def forward(self, x):
+        return self.b(self.dropout(self.a(x)[0]))
+
+
+def test_a_stack_of_modules_is_a_stack_of_layers():
+    both = nn.LSTM(3, 5, 2)
+    x, weight = torch.randn(7, 3, 3), torch.randn(7, 3, 5)
+    recorded = insight.record_model(Stacked(both), (x,), lambda y: (y[0] * weight).sum(-1))
+    one = insight.lag_matrix(insight.record(both, x), weight)
+    several = insight.lag_matrix(*recorded)
+    assert [m.lane for m in several] == ["layer 0", "layer 1"]
+    for a, b in zip(one, several, strict=True):
+        torch.testing.assert_close(a.norms, b.norms)
+
+
 def losses_of(tags):
     return lambda y: nn.functional.cross_entropy(y.flatten(0, -2), tags, reduction="none")
 
@@ -53,11 +96,16 @@ def test_a_packed_sequence_is_read():
 
 
 def test_which_layer_is_meant():
-    two = nn.ModuleDict({"a": nn.GRU(3, 5), "b": nn.RNN(3, 5)})
-    with pytest.raises(InputError, match=r"several recurrent layers \(a, b\)"):
-        insight.record_model(two, (), lambda y: y)
-    with pytest.raises(InputError, match="no recurrent layer"):
-        insight.record_model(nn.Linear(3, 3), (), lambda y: y)
+    with pytest.raises(InputError, match="Linear called no recurrent layer"):
+        insight.record_model(nn.Linear(3, 3), (torch.ones(3),), lambda y: y)
+    x = torch.randn(4, 2, 3)
+    with pytest.raises(InputError, match="no stack; say which one with layer="):
+        insight.record_model(Siblings(), (x,), lambda y: y)
+    with pytest.raises(InputError, match="more than once"):
+        insight.record_model(Twice(), (x,), lambda y: y)
+    siblings = Siblings()
+    recorded = insight.record_model(siblings, (x,), lambda y: y.sum(-1), layer=siblings.b)
+    assert recorded.recording.outputs.shape == (4, 2, 6)
     model = Tagger(nn.GRU(3, 5))
     recorded = insight.record_model(model, (torch.randn(4, 2, 3),), lambda y: y.sum(-1), layer=model.recurrent)
     assert recorded.grad_outputs.shape == (4, 2, 5)

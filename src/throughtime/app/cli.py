@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from throughtime.lm.train import TrainingSummary
 
 NAME = "throughtime"
-NEEDS_ARGUMENTS = ("train", "eval", "score", "sample", "explain", "info", "plot")
+NEEDS_ARGUMENTS = ("train", "eval", "score", "sample", "explain", "info", "plot", "gradients")
 
 
 @dataclass
@@ -395,6 +395,51 @@ def explain(
     from throughtime.insight.worked_example import Descent
 
     print_explanation(word, results(), hidden_size=hidden, seed=seed, descent=Descent(lr, clip))
+
+
+@app.command(epilog="[dim]Example[/]  throughtime gradients --cell lstm --hidden 64 --init forget:1")
+def gradients(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="The folder of a run; or give --cell for a fresh one.", show_default=False),
+    ] = None,
+    cell: Annotated[
+        str | None, typer.Option(metavar="NAME", help="rnn, rnn_relu, lstm or gru, fresh.", show_default=False)
+    ] = None,
+    hidden: Annotated[int, typer.Option(metavar="H", help="Hidden units of a layer.")] = 64,
+    layers: Annotated[int, typer.Option(metavar="L", help="Layers.")] = 1,
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="default, orthogonal[:gain], forget:bias, update:bias, chrono:lag; join by +."
+        ),
+    ] = "default",
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text to read.", show_default="a run's held-out text, or white noise"),
+    ] = None,
+    lags: Annotated[int, typer.Option(metavar="K", help="Steps that each loss is followed back.")] = 200,
+    probe: Annotated[int, typer.Option(metavar="M", help="Losses to follow.")] = 64,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write gradients.json and gradients.png there.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Draws fresh weights.", callback=_checked_seed)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure how far gradients reach back through time, what carries them, and what would help."""
+    from throughtime.app.gradients import Subject, measure_subject, print_report, write_report
+    from throughtime.app.terminal import messages, results
+
+    if (run is None) == (cell is None):
+        raise InputError("expected either RUN or --cell NAME, such as: throughtime gradients --cell lstm --hidden 64")
+    report = measure_subject(Subject(run, cell or "", hidden, layers, init, text, lags, probe, seed))
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        print_report(report, results())
+    for line in write_report(report, out) if out else []:
+        messages().print(line, soft_wrap=True)
 
 
 @app.command(epilog="[dim]Example[/]  throughtime info run")

@@ -29,6 +29,7 @@ from throughtime.insight.gradient_flow import (
     truncation_length,
 )
 from throughtime.insight.recording import Lane, ModelRecording, Recording, record, record_model
+from throughtime.insight.report import GradientReport, Verdict, judge, measure
 from throughtime.insight.spectrum import (
     SpectralBound,
     StepSize,
@@ -43,6 +44,7 @@ __all__ = [
     "ClipStatistics",
     "ClippedLags",
     "GateUse",
+    "GradientReport",
     "Horizon",
     "LagMatrix",
     "Lane",
@@ -51,6 +53,7 @@ __all__ = [
     "Recording",
     "SpectralBound",
     "StepSize",
+    "Verdict",
     "cancellation",
     "carousel",
     "clip_statistics",
@@ -61,10 +64,12 @@ __all__ = [
     "itemised_gradients",
     "jacobian_product",
     "jacobians",
+    "judge",
     "lag_gradients",
     "lag_matrix",
     "lag_shares",
     "lyapunov_spectrum",
+    "measure",
     "pascanu_bound",
     "path_split",
     "record",

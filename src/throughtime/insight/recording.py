@@ -4,8 +4,9 @@
 step's loss sends into it along. Weights are read, nothing is changed, and dropout is left out.
 """
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -62,6 +63,17 @@ class Lane:
     def name(self) -> str:
         """What a reader calls it: "layer 0", "layer 0, reverse"."""
         return f"layer {self.layer}{', reverse' if self.reverse else ''}"
+
+    def row(self, b: int) -> "Lane":
+        """Return the lane of one batch row alone, B = 1."""
+        part = slice(b, b + 1)
+        return replace(
+            self,
+            saved=[type(step)(*(field[part] for field in step)) for step in self.saved],
+            states=tuple(s[:, part] for s in self.states),
+            begins=None if self.begins is None else self.begins[:, part],
+            active=None if self.active is None else self.active[:, part],
+        )
 
     @cached_property
     def saved_fields(self) -> dict[str, Tensor]:
@@ -221,17 +233,18 @@ def record_model(
     ∂L_t/∂output_t, and one backward pass over that part finds all of them.
 
     Args:
-        model: Any module that calls one recurrent layer once. It is put in eval mode for the call, and back.
+        model: Any module that calls a recurrent layer once, or several, each of which reads the output of the one before. It
+            is put in eval mode for the call, and back.
         arguments: What `model` is called with.
         losses: Takes what the model returns and gives the losses, one for each step, whatever their shape; they are summed.
-        layer: Which layer, where the model has several.
+        layer: Which layer, where the model has several that are no stack; what follows it must then work on each step by itself.
         dtype: As in `record`.
 
     Returns:
         The recording and the gradients (T, B, directions · P). No gradient of the model is touched.
 
     Raises:
-        InputError: The model has no recurrent layer, or several and none was named.
+        InputError: The model has no recurrent layer, several that are no stack, or calls one more than once.
 
     Example:
         >>> import torch
@@ -248,34 +261,64 @@ def record_model(
         >>> recorded.grad_outputs.shape
         torch.Size([20, 4, 8])
     """
-    layer = _only_layer(model) if layer is None else layer
-    calls: list[tuple[tuple[Any, ...], dict[str, Any], Tensor | PackedSequence]] = []
+    layers = [m for m in model.modules() if isinstance(m, Recurrent | nn.RNNBase)] if layer is None else [layer]
+    calls: list[_Call] = []
 
-    def cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    def cut(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         output, final = result
         packed = isinstance(output, PackedSequence)
         leaf = (output.data if packed else output).detach().requires_grad_()
-        calls.append((args, kwargs, output._replace(data=leaf) if packed else leaf))
-        return calls[-1][2], final
+        calls.append(_Call(called, args, kwargs, output._replace(data=leaf) if packed else leaf))
+        return calls[-1].output, final
 
     was_training = model.training
-    handle = layer.register_forward_hook(cut, with_kwargs=True)
+    handles = [found.register_forward_hook(cut, with_kwargs=True) for found in layers]
     try:
         with torch.enable_grad():
             total = losses(model.eval()(*arguments)).sum()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         model.train(was_training)
-    if len(calls) != 1:
-        raise InputError(f"the model called its {type(layer).__name__} {len(calls)} times; expected one call")
-    args, kwargs, output = calls[0]
+    _check_stack(calls, model)
+    called, _, _, output = calls[-1]
     (grad,) = torch.autograd.grad(total, output.data if isinstance(output, PackedSequence) else output)
-    recording = record(layer, *args, **kwargs, dtype=dtype)
+    parts = [record(call.layer, *call.args, **call.kwargs, dtype=dtype) for call in calls]
+    lanes: list[Lane] = []
+    for part in parts:
+        below = len({lane.layer for lane in lanes})
+        lanes += [replace(lane, layer=below + lane.layer) for lane in part.lanes]
+    recording = Recording(tuple(lanes), parts[-1].outputs)
     if isinstance(output, PackedSequence):
         grad, _ = pad_packed_sequence(output._replace(data=grad))
-    elif layer.batch_first:
+    elif called.batch_first:
         grad = grad.transpose(0, 1)
     return ModelRecording(recording, grad.to(recording.outputs.dtype))
+
+
+class _Call(NamedTuple):
+    """A call of a recurrent layer inside a model; its output is a leaf of the graph."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor | PackedSequence
+
+
+def _check_stack(calls: list[_Call], model: nn.Module) -> None:
+    """See that each layer that was called read what the one before it put out."""
+    if not calls:
+        raise InputError(f"{type(model).__name__} called no recurrent layer; expected RNN, LSTM or GRU in it")
+    if len({id(call.layer) for call in calls}) < len(calls):
+        raise InputError(f"{type(model).__name__} calls a layer more than once; expected one call for a whole sequence")
+    for before, after in itertools.pairwise(calls):
+        read, written = (t.data if isinstance(t, PackedSequence) else t for t in (after.args[0], before.output))
+        if read.shape != written.shape or not torch.equal(read, written):
+            raise InputError(
+                f"{type(model).__name__} has several recurrent layers that are no stack; say which one with layer="
+            )
+    if len({bool(call.layer.bidirectional) for call in calls}) > 1:
+        raise InputError("some layers of the stack run both ways and some don't; say which one with layer=")
 
 
 def _record_lane(
@@ -316,14 +359,6 @@ def _cell_of(layer: nn.Module) -> Cell:
         f"a {type(layer).__name__} can't be recorded; expected RNN, LSTM or GRU of throughtime or torch.nn "
         "(record_model finds the one inside a model)"
     )
-
-
-def _only_layer(model: nn.Module) -> nn.Module:
-    found = {name: m for name, m in model.named_modules() if isinstance(m, Recurrent | nn.RNNBase)}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    there = f"several recurrent layers ({', '.join(found)})" if found else "no recurrent layer"
-    raise InputError(f"the model has {there}; expected one, or layer= to say which")
 
 
 def _check_input(layer: nn.Module, x: Tensor, lengths: Lengths | None, reset: Reset | None) -> None:

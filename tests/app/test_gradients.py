@@ -1,0 +1,112 @@
+import json
+
+import pytest
+
+from throughtime.app.gradients import plot
+
+SHORT = ("--lags", 24, "--probe", 8)
+
+
+def test_a_fresh_cell_is_measured_on_one_screen(throughtime):
+    ended = throughtime("gradients", "--cell", "lstm", "--hidden", 16, *SHORT)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert lines[0] == "LSTM, 1 layer of 16, fresh, init default · on white noise"
+    assert lines[1].startswith("vanishing beyond lag 1")
+    assert len(lines) <= 32
+    for word in (
+        "horizon",
+        "truncation",
+        "agreement",
+        "step",
+        "gates",
+        "memory",
+        "paths",
+        "try",
+        "Lyapunov",
+        "--init forget:3",
+    ):
+        assert word in ended.out
+
+
+def test_an_initialisation_changes_the_verdict(throughtime):
+    ended = throughtime("gradients", "--cell", "lstm", "--hidden", 16, "--init", "chrono:200", *SHORT)
+    assert ended.out.splitlines()[1].startswith("healthy: at lag 23")
+    ended = throughtime(
+        "gradients", "--cell", "rnn", "--hidden", 32, "--init", "orthogonal:2", "--lags", 60, "--probe", 4
+    )
+    assert ended.out.splitlines()[1].startswith("exploding: the gradient of a loss has grown ×")
+    assert "γσ_max(W_hh) 2.00" in ended.out
+
+
+def test_a_run_is_measured_on_its_held_out_text(throughtime, run):
+    ended = throughtime("gradients", run, *SHORT)
+    assert ended.code == 0
+    assert ended.out.startswith(f"LSTM, 1 layer of 8, trained, {run} · on its held-out text")
+    assert "clipping" in ended.out
+
+
+def test_a_run_is_measured_on_another_text(throughtime, run, text):
+    ended = throughtime("gradients", run, "--text", text, *SHORT, "--json")
+    assert ended.json["rows"] == 8
+    assert ended.json["source"] == f"on {text}"
+
+
+def test_a_fresh_language_model_reads_bytes(throughtime, text):
+    ended = throughtime("gradients", "--cell", "gru", "--hidden", 8, "--text", text, *SHORT, "--json")
+    assert ended.json["cell"] == "gru"
+    assert len(ended.json["lanes"][0]["curve"]) == 24
+    assert [trial["init"] for trial in ended.json["trials"]] == ["update:1", "update:3", "chrono:24"]
+
+
+def test_files_are_written(throughtime, tmp_path):
+    pytest.importorskip("matplotlib")
+    ended = throughtime("gradients", "--cell", "rnn", "--hidden", 8, *SHORT, "--out", tmp_path / "figures", "--json")
+    assert json.loads((tmp_path / "figures" / "gradients.json").read_text()) == ended.json
+    assert (tmp_path / "figures" / "gradients.png").stat().st_size > 10_000
+    assert "wrote" in ended.err
+
+
+def test_the_json_is_written_without_matplotlib(throughtime, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    ended = throughtime("gradients", "--cell", "rnn", "--hidden", 8, *SHORT, "--out", tmp_path)
+    assert ended.code == 0
+    assert "pip install 'throughtime[plot]'" in ended.err
+    assert (tmp_path / "gradients.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--hidden", 8), "expected either RUN or --cell NAME"),
+        (("nowhere",), "nowhere: no such run"),
+        (("--cell", "lstn"), "did you mean 'lstm'"),
+        (("--cell", "lstm", "--init", "update:1"), "is for GRU, not for LSTM"),
+        (("--cell", "lstm", "--lags", 0), "--lags 0: expected a whole number, at least 1"),
+        (("--cell", "lstm", "--probe", -1), "--probe -1: expected a whole number, at least 1"),
+    ],
+)
+def test_mistakes_are_answered_in_a_line(throughtime, arguments, said):
+    ended = throughtime("gradients", *arguments)
+    assert ended.code == 2
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_a_text_that_is_too_short_is_refused(throughtime, run, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("the quick brown fox")
+    ended = throughtime("gradients", run, "--text", short, *SHORT)
+    assert ended.code == 2
+    assert "the text has 19 tokens; expected at least 32: give more text, or lower --lags or --probe" in ended.err
+
+
+def test_the_plot_shows_growth_decay_and_flatness():
+    assert plot([1.0] * 5)[0].endswith("┤•••••")
+    growth = plot([10.0**k for k in range(4)])
+    assert growth[0].split("┤")[1].rstrip() == "   •"
+    assert growth[0].strip().startswith("1e+03")
+    long = plot([0.9**k for k in range(500)], [0.8**k for k in range(500)])
+    assert "lag 132" in long[-1]  # 0.9¹³² is below 10⁻⁶; the rest is not drawn
+    assert any("·" in line for line in long)
+    assert max(map(len, long)) <= 80
