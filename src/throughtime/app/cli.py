@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from throughtime.lm.train import TrainingSummary
 
 NAME = "throughtime"
-NEEDS_ARGUMENTS = ("train", "eval", "score", "sample", "explain", "info", "plot", "gradients")
+NEEDS_ARGUMENTS = ("train", "eval", "score", "sample", "explain", "info", "plot", "gradients", "task")
 
 
 @dataclass
@@ -440,6 +440,45 @@ def gradients(
         print_report(report, results())
     for line in write_report(report, out) if out else []:
         messages().print(line, soft_wrap=True)
+
+
+@app.command(epilog="[dim]Example[/]  throughtime task adding --cell lstm")
+def task(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="adding, adding-sum, copy, order, lag or digits.", show_default=False)
+    ],
+    cell: Annotated[
+        str | None, typer.Option(metavar="NAME", help="mlp, rnn, gru or lstm.", show_default="each in turn")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(metavar="T", help="Steps; the delay of copy.", show_default="the task's own")
+    ] = None,
+    hidden: Annotated[int, typer.Option(metavar="H", help="Hidden units.")] = 64,
+    steps: Annotated[int, typer.Option(metavar="N", help="Most updates of the weights.")] = 2000,
+    lr: Annotated[float, typer.Option(metavar="X", help="Learning rate of Adam.")] = 5e-3,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="As in gradients.", show_default="orthogonal, and chrono for gates"),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Draws everything random.", callback=_checked_seed)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train small networks on a task that needs long memory, and see who solves it."""
+    from throughtime.app.tasks import describe, print_result, run_task, task_record
+    from throughtime.app.terminal import results
+    from throughtime.insight.tasks import CELLS, make_task
+
+    chosen = make_task(name, length)
+    options = {"hidden_size": hidden, "steps": steps, "learning_rate": lr, "initialisation": init, "seed": seed}
+    records = []
+    if not as_json:
+        describe(chosen, results())
+    for result in run_task(chosen, CELLS if cell is None else [cell], **options):
+        records.append(task_record(result, chosen))
+        if not as_json:
+            print_result(result, chosen, results())
+    if as_json:
+        _print_json({"results": records})
 
 
 @app.command(epilog="[dim]Example[/]  throughtime info run")

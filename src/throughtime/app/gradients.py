@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Fresh = Callable[[str, str], ModelRecording]
 
 PLOT_ROWS, PLOT_COLUMNS, LOWEST_DECADE = 8, 60, -6
-NAME_WIDTH = 11
+NAME_WIDTH = 10
 
 
 @dataclass(frozen=True)
@@ -147,15 +147,15 @@ def _figures(report: "GradientReport") -> list[str]:
         lines.append(_line("horizon" if len(report.lanes) == 1 else lane.name, f"{reach}{decay}"))
     top = report.top
     shares = zip(("10 %", "1 %"), top.truncation, strict=True)
-    steps = ", ".join(
-        f"{'more than ' + str(report.lags) if k == math.inf else f'{k:.0f}'} steps lose {share}" for share, k in shares
+    lengths = ", ".join(
+        f"{share} at {f'more than {report.lags}' if k == math.inf else f'{k:.0f}'}" for share, k in shares
     )
-    lines.append(_line("truncation", f"BPTT over {steps} of the gradient's mass"))
+    lines.append(_line("truncation", f"of the gradient's mass BPTT loses {lengths} steps"))
     lines.append(_line("agreement", f"κ {top.agreement:.2f}: 1 where all losses pull a state the same way"))
     lines.append(_line("step", _step(top)))
     if top.gates:
-        opened = ", ".join(f"{g.name} {g.mean:.2f} ({g.closed:.0%} shut, {g.open:.0%} open)" for g in top.gates)
-        lines.append(_line("gates", opened))
+        opened = ", ".join(f"{g.name} {g.mean:.2f} [{100 * g.closed:.0f}|{100 * g.open:.0f}]" for g in top.gates)
+        lines.append(_line("gates", f"{opened}  [% below 0.1|above 0.9]"))
     if top.constants is not None:
         low, middle, high = top.constants
         lines.append(_line("memory", f"time constants {low:.3g} to {high:.3g} steps, median {middle:.3g}"))
@@ -163,10 +163,12 @@ def _figures(report: "GradientReport") -> list[str]:
         lines.append(_line("paths", _paths(report)))
     if report.clip is not None:
         clip = report.clip
-        found = f"{clip.share:.0%} of the logged steps, by ×{clip.scale:.2g}; norm before: median {clip.median:.3g}"
+        found = f"{clip.share:.0%} of logged steps, by ×{clip.scale:.2g}; norm before: median {clip.median:.3g}"
         lines.append(_line("clipping", f"{found}, largest {clip.largest:.3g}"))
     for index, trial in enumerate(report.trials):
-        lines.append(_line("" if index else "try", _advice(trial, report)))
+        lines.append(
+            _line("" if index else "try", _advice(trial, report) + ("" if index else "  (measured on fresh ones)"))
+        )
     return lines
 
 
@@ -188,17 +190,15 @@ def _paths(report: "GradientReport") -> str:
     lag = int(min(lane.horizons[-1].lag, len(split.total) - 1))
     whole = split.total[lag].item() or math.nan
     direct, gates = split.direct[lag].item() / whole, split.gates[lag].item() / whole
-    return f"at lag {lag}, the additive path alone has ×{direct:.2f} of the norm, what went through W_hh ×{gates:.2f}"
+    return f"at lag {lag}, the additive path alone has ×{direct:.2f} of the norm, W_hh's ×{gates:.2f}"
 
 
 def _advice(trial: "Trial", report: "GradientReport") -> str:
     """Say what another start was measured to do."""
     name = f"--cell {trial.cell} " * (trial.cell != report.cell) + f"--init {trial.init}"
     if trial.horizon.lag == math.inf:
-        reach = f"not within {report.lags - 1} lags, ×{trial.at_last_lag:.2g} is left there"
-    else:
-        reach = f"at lag {_reach(trial.horizon, report.lags)}"
-    return f"{name:28} measured fresh, 1/1000 is left {reach}"
+        return f"{name:28} ×{trial.at_last_lag:.2g} left at lag {report.lags - 1}"
+    return f"{name:28} 1/1000 at {_reach(trial.horizon, report.lags)}"
 
 
 def _reach(reach: "Horizon", lags: int) -> str:
@@ -210,7 +210,7 @@ def _reach(reach: "Horizon", lags: int) -> str:
 
 
 def _line(name: str, text: str) -> str:
-    return f"{name:{NAME_WIDTH}}{text}"
+    return f"{name:{NAME_WIDTH}} {text}"
 
 
 def _direct_curve(lane: "LaneReport") -> list[float]:

@@ -39,6 +39,7 @@ from throughtime.insight.spectrum import (
     pascanu_bound,
     step_size,
 )
+from throughtime.insight.tasks import Result, Task, make_task, solve, task_names
 
 __all__ = [
     "ClipStatistics",
@@ -51,8 +52,10 @@ __all__ = [
     "ModelRecording",
     "PathSplit",
     "Recording",
+    "Result",
     "SpectralBound",
     "StepSize",
+    "Task",
     "Verdict",
     "cancellation",
     "carousel",
@@ -69,13 +72,16 @@ __all__ = [
     "lag_matrix",
     "lag_shares",
     "lyapunov_spectrum",
+    "make_task",
     "measure",
     "pascanu_bound",
     "path_split",
     "record",
     "record_model",
+    "solve",
     "step_size",
     "tail_decay",
+    "task_names",
     "time_constants",
     "total_adjoint",
     "truncation_length",

@@ -270,7 +270,7 @@ def judge(curve: Sequence[float], reach: Horizon) -> Verdict:
     if reach.lag < math.inf:
         return Verdict(
             "vanishing",
-            f"vanishing beyond lag {reach.lag:.0f} {interval(reach)}: from there on, less than 1/1000 of a loss's gradient is left",
+            f"vanishing beyond lag {reach.lag:.0f} {interval(reach)}: less than 1/1000 of a loss's gradient is left",
         )
     return Verdict("healthy", f"healthy: at lag {last}, {told[last]:.2g} of a loss's gradient is left")
 

@@ -1,0 +1,38 @@
+import pytest
+
+
+def test_every_cell_is_tried_on_a_task(throughtime):
+    ended = throughtime("task", "lag", "--length", 12, "--hidden", 16, "--steps", 300)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert lines[0] == "lag: T 12, the answer lies up to 11 steps back"
+    assert [line.split()[0] for line in lines[-4:]] == ["mlp", "rnn", "gru", "lstm"]
+    assert "not solved" in lines[-4]
+    assert "lag 8, its window; 11 needed" in lines[-4]
+    assert "not solved" not in lines[-2]
+    assert "no lag; 11 needed" in lines[-2]
+
+
+def test_one_cell_as_json(throughtime):
+    ended = throughtime("task", "adding", "--length", 20, "--cell", "lstm", "--steps", 5, "--json")
+    (result,) = ended.json["results"]
+    assert result["cell"] == "lstm"
+    assert result["steps"] == 5
+    assert result["solved"] is False
+    assert result["chance"] == 0.1536
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("task", "addding"), "did you mean 'adding'"),
+        (("task", "lag", "--cell", "lsm"), "did you mean 'lstm'"),
+        (("task", "lag", "--steps", 0), "--steps 0: expected a whole number, at least 1"),
+        (("task", "lag", "--hidden", 0), "--hidden 0: expected a whole number, at least 1"),
+        (("task", "lag", "--cell", "lstm", "--init", "update:1"), "is for GRU, not for LSTM"),
+    ],
+)
+def test_mistakes_are_answered_in_a_line(throughtime, arguments, said):
+    ended = throughtime(*arguments)
+    assert ended.code == 2
+    assert said in ended.err
