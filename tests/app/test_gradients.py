@@ -14,6 +14,7 @@ def test_a_fresh_cell_is_measured_on_one_screen(throughtime):
     assert lines[0] == "LSTM, 1 layer of 16, fresh, init default · on white noise"
     assert lines[1].startswith("vanishing beyond lag 1")
     assert len(lines) <= 32
+    assert max(map(len, lines)) <= 80
     for word in (
         "horizon",
         "truncation",

@@ -140,10 +140,9 @@ def _figures(report: "GradientReport") -> list[str]:
     lines = []
     for lane in reversed(report.lanes):
         reach = "  ".join(
-            f"{'½' if h.epsilon == 0.5 else f'1/{1 / h.epsilon:.0f}'} at {_reach(h, report.lags)}"
-            for h in lane.horizons
+            f"{'½' if h.epsilon == 0.5 else f'1/{1 / h.epsilon:.0f}'} {_reach(h, report.lags)}" for h in lane.horizons
         )
-        decay = "" if math.isnan(lane.decay) else f"  then ×{lane.decay:.3g} a step"
+        decay = "" if math.isnan(lane.decay) else f"  ×{lane.decay:.2g} a step"
         lines.append(_line("horizon" if len(report.lanes) == 1 else lane.name, f"{reach}{decay}"))
     top = report.top
     shares = zip(("10 %", "1 %"), top.truncation, strict=True)
@@ -155,7 +154,7 @@ def _figures(report: "GradientReport") -> list[str]:
     lines.append(_line("step", _step(top)))
     if top.gates:
         opened = ", ".join(f"{g.name} {g.mean:.2f} [{100 * g.closed:.0f}|{100 * g.open:.0f}]" for g in top.gates)
-        lines.append(_line("gates", f"{opened}  [% below 0.1|above 0.9]"))
+        lines.append(_line("gates", f"{opened}  [% <0.1|>0.9]"))
     if top.constants is not None:
         low, middle, high = top.constants
         lines.append(_line("memory", f"time constants {low:.3g} to {high:.3g} steps, median {middle:.3g}"))
@@ -166,9 +165,7 @@ def _figures(report: "GradientReport") -> list[str]:
         found = f"{clip.share:.0%} of logged steps, by ×{clip.scale:.2g}; norm before: median {clip.median:.3g}"
         lines.append(_line("clipping", f"{found}, largest {clip.largest:.3g}"))
     for index, trial in enumerate(report.trials):
-        lines.append(
-            _line("" if index else "try", _advice(trial, report) + ("" if index else "  (measured on fresh ones)"))
-        )
+        lines.append(_line("" if index else "try", _advice(trial, report) + ("" if index else "  (measured, fresh)")))
     return lines
 
 
@@ -190,7 +187,7 @@ def _paths(report: "GradientReport") -> str:
     lag = int(min(lane.horizons[-1].lag, len(split.total) - 1))
     whole = split.total[lag].item() or math.nan
     direct, gates = split.direct[lag].item() / whole, split.gates[lag].item() / whole
-    return f"at lag {lag}, the additive path alone has ×{direct:.2f} of the norm, W_hh's ×{gates:.2f}"
+    return f"at lag {lag}, additive path alone ×{direct:.2f} of the norm, through W_hh ×{gates:.2f}"
 
 
 def _advice(trial: "Trial", report: "GradientReport") -> str:
@@ -198,7 +195,7 @@ def _advice(trial: "Trial", report: "GradientReport") -> str:
     name = f"--cell {trial.cell} " * (trial.cell != report.cell) + f"--init {trial.init}"
     if trial.horizon.lag == math.inf:
         return f"{name:28} ×{trial.at_last_lag:.2g} left at lag {report.lags - 1}"
-    return f"{name:28} 1/1000 at {_reach(trial.horizon, report.lags)}"
+    return f"{name:28} 1/1000 {_reach(trial.horizon, report.lags)}"
 
 
 def _reach(reach: "Horizon", lags: int) -> str:
@@ -206,7 +203,7 @@ def _reach(reach: "Horizon", lags: int) -> str:
 
     if reach.lag == math.inf:
         return f"beyond {lags - 1}"
-    return f"{reach.lag:.0f} {interval(reach)}"
+    return f"at {reach.lag:.0f} {interval(reach)}"
 
 
 def _line(name: str, text: str) -> str:
