@@ -126,3 +126,16 @@ def test_a_broken_sequence_has_no_exponents():
     lane = lane_of(make("gru"), torch.randn(5, 2, 3), lengths=torch.tensor([5, 2]))
     with pytest.raises(InputError, match="unbroken"):
         insight.lyapunov_spectrum(lane)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+def test_exponents_factor_the_product_in_the_order_of_backpropagation(cell):
+    """R_1 ⋯ R_T of all steps is the R of (J_T ⋯ J_1)ᵀ Q: J_tᵀ applied forward in time would be another product."""
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    for lane in insight.record(make(cell, hidden=3, bidirectional=True), x).lanes:
+        size = sum(lane.widths)
+        generator = torch.Generator().manual_seed(0)
+        start = torch.linalg.qr(torch.randn(2, size, size, generator=generator, dtype=torch.float64)).Q
+        whole = insight.jacobian_product(lane, 0 if lane.reverse else 4, 5)
+        expected = torch.linalg.qr(whole.mT @ start).R.diagonal(dim1=1, dim2=2).abs().log() / 5
+        torch.testing.assert_close(insight.lyapunov_spectrum(lane), expected, rtol=1e-8, atol=1e-8)
