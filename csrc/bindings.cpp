@@ -13,6 +13,7 @@
 
 #include "dispatch.h"
 #include "memory.h"
+#include "variants.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -172,6 +173,89 @@ void bind(nb::module_& module, const char* name) {
       });
 }
 
+template <class T>
+const VariantKernels<T>& variant_kernels();
+template <>
+const VariantKernels<float>& variant_kernels() {
+  return *active->variants_f32;
+}
+template <>
+const VariantKernels<double>& variant_kernels() {
+  return *active->variants_f64;
+}
+
+// A field that holds an address, and is written as one.
+template <class C, class P>
+void bind_address(nb::class_<C>& of, const char* name, P* C::*field) {
+  of.def_prop_rw(
+      name, [field](const C& c) { return reinterpret_cast<Address>(c.*field); },
+      [field](C& c, Address address) { c.*field = at<P>(address); });
+}
+
+// A Variant is made of a Layout; then its fields are set, and the passes are run over some steps.
+template <class T>
+void bind_variant(nb::module_& module, const char* name) {
+  using C = Variant<T>;
+  nb::class_<C> it(module, name);
+  it.def("__init__", [](C* c, const TypedLayout<T>& layout) { new (c) C(layout); })
+      .def_rw("begin", &C::begin)
+      .def_rw("end", &C::end)
+      .def_rw("is_coupled", &C::is_coupled)
+      .def_rw("kept_h", &C::kept_h)
+      .def_rw("kept_c", &C::kept_c)
+      .def_rw("first_row", &C::first_row)
+      .def_rw("first_grad_row", &C::first_grad_row)
+      .def_rw("grad_stride", &C::grad_stride)
+      .def_rw("sum_stride", &C::sum_stride)
+      .def_prop_ro("sum_rows", &C::sum_rows)
+      .def_prop_ro("most_groups", [](const C& c) { return variant_kernels<T>().most_groups(c); })
+      .def("forward",
+           [](const C& c) {
+             nb::gil_scoped_release release;
+             check(variant_kernels<T>().forward(c));
+           })
+      .def("backward", [](const C& c) {
+        nb::gil_scoped_release release;
+        check(variant_kernels<T>().backward(c));
+      });
+#define THROUGHTIME_ADDRESS(field) bind_address(it, #field, &C::field);
+  THROUGHTIME_ADDRESS(bias_ih)
+  THROUGHTIME_ADDRESS(bias_hh)
+  THROUGHTIME_ADDRESS(weight_ch)
+  THROUGHTIME_ADDRESS(gain_ih)
+  THROUGHTIME_ADDRESS(gain_hh)
+  THROUGHTIME_ADDRESS(gain_c)
+  THROUGHTIME_ADDRESS(shift_c)
+  THROUGHTIME_ADDRESS(weight_hh)
+  THROUGHTIME_ADDRESS(weight_n)
+  THROUGHTIME_ADDRESS(weight_hr)
+  THROUGHTIME_ADDRESS(zoneout_h)
+  THROUGHTIME_ADDRESS(zoneout_c)
+  THROUGHTIME_ADDRESS(recurrent_dropout)
+  THROUGHTIME_ADDRESS(initial_h)
+  THROUGHTIME_ADDRESS(initial_c)
+  THROUGHTIME_ADDRESS(x)
+  THROUGHTIME_ADDRESS(gates)
+  THROUGHTIME_ADDRESS(u)
+  THROUGHTIME_ADDRESS(norms)
+  THROUGHTIME_ADDRESS(kept)
+  THROUGHTIME_ADDRESS(output)
+  THROUGHTIME_ADDRESS(h)
+  THROUGHTIME_ADDRESS(c)
+  THROUGHTIME_ADDRESS(grad_output)
+  THROUGHTIME_ADDRESS(grad_h)
+  THROUGHTIME_ADDRESS(grad_c)
+  THROUGHTIME_ADDRESS(grad_initial_h)
+  THROUGHTIME_ADDRESS(grad_initial_c)
+  THROUGHTIME_ADDRESS(grad_ih)
+  THROUGHTIME_ADDRESS(grad_hh)
+  THROUGHTIME_ADDRESS(h_in)
+  THROUGHTIME_ADDRESS(extra)
+  THROUGHTIME_ADDRESS(grad_hidden)
+  THROUGHTIME_ADDRESS(sums)
+#undef THROUGHTIME_ADDRESS
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -187,4 +271,6 @@ NB_MODULE(_native, module) {
   bind<float>(module, "LayoutF32");
   bind<double>(module, "LayoutF64");
   bind<Bf16>(module, "LayoutBf16");
+  bind_variant<float>(module, "VariantF32");
+  bind_variant<double>(module, "VariantF64");
 }

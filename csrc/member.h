@@ -56,14 +56,16 @@ inline bool has_rows_for(const Layout& s, long members) {
   return s.batch >= few * members;
 }
 
+constexpr long most_groups_a_thread = 4;
+
 // Groups of one member each: more than there are threads, for whoever is done first, as long as each has rows enough to
 // pay for reading the weights.
 inline Plan apart(const Layout& s, long threads) {
-  constexpr long enough = 16, most = 4;
+  constexpr long enough = 16;
   const long steps = s.end - s.begin, last = s.end - 1;
   const long rows = s.rows ? s.first_row[last] + s.rows[last] - s.first_row[s.begin] : steps * s.batch;
   long groups = threads;
-  while (threads > 1 && groups < most * threads && rows >= 2 * groups * enough * steps) groups *= 2;
+  while (threads > 1 && groups < most_groups_a_thread * threads && rows >= 2 * groups * enough * steps) groups *= 2;
   return {groups, 1};
 }
 
@@ -72,6 +74,9 @@ inline Plan sharing(const Layout& s, long members) {
   while (groups > 1 && (!has_rows_for(s, groups) || members % groups)) --groups;
   return {groups, members / groups};
 }
+
+// The most groups that a call may have: whoever needs memory for each of them asks here.
+inline long most_groups(const Layout& s) { return most_groups_a_thread * s.threads; }
 
 // One thread where a step is too small to share, since meeting would cost more than it saves, or where members that
 // meet would wait for cores. It changes no bit.
@@ -226,7 +231,8 @@ struct Run {
     const int threads = useful_threads(call);
     const bool is_apart = has_rows_for(call, threads);
     const Plan p = is_apart ? apart(call, threads) : Plan{threads, 1};  // at most: fewer threads may come
-    const long all = bytes(call, call.batch + p.groups) + p.groups * 64;  // each group rounds up rows and lines
+    // Each group rounds up rows and lines, and has what doesn't depend on rows.
+    const long all = bytes(call, call.batch + p.groups) + p.groups * (bytes(call, 0) + 64);
     void* memory = scratch_memory(all);
     if (!memory) return false;
     memset(memory, 0, all);

@@ -11,6 +11,7 @@
 #include "dense.h"
 #include "memory.h"
 #include "member.h"
+#include "variants.h"
 
 namespace throughtime::THROUGHTIME_ISA {
 namespace {
@@ -602,6 +603,6 @@ constexpr Kernels<E> kernels{forward_sizes<E>,
 #define THROUGHTIME_NAME_OF(name) #name
 #define THROUGHTIME_NAME(name) THROUGHTIME_NAME_OF(name)
 const InstructionSet instruction_set{THROUGHTIME_NAME(THROUGHTIME_ISA), kernels<float>, kernels<double>,
-                                      kernels<Bf16>};
+                                      kernels<Bf16>, &variants_f32, &variants_f64};
 
 }  // namespace throughtime::THROUGHTIME_ISA

@@ -107,11 +107,16 @@ struct Kernels {
                     T* bias, int threads);
 };
 
+template <class T>
+struct VariantKernels;  // variants.h
+
 struct InstructionSet {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
   Kernels<Bf16> bf16;
+  const VariantKernels<float>* variants_f32;
+  const VariantKernels<double>* variants_f64;
 };
 
 namespace avx512_bf16 {

@@ -109,13 +109,13 @@ def variant_arguments(name: str, backend: str, hidden: int = 4) -> tuple:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("backend", ["reference"])
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
 def test_the_operator_keeps_torchs_rules_with_variants(name, backend):
     torch.library.opcheck(torch.ops.throughtime.recurrence.default, variant_arguments(name, backend))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("backend", ["reference"])
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
 def test_variants_derivatives_of_first_and_second_order(name, backend):
     x, state, parameters, *rest = variant_arguments(name, backend, hidden=2)
 

@@ -39,7 +39,7 @@ def random_masks(name: str, steps: int, batch: int, hidden: int, projection: int
     width, masks = projection or hidden, []
     for mask in find(name).masks:
         if mask == "recurrent_dropout":
-            masks.append((torch.rand(batch, width, dtype=torch.float64) < 0.6) / 0.6)
+            masks.append((torch.rand(batch, width) < 0.6).double() / 0.6)
         elif expected:
             masks.append(torch.tensor(0.3, dtype=torch.float64))
         else:

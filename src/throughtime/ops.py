@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from throughtime.arguments import check_backward, check_devices, check_forward
 from throughtime.cells import CELLS, Cell, Masks, Parameters, find, sequence
 from throughtime.errors import unknown_name
-from throughtime.kernels import cpu, torch_fused
+from throughtime.kernels import cpu, torch_fused, variants
 
 Tensors = list[Tensor]
 
@@ -247,7 +247,9 @@ def _recurrence(
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run one layer in one direction. `keep` asks for what the backward pass needs; without it `saved` is empty."""
     if backend == "native":
-        return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep, masks)
+        if "+" in cell:
+            return variants.forward(cell, input, initial, parameters, lengths, reset, reverse, keep, masks)
+        return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep)
     kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend)
     result = sequence.forward(
         *(kind, input, tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra)),
@@ -277,10 +279,10 @@ def _recurrence_backward(
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Backpropagate through one layer in one direction: gradients for input (none if not needed), state and parameters."""
     if backend == "native":
-        grad_input, grad_initial, grad_parameters = cpu.backward(
-            *(cell, grad_output, grad_final, input, initial, parameters, output, saved),
-            *(lengths, reset, reverse, needs_input, masks),
-        )
+        given = (cell, grad_output, grad_final, input, initial, parameters, output, saved)
+        rest = (lengths, reset, reverse, needs_input)
+        gradient = variants.backward(*given, *rest, masks) if "+" in cell else cpu.backward(*given, *rest)
+        grad_input, grad_initial, grad_parameters = gradient
         return input.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
     kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend)
     _, first = kind.step(input[0], tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra))
@@ -343,7 +345,7 @@ def _(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, ba
     if not keep:
         return output, final, []
     if backend == "native":
-        widths = cpu.saved_widths(cell, parameters[1].shape[0] // kind.gates)
+        widths = (variants if "+" in cell else cpu).saved_widths(cell, parameters[1].shape[0] // kind.gates)
         is_ragged = lengths is not None and widths
         rows = torch.library.get_ctx().new_dynamic_size() if is_ragged else steps * batch
         return output, final, [input.new_empty((rows, width)) for width in widths]

@@ -46,8 +46,11 @@ def refusal(cell: str, input: Tensor) -> str | None:
     """Return why the native kernels can't serve a request, or `None` where they can."""
     if _native is None:
         return _missing
-    if cell not in _CELLS:
-        return f"they have no {cell} cell"
+    base, *variants = cell.split("+")
+    if base not in _CELLS:
+        return f"they have no {base} cell"
+    if variants and input.dtype == torch.bfloat16:
+        return f"they compute {', '.join(variants).replace('_', ' ')} in float32 and float64, not in bfloat16"
     if input.device.type != "cpu" or input.dtype not in _DTYPES:
         return f"they compute float32, float64 and bfloat16 on the CPU, not {input.dtype} on {input.device.type}"
     return None
@@ -114,7 +117,6 @@ def forward(
     reset: Tensor | None = None,
     reverse: bool = False,
     keep: bool = True,
-    masks: Sequence[Tensor] = (),
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run one layer in one direction.
 
@@ -177,7 +179,6 @@ def backward(
     reset: Tensor | None = None,
     reverse: bool = False,
     needs_input: bool = True,
-    masks: Sequence[Tensor] = (),
 ) -> Gradient:
     """Backpropagate through time.
 
@@ -242,6 +243,11 @@ class _Weights(NamedTuple):
         return self._replace(**{n: t.to(dtype) for n, t in self._asdict().items() if isinstance(t, Tensor)})
 
 
+def _gate_count(cell: str) -> int:
+    base, *variants = cell.split("+")
+    return 3 if "coupled" in variants else _GATES[base]
+
+
 def _read_weights(cell: str, parameters: list[Tensor]) -> _Weights:
     tensors: list[Tensor | None] = [_plain(p) for p in parameters]
     if len(tensors) < 4:
@@ -252,8 +258,9 @@ def _read_weights(cell: str, parameters: list[Tensor]) -> _Weights:
     assert weight_ih is not None
     assert weight_hh is not None
     projected = 0 if weight_hr is None else weight_hr.shape[0]
-    hidden = weight_hh.shape[0] // _GATES[cell]
-    return _Weights(_GATES[cell], hidden, projected, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    gates = _gate_count(cell)
+    hidden = weight_hh.shape[0] // gates
+    return _Weights(gates, hidden, projected, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
 
 
 class _Stretch(NamedTuple):
@@ -341,16 +348,23 @@ class _Call:
         lengths: Tensor | None,
         reset: Tensor | None,
         reverse: bool,
+        extra: Sequence[str] = (),
+        masks: Sequence[Tensor] = (),
+        mask_names: Sequence[str] = (),
     ) -> None:
         check_input(input)
         if (reason := refusal(cell, input)) is not None:
             raise NotImplementedError(f"input can't be served: {reason}")
         steps, batch, _ = input.shape
         self.arithmetic = torch.float32 if input.dtype == torch.bfloat16 else input.dtype
-        states, dtypes = 2 if cell == "lstm" else 1, (input.dtype, self.arithmetic)
-        check_forward(cell, _GATES[cell], states, input, initial, parameters, dtypes, lengths, reset)
+        base = cell.partition("+")[0]
+        states, dtypes = 2 if base == "lstm" else 1, (input.dtype, self.arithmetic)
+        check_forward(
+            *(cell, _gate_count(cell), states, input, initial, parameters, dtypes, lengths, reset),
+            *(extra, masks, mask_names),
+        )
         self.initial = [_plain(s) for s in initial]
-        self.weights = _read_weights(cell, parameters).to(self.arithmetic)
+        self.weights = _read_weights(cell, parameters[: len(parameters) - len(extra)]).to(self.arithmetic)
         _check_memory(input=[input], initial=self.initial, parameters=self.weights[3:])
         if lengths is not None and bool((lengths == steps).all()):
             lengths = None
@@ -359,7 +373,7 @@ class _Call:
         self.reverse = reverse
         self.input = input
         self.layout = _kind(input.dtype)(
-            *(_CELLS[cell], bool(reverse), torch.get_num_threads(), steps, batch),
+            *(_CELLS[base], bool(reverse), torch.get_num_threads(), steps, batch),
             *(self.weights.hidden, self.weights.projected),
             *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
         )

@@ -1,0 +1,315 @@
+"""The native kernels of cells with variants: layer normalisation, peepholes, coupled gates, zoneout, recurrent dropout.
+
+As `kernels.cpu`, with a time loop of their own (`csrc/variants.cpp`); float32 and float64. The equations stand in
+`throughtime.cells`. Masks come in drawn, so the equations can be given the very same ones.
+
+Kept for the backward pass, in floats per real step, besides input and output: the gates' values G·H; H more for an LSTM
+and for a GRU with the reset gate after the product; and with layer normalisation 2 G·H and 4 or 6.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.arguments import check_backward, check_tensor
+from throughtime.kernels import cpu
+from throughtime.kernels.cpu import Gradient
+
+_MASKS = ("zoneout_h", "zoneout_c", "recurrent_dropout")
+
+
+class _Spec(NamedTuple):
+    """What a cell's name says."""
+
+    cell: str
+    variants: frozenset[str]
+
+    @property
+    def extra(self) -> list[str]:
+        """Names of the parameters beyond torch's, in their order."""
+        names = ["weight_ch"] if "peepholes" in self.variants else []
+        if self.is_normalised:
+            names += ["gain_ih", "gain_hh", *(["gain_c", "shift_c"] if self.cell == "lstm" else [])]
+        return names
+
+    @property
+    def is_normalised(self) -> bool:
+        return "layer_norm" in self.variants
+
+    @property
+    def norms_width(self) -> int:
+        """Mean and scale of each normalisation."""
+        return 6 if self.cell in ("lstm", "gru_reset_before") else 4
+
+    @property
+    def keeps(self) -> bool:
+        """Whether `kept` is needed."""
+        return self.cell in ("lstm", "gru")
+
+
+def _read(name: str) -> _Spec:
+    cell, *variants = name.split("+")
+    return _Spec(cell, frozenset(variants))
+
+
+def saved_widths(name: str, hidden: int) -> list[int]:
+    """Return the widths of what `forward` keeps; each has a row for every real step of every sequence."""
+    spec, gates = _read(name), cpu._gate_count(name) * hidden
+    return [gates, *([hidden] if spec.keeps else []), *([gates, gates, spec.norms_width] if spec.is_normalised else [])]
+
+
+def forward(
+    cell: str,
+    input: Tensor,
+    initial: list[Tensor],
+    parameters: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    keep: bool,
+    masks: list[Tensor],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Run one layer in one direction.
+
+    Args:
+        cell: A name that `throughtime.cells.find` knows.
+        input: As in `cpu.forward`; float32 or float64.
+        initial: As in `cpu.forward`.
+        parameters: As in `cpu.forward`; then those that the variants bring.
+        lengths: As in `cpu.forward`.
+        reset: As in `cpu.forward`.
+        reverse: As in `cpu.forward`.
+        keep: As in `cpu.forward`.
+        masks: Those of `throughtime.cells.Masks` that the cell takes.
+    """
+    request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks)
+    call, spec, loop = request.call, request.spec, request.loop
+    rows, hidden = call.rows, call.weights.hidden
+    width = call.weights.gates * hidden
+    stretches = list(rows.stretches(width, input.element_size()))
+    held = rows.count if keep else max(s.last_row - s.first_row for s in stretches)
+    gates = cpu._new(input, held, width)
+    w = cpu._new(input, held, width) if spec.is_normalised else gates  # W_ih x
+    saved = [gates]
+    if keep and spec.keeps:
+        saved.append(cpu._new(input, held, hidden))
+        loop.kept = saved[-1].data_ptr()
+    if keep and spec.is_normalised:
+        saved += [w, cpu._new(input, held, width), cpu._new(input, held, spec.norms_width)]
+        loop.u, loop.norms = saved[-2].data_ptr(), saved[-1].data_ptr()
+    output = call.new_output()
+    final = [s.clone(memory_format=torch.contiguous_format) for s in call.initial]
+    request.set(("gates", gates), ("x", w), ("output", output), *zip("hc", final, strict=False))
+    request.pack_forward()
+    x, product = rows.compact(input), cpu._RowProduct(input.dtype, call.weights.weight_ih, transposed=True)
+    for stretch in reversed(stretches) if reverse else stretches:
+        base = 0 if keep else stretch.first_row
+        product.write(x[stretch.first_row : stretch.last_row], w[stretch.first_row - base : stretch.last_row - base])
+        loop.begin, loop.end, loop.first_row = stretch.begin, stretch.end, base
+        loop.forward()
+    return output, final, saved if keep else []
+
+
+def backward(
+    cell: str,
+    grad_output: Tensor | None,
+    grad_final: list[Tensor],
+    input: Tensor,
+    initial: list[Tensor],
+    parameters: list[Tensor],
+    output: Tensor,
+    saved: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    needs_input: bool,
+    masks: list[Tensor],
+) -> Gradient:
+    """Backpropagate through time; the arguments are those of `forward`, and of `cpu.backward`."""
+    request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks)
+    call, spec, loop = request.call, request.spec, request.loop
+    kept = [(call.rows.count, width) for width in saved_widths(cell, call.weights.hidden)]
+    check_backward(input, call.initial, grad_output, grad_final, output, saved, kept)
+    output, saved = cpu._plain(output), [cpu._plain(tensor) for tensor in saved]
+    cpu._check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
+    names = ["gates", *["kept"] * spec.keeps, *(["x", "u", "norms"] if spec.is_normalised else [])]
+    request.set(*zip(names, saved, strict=True), ("output", output))
+    grad_output = None if grad_output is None else cpu._plain(grad_output)
+    grad_state = [g.clone(memory_format=torch.contiguous_format) for g in grad_final]
+    grad_anew = [torch.zeros_like(g) for g in grad_state]
+    request.set(
+        ("grad_output", grad_output),
+        *zip(("grad_h", "grad_c"), grad_state, strict=False),
+        *zip(("grad_initial_h", "grad_initial_c"), grad_anew, strict=False),
+    )
+    request.pack_backward()
+    sums = _Sums(request, needs_input)
+    stretches = list(call.rows.stretches(2 * call.weights.gates * call.weights.hidden, input.element_size()))
+    work = _Workspace.of(request, max(s.last_row - s.first_row for s in stretches))
+    loop.grad_stride = work.grad_ih.stride(0)
+    for stretch in stretches if reverse else reversed(stretches):
+        loop.begin, loop.end, loop.first_grad_row = stretch.begin, stretch.end, stretch.first_row
+        loop.backward()
+        sums.add(stretch, work)
+    grad_state = [a + b for a, b in zip(grad_state, grad_anew, strict=True)]
+    grad_input = None if sums.input is None else call.rows.spread(sums.input, input.shape)
+    return Gradient(grad_input, grad_state, sums.to_list())
+
+
+class _Request:
+    """A call, checked, and the native loop that will serve it."""
+
+    def __init__(
+        self,
+        cell: str,
+        input: Tensor,
+        initial: list[Tensor],
+        parameters: list[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        reverse: bool,
+        masks: list[Tensor],
+    ) -> None:
+        self.spec = spec = _read(cell)
+        count, names = len(parameters) - len(spec.extra), [name for name in _MASKS if name in spec.variants]
+        self.call = call = cpu._Call(
+            *(cell, input, initial, parameters, lengths, reset, reverse),
+            *(spec.extra, masks, names),
+        )
+        self.extra = {n: cpu._plain(t) for n, t in zip(spec.extra, parameters[count:], strict=True)}
+        self.masks = {n: cpu._plain(t) for n, t in zip(names, masks, strict=True)}
+        cpu._check_memory(parameters=[*self.extra.values()], masks=[*self.masks.values()])
+        self._check(input)
+        native = cpu._native.VariantF32 if input.dtype == torch.float32 else cpu._native.VariantF64
+        self.loop: Any = native(call.layout)
+        self.loop.is_coupled = "coupled" in spec.variants
+        self._held: list[Any] = []  # what the loop knows by address only
+        self.set(("bias_ih", call.weights.bias_ih), ("bias_hh", call.weights.bias_hh), *self.extra.items())
+        self.set(*zip(("initial_h", "initial_c"), call.initial, strict=False))
+        for name, mask in self.masks.items():
+            if mask.dim() == 0:
+                setattr(self.loop, name.replace("zoneout", "kept"), mask.item())
+            else:
+                self.set((name, mask))
+
+    def set(self, *fields: tuple[str, Tensor | None]) -> None:
+        """Tell the loop where arrays are."""
+        for name, tensor in fields:
+            if tensor is not None:
+                self._held.append(tensor)
+                setattr(self.loop, name, tensor.data_ptr())
+
+    def pack_forward(self) -> None:
+        """Pack W_hh, (reset before) its part for n, and W_hr for the forward loop."""
+        self._pack(transposed=True)
+
+    def pack_backward(self) -> None:
+        """Pack them for the backward loop."""
+        self._pack(transposed=False)
+
+    def _pack(self, transposed: bool) -> None:
+        weights = self.call.weights
+        cut = 2 * weights.hidden if self.spec.cell == "gru_reset_before" else len(weights.weight_hh)
+        factors = {"weight_hh": weights.weight_hh[:cut], "weight_n": weights.weight_hh[cut:]}
+        if weights.weight_hr is not None:
+            factors["weight_hr"] = weights.weight_hr
+        for name, factor in factors.items():
+            if len(factor):
+                self.set((name, cpu._RowProduct(factor.dtype, factor, transposed).packed))
+
+    def _check(self, input: Tensor) -> None:
+        """Check of the masks what `cpu._Call` leaves open: their dtypes."""
+        for name, mask in self.masks.items():
+            dtype = torch.bool if name.startswith("zoneout") and mask.dim() else input.dtype
+            check_tensor(name, mask, tuple(mask.shape), dtype, input.device)
+
+
+class _Workspace(NamedTuple):
+    """What one stretch of the backward loop yields for the products after it, in packed rows.
+
+    Attributes:
+        grad_ih: Gradient of W_ih x, (·, G·H).
+        grad_hh: Gradient of W_hh h; the same tensor where they are the same.
+        h_in: h as it enters W_hh, (·, P).
+        extra: (·, H), r ⊙ h of a GRU with the reset gate before the product, m of a projected LSTM.
+        grad_hidden: ∂h of a projected LSTM (·, P).
+    """
+
+    grad_ih: Tensor
+    grad_hh: Tensor
+    h_in: Tensor
+    extra: Tensor | None
+    grad_hidden: Tensor | None
+
+    @classmethod
+    def of(cls, request: _Request, rows: int) -> "_Workspace":
+        """Make it, and tell the loop where it is."""
+        call, spec = request.call, request.spec
+        hidden, projected = call.weights.hidden, call.weights.projected
+        width = call.weights.gates * hidden
+
+        def new(columns: int, apart: int = 0) -> Tensor:
+            return cpu._new(call.input, rows, columns + apart)[:, :columns]
+
+        grad_ih = new(width, cpu._APART)
+        grad_hh = new(width, cpu._APART) if spec.is_normalised or spec.cell == "gru" else grad_ih
+        extra = new(hidden) if projected or spec.cell == "gru_reset_before" else None
+        work = cls(grad_ih, grad_hh, new(call.width), extra, new(projected) if projected else None)
+        request.set(*work._asdict().items())
+        return work
+
+
+class _Sums:
+    """The gradients that are sums over all steps."""
+
+    def __init__(self, request: _Request, needs_input: bool) -> None:
+        call, loop = request.call, request.loop
+        self.request, self.weights = request, call.weights
+        self.x = call.rows.compact(call.input)
+        self.input = cpu._new(self.x, *self.x.shape) if needs_input else None
+        self.weight_ih = torch.zeros_like(self.weights.weight_ih)
+        self.weight_hh = torch.zeros_like(self.weights.weight_hh)
+        self.weight_hr = None if self.weights.weight_hr is None else torch.zeros_like(self.weights.weight_hr)
+        self.through_ih = cpu._RowProduct(self.x.dtype, self.weights.weight_ih) if needs_input else None
+        loop.sum_stride = (self.weights.hidden + 15) // 16 * 16
+        self.by_unit = self.x.new_zeros(loop.most_groups, loop.sum_rows, loop.sum_stride)
+        request.set(("sums", self.by_unit))
+
+    def add(self, stretch: cpu._Stretch, work: _Workspace) -> None:
+        """Add what a stretch of the backward loop has yielded; sums by unit it has taken itself."""
+        first, last = stretch.first_row, stretch.last_row
+        rows = last - first
+        cpu._add_outer(self.weight_ih, work.grad_ih[:rows], self.x[first:last])
+        if self.through_ih is not None and self.input is not None:
+            self.through_ih.write(work.grad_ih[:rows], self.input[first:last])
+        cut = 2 * self.weights.hidden if self.request.spec.cell == "gru_reset_before" else len(self.weight_hh)
+        cpu._add_outer(self.weight_hh[:cut], work.grad_hh[:rows, :cut], work.h_in[:rows])
+        if work.extra is not None and work.grad_hidden is None:
+            cpu._add_outer(self.weight_hh[cut:], work.grad_hh[:rows, cut:], work.extra[:rows])
+        elif work.extra is not None and work.grad_hidden is not None and self.weight_hr is not None:
+            cpu._add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
+
+    def to_list(self) -> list[Tensor]:
+        """Gradients of the parameters, in their order."""
+        gates, spec = self.weights.gates, self.request.spec
+        total = self.by_unit.sum(0)[:, : self.weights.hidden]
+        of_gates, da_n_r, gain_ih, gain_hh, of_c, weight_ch = total.split([gates, 1, gates, gates, 2, 3])
+        tensors = [self.weight_ih, self.weight_hh]
+        if self.weights.bias_ih is not None:
+            bias_hh = torch.cat([of_gates[:2], da_n_r]) if spec.cell == "gru" else of_gates
+            tensors += [_vector(of_gates), _vector(bias_hh)]
+        if self.weight_hr is not None:
+            tensors.append(self.weight_hr)
+        extra = {
+            "weight_ch": weight_ch[: gates - 1],
+            "gain_ih": gain_ih,
+            "gain_hh": gain_hh,
+            "gain_c": of_c[0],
+            "shift_c": of_c[1],
+        }
+        return [*tensors, *(_vector(extra[name]) for name in spec.extra)]
+
+
+def _vector(rows: Tensor) -> Tensor:
+    return rows.reshape(-1).clone()

@@ -1,0 +1,285 @@
+"""The native kernels of cells with variants against the equations: outputs and every gradient, with fresh memory full of NaN."""
+
+from itertools import product
+
+import pytest
+import torch
+from comparison import GRADIENT_FACTOR, HAS_NATIVE, OUTPUT_FACTOR, assert_as_accurate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from variants import COMBINATIONS, mask_names, random_masks, random_parameters
+
+from throughtime.cells import Masks, Parameters, find, sequence
+from throughtime.kernels import cpu, variants
+
+pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+
+CELLS = [*COMBINATIONS, *(f"{cell}+{'+'.join(mask_names(cell))}" for cell in COMBINATIONS)]
+CELLS = [cell for cell in CELLS if "+" in cell]
+EVERYTHING = [cell for cell in CELLS if "layer_norm+zoneout" in cell and ("lstm" not in cell or "coupled+peep" in cell)]
+EVERYTHING.append("lstm+peepholes+layer_norm+zoneout_h+zoneout_c+recurrent_dropout")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory_holds_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=cpu.instruction_sets() if HAS_NATIVE else [])
+def instruction_set(request):
+    cpu.use_instruction_set(request.param)
+    yield request.param
+    cpu.use_instruction_set(cpu.instruction_sets()[0])
+
+
+class Request:
+    """One layer's arguments in float64, and gradients to send back."""
+
+    def __init__(
+        self,
+        cell,
+        steps,
+        batch,
+        hidden,
+        *,
+        inputs=3,
+        projection=0,
+        bias=True,
+        expected=False,
+        ragged=False,
+        resets=False,
+        reverse=False,
+    ):
+        self.cell = find(cell)
+        self.parameters = random_parameters(cell, inputs, hidden, bias, projection)
+        self.masks = random_masks(cell, steps, batch, hidden, projection, expected)
+        self.input = torch.randn(steps, batch, inputs, dtype=torch.float64)
+        widths = [projection or hidden, hidden][: self.cell.state_size]
+        self.initial = [torch.randn(batch, width, dtype=torch.float64) for width in widths]
+        lengths = torch.randint(0, steps + 1, (batch,)) if ragged else None
+        reset = torch.rand(steps, batch) < 0.3 if resets else None
+        self.rest = lengths, reset, reverse
+        self.grad_output = torch.randn(steps, batch, widths[0], dtype=torch.float64)
+        self.grad_final = [torch.randn_like(s) for s in self.initial]
+
+    def cast(self, dtype: torch.dtype, tensors: list[Tensor]) -> list[Tensor]:
+        return [t.to(dtype) if t.is_floating_point() else t for t in tensors]
+
+    def forward(self, dtype=torch.float64, keep=True):
+        given = (self.input.to(dtype), self.cast(dtype, self.initial), self.cast(dtype, self.parameters))
+        return variants.forward(self.cell.name, *given, *self.rest, keep, self.cast(dtype, self.masks))
+
+    def by_kernels(self, dtype=torch.float64) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs with final state, and gradients of input, initial state and parameters."""
+        output, final, saved = self.forward(dtype)
+        given = (self.input.to(dtype), self.cast(dtype, self.initial), self.cast(dtype, self.parameters))
+        gradient = variants.backward(
+            *(self.cell.name, self.grad_output.to(dtype), self.cast(dtype, self.grad_final), *given, output, saved),
+            *(*self.rest, True, self.cast(dtype, self.masks)),
+        )
+        return [output, *final], [gradient.input, *gradient.initial, *gradient.parameters]
+
+    def by_equations(self, dtype=torch.float64) -> tuple[list[Tensor], list[Tensor]]:
+        parameters = Parameters.from_list(self.cast(dtype, self.parameters), self.cell.extra)
+        rest = (*self.rest, Masks.from_list(self.cast(dtype, self.masks), self.cell.masks))
+        state = tuple(self.cast(dtype, self.initial))
+        result = sequence.forward(self.cell, self.input.to(dtype), state, parameters, *rest)
+        grads = self.grad_output.to(dtype), tuple(self.cast(dtype, self.grad_final))
+        gradient = sequence.backward(self.cell, *grads, result.saved, parameters, *rest)
+        return (
+            [result.outputs, *result.final_state],
+            [gradient.inputs, *gradient.initial_state, *gradient.parameters.to_list()],
+        )
+
+    def names(self) -> list[str]:
+        state = ["h_0", "c_0"][: len(self.initial)]
+        return ["input", *state, *Parameters.from_list(self.parameters, self.cell.extra).there()]
+
+
+def assert_exact(request: Request) -> None:
+    results = zip(request.by_kernels(), request.by_equations(), (["output", "h", "c"], request.names()), strict=True)
+    for actual, expected, names in results:
+        for a, e, name in zip(actual, expected, names, strict=False):
+            tolerance = 1e-11 * max(1.0, e.abs().max().item() if e.numel() else 0)
+            torch.testing.assert_close(a, e, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def assert_accurate(*options, **more) -> None:
+    """Ask it of several draws, and that most of them pass.
+
+    A normalisation divides by a spread that is now and then near zero: of a draw in which it is, both computations err much
+    and by chance, and one ratio says little.
+    """
+    failures = []
+    for _ in range(5):
+        request = Request(*options, **more)
+        actual, honest = request.by_kernels(torch.float32), request.by_equations(torch.float32)
+        exact = request.by_equations()
+        try:
+            names = ["output", "h_n", "c_n"][: len(exact[0])]
+            assert_as_accurate(actual[0], honest[0], exact[0], OUTPUT_FACTOR, names)
+            assert_as_accurate(actual[1], honest[1], exact[1], GRADIENT_FACTOR, request.names())
+        except AssertionError as failure:
+            failures.append(str(failure))
+    assert len(failures) <= 2, failures
+
+
+@given(
+    cell=st.sampled_from(CELLS),
+    expected=st.booleans(),
+    steps=st.integers(1, 8),
+    batch=st.integers(1, 9),
+    hidden=st.sampled_from([1, 7, 16, 33, 63, 130]),
+    project=st.booleans(),
+    bias=st.booleans(),
+    ragged=st.booleans(),
+    resets=st.booleans(),
+    reverse=st.booleans(),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=200)
+def test_float64_is_exact(cell, expected, steps, batch, hidden, project, bias, ragged, resets, reverse, threads, seed):
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    options = {"bias": bias, "expected": expected, "ragged": ragged, "resets": resets, "reverse": reverse}
+    if project and cell.startswith("lstm") and hidden > 1:
+        options["projection"] = (hidden + 1) // 2
+    try:
+        assert_exact(Request(cell, steps, batch, hidden, **options))
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_is_exact(cell):
+    for hidden, ragged in product((1, 5, 37), (False, True)):
+        projection = 3 if cell.startswith("lstm") and ragged and hidden > 3 else 0
+        assert_exact(Request(cell, 5, 6, hidden, ragged=ragged, resets=ragged, projection=projection))
+
+
+@pytest.mark.parametrize("cell", EVERYTHING)
+@pytest.mark.parametrize(("batch", "steps", "hidden"), [(1, 1, 1), (3, 5, 7), (2, 6, 63), (3, 4, 500), (70, 3, 33)])
+def test_float32_errs_no_more_than_an_honest_computation(cell, batch, steps, hidden):
+    for reverse in (False, True):
+        assert_accurate(cell, steps, batch, hidden, inputs=5, reverse=reverse)
+        assert_accurate(cell, steps, batch, hidden, inputs=5, ragged=True, resets=True, reverse=reverse)
+
+
+@pytest.mark.parametrize("cell", EVERYTHING)
+def test_every_instruction_set(cell, instruction_set):
+    for hidden, ragged in product((3, 37, 70), (False, True)):
+        assert_exact(Request(cell, 5, 7, hidden, ragged=ragged, resets=True))
+    assert_accurate(cell, 5, 7, 37, ragged=True, resets=True)
+
+
+@pytest.mark.parametrize("cell", EVERYTHING)
+def test_long_sequences_cross_the_stretches(monkeypatch, cell):
+    monkeypatch.setattr(cpu, "_STRETCH", 1000)
+    for ragged, reverse in product((False, True), (False, True)):
+        request = Request(cell, 40, 3, 5, ragged=ragged, resets=ragged, reverse=reverse)
+        assert_exact(request)
+        output, final, saved = request.forward(keep=False)
+        assert not saved
+        kept, kept_final, _ = request.forward()
+        assert all(map(torch.equal, (output, *final), (kept, *kept_final)))
+
+
+@pytest.mark.parametrize("cell", EVERYTHING)
+def test_padding_is_neither_read_nor_left_unwritten(cell):
+    request = Request(cell, 6, 5, 9, resets=True)
+    lengths = torch.tensor([3, 0, 6, 1, 6])
+    request.rest = lengths, request.rest[1], False
+    past = torch.arange(6)[:, None] >= lengths
+    expected = request.by_equations()
+    request.input[past] = torch.nan
+    request.grad_output[past] = torch.nan
+    outputs, gradients = request.by_kernels()
+    assert (outputs[0][past] == 0).all()
+    assert (gradients[0][past] == 0).all()
+    for a, e in zip([*outputs, *gradients], [*expected[0], *expected[1]], strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("cell", EVERYTHING)
+def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(cell):
+    """Bit for bit, whatever the batch, its order and the number of threads."""
+    request = Request(cell, 5, 23, 40, inputs=8)
+    _, together, _ = request.forward(torch.float32)
+    x, initial, masks = request.input, request.initial, request.masks
+    try:
+        for rows, threads in product(([4], [7, 4], [20, 4, 1, 0, 2, 3, 5]), (1, 2)):
+            torch.set_num_threads(threads)
+            lengths = torch.full((len(rows),), 5)
+            lengths[rows.index(4) - 1] = 5 if len(rows) == 1 else 3
+            request.rest = lengths, None, False
+            request.input, request.initial = x[:, rows], [s[rows] for s in initial]
+            request.masks = [m[:, rows] if m.dim() == 3 else m[rows] for m in masks]
+            _, final, _ = request.forward(torch.float32)
+            for a, e in zip(final, together, strict=True):
+                assert torch.equal(a[rows.index(4)], e[4])
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("cell", EVERYTHING)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_call_gives_the_same_bits(cell, threads):
+    torch.set_num_threads(threads)
+    try:
+        for batch in (1, 20):
+            request = Request(cell, 7, batch, 40, inputs=8)
+            first, again = request.by_kernels(torch.float32), request.by_kernels(torch.float32)
+            assert all(map(torch.equal, [*first[0], *first[1]], [*again[0], *again[1]]))
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("mutated", ["gain_hh", "gain_c", "shift_c", "weight_ch", "zoneout_c", "recurrent_dropout"])
+def test_a_mutant_is_caught(mutated):
+    """A parameter or mask whose units are permuted makes another answer, and the comparison must see it."""
+    request = Request("lstm+peepholes+layer_norm+zoneout_h+zoneout_c+recurrent_dropout", 4, 3, 7)
+    exact, honest = request.by_equations(), request.by_equations(torch.float32)
+    if mutated in request.cell.masks:
+        index = request.cell.masks.index(mutated)
+        request.masks[index] = request.masks[index].roll(1, -1)
+    else:
+        index = len(request.parameters) - len(request.cell.extra) + request.cell.extra.index(mutated)
+        request.parameters[index] = request.parameters[index].roll(1, 0)
+    with pytest.raises(AssertionError, match="errs by"):
+        assert_as_accurate(request.by_kernels(torch.float32)[0], honest[0], exact[0], OUTPUT_FACTOR)
+
+
+BAD = {
+    "mask of another shape": (lambda r: r.masks.__setitem__(0, r.masks[0][:, :-1]), "zoneout_h is"),
+    "mask of another dtype": (lambda r: r.masks.__setitem__(1, r.masks[1].double()), "zoneout_c is"),
+    "dropout of another shape": (lambda r: r.masks.__setitem__(2, r.masks[2][:1]), "recurrent_dropout is"),
+    "masks missing": (lambda r: r.masks.pop(), "there are 2 masks; expected zoneout_h, zoneout_c, recurrent_dropout"),
+    "gain of another size": (lambda r: r.parameters.__setitem__(-3, r.parameters[-3][1:]), r"gain_hh is \(27,\)"),
+}
+
+
+@pytest.mark.parametrize("change", BAD)
+def test_bad_input_is_refused_before_native_code_runs(change):
+    request = Request("lstm+layer_norm+zoneout_h+zoneout_c+recurrent_dropout", 4, 3, 7)
+    spoil, message = BAD[change]
+    spoil(request)
+    with pytest.raises(ValueError, match=message):
+        request.by_kernels()
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(3, 0), (0, 3)])
+def test_nothing_to_do(steps, batch):
+    request = Request("lstm+layer_norm+zoneout_h", steps, batch, 4)
+    (output, *final), gradients = request.by_kernels()
+    assert output.shape == (steps, batch, 4)
+    torch.testing.assert_close(final, request.initial)
+    assert all((g == 0).all() for g in gradients[3:])
+
+
+def test_refusals():
+    assert cpu.refusal("lstm+layer_norm", torch.zeros(1)) is None
+    assert "layer norm in float32 and float64" in str(cpu.refusal("lstm+layer_norm", torch.zeros(1).bfloat16()))
