@@ -98,12 +98,12 @@ struct TypedLayout : Layout {
 
   void forward(long begin, long end, Address x, Address gates, long first_row, Address kept, Address output, Address h,
                Address c, Address initial_h, Address initial_c, Address weight_hh, Address weight_n, Address weight_hr,
-               Address bias) const {
+               Address bias, Address ids) const {
     nb::gil_scoped_release release;
     check(kernels<E>().forward({between(begin, end), at<T>(x), at<E>(gates), first_row, at<E>(kept), at<E>(output),
                                 at<T>(h), at<T>(c), at<const E>(initial_h), at<const E>(initial_c),
                                 at<const E>(weight_hh), at<const E>(weight_n), at<const E>(weight_hr),
-                                at<const T>(bias)}));
+                                at<const T>(bias), at<const int64_t>(ids)}));
   }
 
   void backward(long begin, long end, Address gates, Address kept, Address output, Address grad_output, Address grad_h,
@@ -170,6 +170,11 @@ void bind(nb::module_& module, const char* name) {
         nb::gil_scoped_release release;
         check(kernels<E>().add_outer(rows, left, right, at<const E>(a), a_stride, at<const E>(b), b_stride, at<T>(sum),
                                at<T>(bias), threads));
+      })
+      .def_static("add_by_id", [](long rows, long columns, Address a, long a_stride, Address ids, Address table,
+                                  int threads) {
+        nb::gil_scoped_release release;
+        kernels<E>().add_by_id(rows, columns, at<const E>(a), a_stride, at<const int64_t>(ids), at<T>(table), threads);
       });
 }
 

@@ -205,4 +205,31 @@ struct OuterProduct {
   }
 };
 
+// table (V, columns)[ids[row]] += a (rows, columns)[row], row after row. Members own columns, so that the bits of a sum
+// depend on nothing but the rows and their order.
+template <class E>
+struct RowSums {
+  using T = Arithmetic<E>;
+  long rows, columns;
+  const E* a;
+  long a_stride;
+  const int64_t* ids;
+  T* table;
+
+  static void work(void* context, int member, int members) {
+    const auto& it = *static_cast<const RowSums*>(context);
+    constexpr long W = lanes<E>;
+    const Range vectors = share((it.columns + W - 1) / W, member, members);
+    const long end = vectors.end * W < it.columns ? vectors.end * W : it.columns;
+    for (long row = 0; row < it.rows; ++row) {
+      const E* from = it.a + row * it.a_stride;
+      T* to = it.table + it.ids[row] * it.columns;
+      for (long column = vectors.begin * W; column < end; column += W) {
+        const long n = end - column;
+        store(to + column, load(to + column, n) + load(from + column, n), n);
+      }
+    }
+  }
+};
+
 }  // namespace throughtime::THROUGHTIME_ISA

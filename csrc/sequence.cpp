@@ -158,7 +158,9 @@ class ForwardMember : Member<E> {
   }
 
   long gates_place(long t, long row) const { return (packed_row(t, row) - s_.first_row) * G * s_.hidden; }
-  T* x(long t, long row) const { return s_.x + gates_place(t, row); }
+  T* x(long t, long row) const {
+    return s_.x + (s_.ids ? s_.ids[packed_row(t, row)] * G * s_.hidden : gates_place(t, row));
+  }
   E* gates(long t, long row) const { return s_.gates + gates_place(t, row); }
   E* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
   E* output(long t, long row) const { return s_.output + padded_row(t, row) * s_.width(); }
@@ -586,6 +588,13 @@ bool add_outer(long rows, long left, long right, const E* a, long a_stride, cons
 }
 
 template <class E>
+void add_by_id(long rows, long columns, const E* a, long a_stride, const int64_t* ids, Arithmetic<E>* table,
+               int threads) {
+  RowSums<E> it{rows, columns, a, a_stride, ids, table};
+  run_together(rows * columns < worth_sharing ? 1 : threads, RowSums<E>::work, &it);
+}
+
+template <class E>
 constexpr Kernels<E> kernels{forward_sizes<E>,
                              backward_sizes<E>,
                              pack_forward<E>,
@@ -596,7 +605,8 @@ constexpr Kernels<E> kernels{forward_sizes<E>,
                              pack_columns<E>,
                              multiply_rows_by<E, Arithmetic<E>>,
                              multiply_rows_by<E, E>,
-                             add_outer<E>};
+                             add_outer<E>,
+                             add_by_id<E>};
 
 }  // namespace
 

@@ -49,7 +49,7 @@ struct Layout {
 template <class E>
 struct Forward : Layout {
   using T = Arithmetic<E>;
-  T* x;            // packed (., G*H): W_ih x on entry, arbitrary on return
+  T* x;            // packed (., G*H): W_ih x on entry, arbitrary on return; with ids, a table (V, G*H), not written to
   E* gates;        // packed (., G*H): the gates' values on return; may be the memory of x; or null
   long first_row;  // the packed row at which x and gates begin
   E* kept;         // packed (., H): LSTM c, GRU (reset after) u; or null
@@ -58,6 +58,7 @@ struct Forward : Layout {
   const E *initial_h, *initial_c;
   const E *weight_hh, *weight_n, *weight_hr;  // packed by pack_forward
   const T* bias;                              // likewise
+  const int64_t* ids;  // packed (.), from row 0: which row of x; or null; for all cells but GRU (reset before)
 };
 
 template <class E>
@@ -95,7 +96,8 @@ struct Kernels {
   bool (*backward)(const Backward<E>&);
 
   // The products outside the time loop: element (k, column) of the packed matrix is at
-  // source[column * column_stride + k * depth_stride]; `add_outer` adds a^T b to sum and the sums of a's rows to bias.
+  // source[column * column_stride + k * depth_stride]; `add_outer` adds a^T b to sum and the sums of a's rows to bias;
+  // `add_by_id` adds each row of a to row ids[row] of table (V, columns).
   long (*columns_size)(long columns, long depth);
   void (*pack_columns)(long columns, long depth, const T* source, long column_stride, long depth_stride, E* packed,
                        int threads);
@@ -105,6 +107,7 @@ struct Kernels {
                                   E* out, long out_stride, int threads);
   bool (*add_outer)(long rows, long left, long right, const E* a, long a_stride, const E* b, long b_stride, T* sum,
                     T* bias, int threads);
+  void (*add_by_id)(long rows, long columns, const E* a, long a_stride, const int64_t* ids, T* table, int threads);
 };
 
 template <class T>

@@ -207,6 +207,69 @@ def test_packed_sequences_come_back_packed(name, backend, enforce_sorted):
         torch.testing.assert_close(a, e)
 
 
+def as_one_hot(ids: Tensor, embedding: Tensor | None) -> Tensor:
+    return nn.functional.one_hot(ids, 5).double() if embedding is None else embedding[ids]
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("vocabulary", [None, 4, 90])  # none: one-hot; a table of 4, or rows looked up in 90
+@pytest.mark.parametrize("form", ["padded", "batch_first", "lengths", "lengths and resets", "unbatched", "packed"])
+def test_token_ids_are_one_hot_or_embedded_vectors(name, backend, vocabulary, form):
+    """Outputs, states and every gradient, E's included, equal those of the vectors that the ids stand for."""
+    layer = make(name, num_layers=2, bidirectional=True, batch_first=form == "batch_first", backend=backend).double()
+    embedding = None if vocabulary is None else torch.randn(vocabulary, 5, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, vocabulary or 5, (9,) if form == "unbatched" else (9, 4), dtype=torch.int32)
+    x, options = as_one_hot(ids.long(), embedding), {}
+    if form.startswith("lengths"):
+        options["lengths"] = torch.tensor([4, 0, 9, 1])
+        ids[torch.arange(9)[:, None] >= options["lengths"]] = -7
+    if form == "lengths and resets" and backend != "torch":
+        options["reset"] = torch.rand(9, 4) < 0.3
+    if form == "packed":
+        lengths = torch.tensor([4, 2, 9, 1])
+        ids, x = (pack_padded_sequence(t, lengths, enforce_sorted=False) for t in (ids, x))
+    leaves = [*layer.parameters()] + [embedding] * (embedding is not None)
+    results = [flat(layer(ids, embedding=embedding, **options)), flat(layer(x, **options))]
+    weights = [torch.randn_like(r) for r in results[0]]
+    grads = [torch.autograd.grad(r, leaves, weights) for r in results]
+    for a, e in zip([*results[0], *grads[0]], [*results[1], *grads[1]], strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int64])
+def test_token_ids_of_any_width(backend, dtype):
+    layer = throughtime.LSTM(5, 4, backend=backend)
+    ids = torch.tensor([[0, 4], [3, 1]])
+    assert torch.equal(layer(ids.to(dtype))[0], layer(ids)[0])
+
+
+TOKENS = torch.tensor([[0, 4], [3, 1]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"input": TOKENS + 1}, IndexError, r"token id 5 at step 0 of row 1; expected 0 to 4, since there are 5 rows"),
+        ({"input": -TOKENS}, IndexError, r"token id -4 at step 0 of row 1; expected 0 to 4"),
+        ({"embedding": torch.zeros(3, 5)}, IndexError, r"token id 4 at step 0 of row 1; expected 0 to 2"),
+        (
+            {"embedding": torch.zeros(9, 4)},
+            RuntimeError,
+            r"embedding has shape \[9, 4\]; expected \(V, input_size = 5\)",
+        ),
+        ({"embedding": torch.zeros(9, 5).double()}, ValueError, "embedding is torch.float64; expected torch.float32"),
+        ({"input": torch.zeros(2, 2, 5), "embedding": torch.zeros(9, 5)}, ValueError, "embedding= is for token ids"),
+        ({"embedding": torch.zeros(9, 5, device="meta")}, RuntimeError, "embedding is on meta"),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_tokens_are_named(backend, arguments, error, message):
+    with pytest.raises(error, match=message):
+        throughtime.LSTM(5, 4, backend=backend)(**{"input": TOKENS, **arguments})
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_same_seed_same_weights_and_state_dicts_exchange(name):
     ours, peer, extra = PAIRS[name]

@@ -19,12 +19,15 @@ LAYERS = {
 }
 
 
-def arguments(name: str, backend: str, requires_grad: bool = True, ragged: bool = True, hidden: int = 4) -> tuple:
+def arguments(
+    name: str, backend: str, requires_grad: bool = True, ragged: bool = True, hidden: int = 4, tokens: bool = False
+) -> tuple:
     cell = CELLS[name]
     rows = cell.gates * hidden
     shapes = [(rows, 3), (rows, hidden), (rows,), (rows,)]
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=requires_grad) for s in shapes]
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=requires_grad)
+    x = torch.randint(0, 3, (5, 2)) if tokens else x
     state = [torch.randn(2, hidden, dtype=torch.float64, requires_grad=requires_grad) for _ in range(cell.state_size)]
     lengths = torch.tensor([5, 3]) if ragged else None
     reset = torch.rand(5, 2) < 0.3 if ragged else None
@@ -36,25 +39,32 @@ OPERATOR_BACKENDS = [name for name in BACKENDS if name != "torch"]
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
-def test_the_operator_keeps_torchs_rules(name, ragged, backend):
+def test_the_operator_keeps_torchs_rules(name, ragged, tokens, backend):
     """Schema, autograd registration, fake tensors, and AOT dispatch with symbolic shapes."""
-    torch.library.opcheck(torch.ops.throughtime.recurrence.default, arguments(name, backend, ragged=ragged))
+    given = arguments(name, backend, ragged=ragged, tokens=tokens)
+    torch.library.opcheck(torch.ops.throughtime.recurrence.default, given)
 
 
 @pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
-def test_derivatives_of_first_and_second_order(name, backend):
-    x, state, parameters, lengths, reset, *rest = arguments(name, backend, hidden=2)
+def test_derivatives_of_first_and_second_order(name, tokens, backend):
+    x, state, parameters, lengths, reset, *rest = arguments(name, backend, hidden=2, tokens=tokens)
+    if tokens:  # as an embedding gives it: a transposed view
+        parameters[0] = parameters[0].detach().t().contiguous().t().requires_grad_()
 
-    def run(x: Tensor, *tensors: Tensor):
+    def run(*tensors: Tensor):
+        input, *tensors = (x, *tensors) if tokens else tensors
         initial, weights = list(tensors[: len(state)]), list(tensors[len(state) :])
-        output, final, _ = torch.ops.throughtime.recurrence(x, initial, weights, lengths, reset, *rest)
+        output, final, _ = torch.ops.throughtime.recurrence(input, initial, weights, lengths, reset, *rest)
         return output, *final
 
-    assert torch.autograd.gradcheck(run, (x, *state, *parameters))
+    leaves = (*state, *parameters) if tokens else (x, *state, *parameters)
+    assert torch.autograd.gradcheck(run, leaves)
     if name != "rnn_relu":  # whose second derivative has no meaning at the kink that finite differences step over
-        assert torch.autograd.gradgradcheck(run, (x, *state, *parameters))
+        assert torch.autograd.gradgradcheck(run, leaves)
 
 
 def test_nothing_is_saved_when_nothing_will_be_asked():
@@ -85,6 +95,31 @@ def test_exports_with_a_dynamic_number_of_steps(name):
     program = torch.export.export(layer, (torch.randn(6, 3, 3),), dynamic_shapes=({0: steps},))
     x = torch.randn(11, 3, 3)
     torch.testing.assert_close(program.module()(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("embedded", [False, True])
+def test_token_ids_compile_and_export(name, embedded):
+    torch.compiler.reset()  # so that what other tests compiled doesn't count
+    layer = LAYERS[name]()
+    embedding = torch.randn(6, 3, requires_grad=True) if embedded else None
+    leaves = [*layer.parameters()] + [embedding] * embedded
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    ids = torch.randint(0, 3, (7, 4))
+    gradients = []
+    for run in (compiled, layer):
+        output, _ = run(ids, embedding=embedding)
+        gradients.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected)
+    with pytest.raises(IndexError):
+        compiled(ids + 6, embedding=embedding)
+    steps = torch.export.Dim("steps", min=2)
+    program = torch.export.export(
+        layer, (ids,), {"embedding": embedding}, dynamic_shapes={"input": {0: steps}, "embedding": None}
+    )
+    more = torch.randint(0, 3, (11, 4))
+    torch.testing.assert_close(program.module()(more, embedding=embedding)[0], layer(more, embedding=embedding)[0])
 
 
 def test_auto_takes_the_fastest_that_is_right(monkeypatch):

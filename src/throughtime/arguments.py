@@ -32,8 +32,8 @@ def check_forward(
         cell: For the message.
         gates: How many it has.
         state_size: How many tensors its state has; a cell with two may have a projection.
-        input: (T, B, I), floating.
-        initial: [h_0] or [h_0, c_0], each (B, ·), of the input's dtype.
+        input: (T, B, I), floating, or token ids (T, B), int64.
+        initial: [h_0] or [h_0, c_0], each (B, ·), of the input's dtype, or any where that is token ids.
         parameters: As torch has them.
         dtypes: What theirs may be, the likeliest first; empty for any. It is one for all of them.
         lengths: (B,) int64, 0 to T, or `None`.
@@ -61,7 +61,8 @@ def check_forward(
         )
     if "weight_hr" in names and state_size < 2:
         raise ValueError(f"weight_hr is given; a {cell} has no projection")
-    steps, batch, features = input.shape
+    steps, batch = input.shape[:2]
+    features = input.shape[2] if input.is_floating_point() else parameters[0].shape[1]
     dtype = parameters[0].dtype if not dtypes or parameters[0].dtype in dtypes else dtypes[0]
     rows = parameters[1].shape[0]
     if rows == 0 or rows % gates:
@@ -75,11 +76,14 @@ def check_forward(
     for name, tensor in zip(names, parameters, strict=True):
         check_tensor(name, tensor, shapes.get(name, (rows,)), dtype, input.device)
     for name, tensor, shape in zip(_STATE, initial, ((batch, width), (batch, hidden)), strict=False):
-        check_tensor(name, tensor, shape, input.dtype, input.device)
+        check_tensor(name, tensor, shape, input.dtype if input.is_floating_point() else initial[0].dtype, input.device)
     if lengths is not None:
         check_tensor("lengths", lengths, (batch,), torch.int64, input.device)
         if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
             raise ValueError(f"lengths must lie in 0 ... {steps}, the number of steps; {lengths.tolist()} don't")
+    if not input.is_floating_point():
+        is_real = None if lengths is None else torch.arange(steps, device=input.device)[:, None] < lengths
+        check_token_ids(input, features, is_real)
     if reset is not None:
         check_tensor("reset", reset, (steps, batch), torch.bool, input.device)
     if len(masks) != len(mask_names):
@@ -100,8 +104,39 @@ def check_devices(input: Tensor, **others: Sequence[Tensor | None]) -> None:
 
 
 def check_input(input: Tensor) -> None:
-    """Check that the input is a dense floating tensor (T, B, I)."""
+    """Check that the input is a dense floating tensor (T, B, I), or token ids (T, B)."""
+    if isinstance(input, Tensor) and input.dtype == torch.int64 and input.dim() == 2:
+        return
     _check_kind("input", input, 3, "(T, B, I)")
+
+
+def check_token_ids(ids: Tensor, vocabulary_size: int, is_real: Tensor | None = None) -> None:
+    """Refuse ids that name no row of a table.
+
+    Args:
+        ids: (T, B).
+        vocabulary_size: V; ids must lie in 0 … V − 1.
+        is_real: Which of them matter (T, B), or `None` for all.
+
+    Raises:
+        IndexError: There is such an id.
+
+    Example:
+        >>> import torch
+        >>> check_token_ids(torch.tensor([[0, 7]]), 5)
+        Traceback (most recent call last):
+        IndexError: token id 7 at step 0 of row 1; expected 0 to 4, since there are 5 rows to choose from
+    """
+    if ids.numel() == 0 or (int(ids.min()) >= 0 and int(ids.max()) < vocabulary_size):
+        return
+    wrong = (ids < 0) | (ids >= vocabulary_size)
+    places = (wrong if is_real is None else wrong & is_real).nonzero()
+    if len(places):
+        step, row = places[0].tolist()
+        raise IndexError(
+            f"token id {int(ids[step, row])} at step {step} of row {row}; expected 0 to {vocabulary_size - 1}, "
+            f"since there are {vocabulary_size} rows to choose from"
+        )
 
 
 def check_backward(
@@ -128,7 +163,7 @@ def check_backward(
         TypeError: An argument isn't a tensor.
         ValueError: A shape, dtype or device doesn't fit.
     """
-    like = input.dtype, input.device
+    like = initial[0].dtype, input.device
     shape = (*input.shape[:2], initial[0].shape[1])
     check_tensor("output", output, shape, *like)
     if grad_output is not None:

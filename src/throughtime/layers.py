@@ -14,6 +14,8 @@ from throughtime.cells import find
 from throughtime.errors import unknown_name
 from throughtime.ops import Stack, backends, run_stack, run_stack_packed
 
+_ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
+
 _ARGUMENTS = """
     Args:
         input_size: I, the width of x_t.
@@ -35,14 +37,18 @@ _ARGUMENTS = """
             and while training (variational dropout: Gal & Ghahramani, 2016). Others are multiplied by 1/(1 − p).
         weight_drop: The same for each element of `weight_hh`, drawn anew in each call (Merity et al., 2018).
 
-    `forward(input, hx=None, *, lengths=None, reset=None)`:
+    `forward(input, hx=None, *, lengths=None, reset=None, embedding=None)`:
 
     - `input`: (T, B, I), (B, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence; the output has the same form.
+      Or token ids, integers, the same without the axis I: each stands for a one-hot vector, so that W_ih x is a column of
+      W_ih, and I the size of the vocabulary.
     - `hx`: the initial state, zeros if not given.
     - `lengths`: steps in each row, integers (B,) in any order, 0 ≤ length ≤ T, on any device. Outputs past a row's end
       are zero, and its final state is the state at its end.
     - `reset`: bool, (T, B), or (B, T) if `batch_first`, or (T,) unbatched. Where true, a new sequence begins at that step:
       the state before it is the initial state. A reverse direction starts anew on the other side of the same boundary.
+    - `embedding`: (V, I), such as `nn.Embedding.weight`: x is the row of each token's id. Where V is at most the number of
+      tokens, W_ih Eᵀ is made once instead of a product for each token.
 
     Under torch.autocast every cell computes in the autocast dtype: output and final state have it, and a given state may
     have it or the parameters' dtype. Gradients have the dtype of what they belong to.
@@ -54,6 +60,7 @@ _ARGUMENTS = """
     Raises:
         ValueError: A size, a probability, a length or a number of dimensions is wrong.
         TypeError: An argument or a tensor is of the wrong type.
+        IndexError: A token id is negative or too large.
         RuntimeError: A tensor's shape doesn't fit, as in torch.nn.
 """
 
@@ -187,35 +194,37 @@ class Recurrent(nn.Module):
         state: tuple[Tensor, ...] | None,
         lengths: Tensor | None,
         reset: Tensor | None,
+        embedding: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """Bring every form of input to (T, B, I) or packed, check it, run the stack, and give the form back."""
+        """Bring every form of input to (T, B, I), ids (T, B) or packed, check it, run the stack, and give the form back."""
         stack = self._stack()
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None:
                 raise ValueError("a PackedSequence carries its own lengths; give lengths= and reset= with padded input")
-            self._check_features(input.data, 2)
             dtype = self._computed_dtype(input.data.device)
+            input = input._replace(data=self._check_input(input.data, 1, embedding, dtype))
             state = self._check_state(state, input.data, int(input.batch_sizes[0]), dtype)
-            return run_stack_packed(stack, self._drop_weights(), input.to(dtype), state)
+            return run_stack_packed(stack, self._drop_weights(), input, state, embedding)
 
         if not isinstance(input, Tensor):
             raise TypeError(f"input is {_describe(input)}; expected a tensor or a PackedSequence")
-        if input.dim() not in (2, 3):
+        axes = input.dim() - 1 if not _are_ids(input) else input.dim()
+        if axes not in (1, 2):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
-        if input.dim() == 2:
-            return self._run_unbatched(input, state, lengths, reset)
-        self._check_features(input, 3)
+        if axes == 1:
+            return self._run_unbatched(input, state, lengths, reset, embedding)
+        dtype = self._computed_dtype(input.device)
+        input = self._check_input(input, 2, embedding, dtype)
         if self.batch_first:
             input = input.transpose(0, 1)
             reset = reset.T if isinstance(reset, Tensor) and reset.dim() == 2 else reset
-        steps, rows, _ = input.shape
+        steps, rows = input.shape[:2]
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        dtype = self._computed_dtype(input.device)
         state = self._check_state(state, input, rows, dtype)
         lengths = _check_lengths(lengths, steps, rows, input.device)
         _check_reset(reset, steps, rows, input.device, self.batch_first)
-        output, final = run_stack(stack, self._drop_weights(), input.to(dtype), state, lengths, reset)
+        output, final = run_stack(stack, self._drop_weights(), input, state, lengths, reset, embedding)
         return (output.transpose(0, 1) if self.batch_first else output), final
 
     def _stack(self) -> Stack:
@@ -239,9 +248,14 @@ class Recurrent(nn.Module):
         return [[row[0], dropout(row[1], self.weight_drop), *row[2:]] for row in self.all_weights]
 
     def _run_unbatched(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, lengths: Tensor | None, reset: Tensor | None
+        self,
+        input: Tensor,
+        state: tuple[Tensor, ...] | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        embedding: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """Serve a single sequence (T, I) as a batch of one."""
+        """Serve a single sequence, (T, I) or ids (T,), as a batch of one."""
         axis = 0 if self.batch_first else 1
         if state is not None:
             for tensor in state:
@@ -257,6 +271,7 @@ class Recurrent(nn.Module):
             state,
             lengths.reshape(1) if isinstance(lengths, Tensor) and lengths.numel() == 1 else lengths,
             reset.unsqueeze(axis) if isinstance(reset, Tensor) and reset.dim() == 1 else reset,
+            embedding,
         )
         assert isinstance(output, Tensor)
         return output.squeeze(axis), tuple(tensor.squeeze(1) for tensor in final)
@@ -271,6 +286,30 @@ class Recurrent(nn.Module):
         if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
             return torch.get_autocast_dtype(device.type)
         return dtype
+
+    def _check_input(self, input: Tensor, axes: int, embedding: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return floats, (·, I) of so many axes before I, in the computation's dtype, and ids as int64."""
+        if not _are_ids(input):
+            if embedding is not None:
+                raise ValueError(f"embedding= is for token ids, but the input is {input.dtype}, {input.dim()}-D")
+            self._check_features(input, axes + 1)
+            return input.to(dtype)
+        weight = self.all_weights[0][0]
+        if input.dim() != axes:
+            raise RuntimeError(f"token ids must have {axes} dimensions here, got {input.dim()}")
+        tensors = {"token ids are": input} if embedding is None else {"token ids are": input, "embedding is": embedding}
+        for name, tensor in tensors.items():
+            if tensor.device != weight.device:
+                raise RuntimeError(
+                    f"{name} on {tensor.device}, but the parameters are on {weight.device}; move one of them with .to()"
+                )
+        if embedding is not None and (embedding.dim() != 2 or embedding.shape[1] != self.input_size):
+            raise RuntimeError(
+                f"embedding has shape {list(embedding.shape)}; expected (V, input_size = {self.input_size})"
+            )
+        if embedding is not None and embedding.dtype != weight.dtype:
+            raise ValueError(f"embedding is {embedding.dtype}; expected {weight.dtype}, like the parameters")
+        return input.to(torch.int64)
 
     def _check_features(self, input: Tensor, dims: int) -> None:
         weight = self.all_weights[0][0]
@@ -384,9 +423,10 @@ class RNN(Recurrent):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
-        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset)
+        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset, embedding)
         return output, h
 
 
@@ -460,11 +500,12 @@ class LSTM(Recurrent):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Run the layer: return the output and (h, c) at each row's end, (L · directions, B, P) and (…, H)."""
         if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
             raise TypeError(f"hx is {_describe(hx)}; expected a pair (h_0, c_0) of tensors")
-        output, (h, c) = self._run(input, hx, lengths, reset)
+        output, (h, c) = self._run(input, hx, lengths, reset, embedding)
         return output, (h, c)
 
 
@@ -537,9 +578,10 @@ class GRU(Recurrent):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
-        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset)
+        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset, embedding)
         return output, h
 
 
@@ -551,6 +593,10 @@ def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
+
+
+def _are_ids(input: Tensor) -> bool:
+    return input.dim() < 3 and input.dtype in _ID_TYPES
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, linear, one_hot
+from torch.nn.functional import embedding as look_up
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from throughtime.arguments import check_backward, check_devices, check_forward
+from throughtime.arguments import check_backward, check_devices, check_forward, check_token_ids
 from throughtime.cells import CELLS, Cell, Masks, Parameters, find, sequence
 from throughtime.errors import unknown_name
 from throughtime.kernels import cpu, torch_fused, variants
@@ -121,21 +122,25 @@ def run_stack(
     state: tuple[Tensor, ...],
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    embedding: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a stack over padded input. The arguments have been checked.
 
     Args:
         stack: What to run.
         weights: Flat parameters of each layer and direction, in torch's order (layer 0, layer 0 reverse, layer 1, …).
-        input: (T, B, I); its dtype is that of the results.
+        input: (T, B, I), whose dtype is that of the results, or token ids (T, B), where the state's is.
         state: (h_0,) or (h_0, c_0), each (L · directions, B, ·).
         lengths: (B,), or `None`.
         reset: (T, B), or `None`.
+        embedding: (V, I): x is its row of a token's id. Without it x is one-hot.
 
     Returns:
         The output (T, B, directions · P) and the final state, shaped like `state`.
     """
-    backend = choose_backend(stack, input, lengths, reset)
+    backend = choose_backend(stack, input if input.is_floating_point() else state[0], lengths, reset)
+    if not input.is_floating_point():
+        input, weights = _read_tokens(stack, backend, weights, input, lengths, embedding, state[0].dtype)
     if backend != "torch":
         return _run_layers(stack, backend, weights, input, state, lengths, reset)
     weights = [_cast(row, input.dtype) for row in weights]
@@ -145,22 +150,70 @@ def run_stack(
 
 
 def run_stack_packed(
-    stack: Stack, weights: list[Tensors], packed: PackedSequence, state: tuple[Tensor, ...]
+    stack: Stack,
+    weights: list[Tensors],
+    packed: PackedSequence,
+    state: tuple[Tensor, ...],
+    embedding: Tensor | None = None,
 ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
     """Run a stack over a PackedSequence; `state` is in the caller's order of rows, and so is the final state."""
-    backend = choose_backend(stack, packed.data, packed.batch_sizes)
+    reads_ids = not packed.data.is_floating_point()
+    backend = choose_backend(stack, state[0] if reads_ids else packed.data, packed.batch_sizes)
     if backend == "torch":
+        if reads_ids:
+            x, _ = _read_tokens(stack, backend, weights, packed.data[None], None, embedding, state[0].dtype)
+            packed = packed._replace(data=x[0])
         weights = [_cast(row, packed.data.dtype) for row in weights]
         return torch_fused.run_packed(
             stack.cell, packed, state, weights, stack.num_layers, stack.dropout, stack.bidirectional
         )
     input, lengths = pad_packed_sequence(packed)
+    if reads_ids:
+        input, weights = _read_tokens(stack, backend, weights, input, lengths, embedding, state[0].dtype)
     output, final = _run_layers(stack, backend, weights, input, state, lengths.to(input.device), None)
     if packed.sorted_indices is None:
         return pack_padded_sequence(output, lengths), final
     in_order = output.index_select(1, packed.sorted_indices)
     data = pack_padded_sequence(in_order, lengths[packed.sorted_indices.cpu()]).data
     return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), final
+
+
+def _read_tokens(
+    stack: Stack,
+    backend: str,
+    weights: list[Tensors],
+    ids: Tensor,
+    lengths: Tensor | None,
+    embedding: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, list[Tensors]]:
+    """Return what the first layer reads instead of ids (T, B), and with which weights.
+
+    The operator takes ids as one-hot vectors: they choose columns of `weight_ih`. Of embedded tokens these are W_ih Eᵀ,
+    a product of V columns in place of one of T · B rows, so it is done where V is the smaller.
+    """
+    if embedding is not None and backend == "native" and _is_small(embedding, ids):
+        tables = [linear(embedding, row[0]).to(row[0].dtype).t() for row in weights[: stack.directions]]
+        first = [[table, *row[1:]] for table, row in zip(tables, weights, strict=False)]
+        return ids, [*first, *weights[stack.directions :]]
+    if embedding is None and backend != "torch":
+        return ids, weights
+    is_real = None if lengths is None else _is_real(ids, lengths)
+    if not torch.compiler.is_compiling():
+        check_token_ids(ids, weights[0][0].shape[1] if embedding is None else embedding.shape[0], is_real)
+    if is_real is not None:
+        ids = torch.where(is_real, ids, 0)
+    x = one_hot(ids, weights[0][0].shape[1]) if embedding is None else look_up(ids, embedding)
+    return x.to(dtype), weights
+
+
+def _is_small(embedding: Tensor, ids: Tensor) -> bool:
+    """Whether a table of all tokens is made faster than the rows of those that are there; unknown while a graph is traced."""
+    return not torch.compiler.is_compiling() and embedding.shape[0] <= ids.numel()
+
+
+def _is_real(ids: Tensor, lengths: Tensor) -> Tensor:
+    return torch.arange(ids.shape[0], device=ids.device)[:, None] < lengths
 
 
 def _run_ragged_fused(
@@ -251,13 +304,22 @@ def _recurrence(
             return variants.forward(cell, input, initial, parameters, lengths, reset, reverse, keep, masks)
         return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep)
     kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend)
+    rounded = Parameters.from_list(_cast(parameters, initial[0].dtype), kind.extra)
+    x = _as_vectors(input, rounded.weight_ih, lengths)
     result = sequence.forward(
-        *(kind, input, tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra)),
-        *(lengths, reset, reverse, Masks.from_list(masks, kind.masks)),
+        *(kind, x, tuple(initial), rounded, lengths, reset, reverse, Masks.from_list(masks, kind.masks)),
     )
     saved = [torch.stack(field) for field in zip(*result.saved, strict=True)] if keep else []
     # An operator's outputs must not alias its inputs, and an all-empty batch would hand the initial state through.
     return result.outputs, [s.clone() for s in result.final_state], saved
+
+
+def _as_vectors(input: Tensor, weight_ih: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return input as the equations read it (T, B, I): token ids one-hot, with id 0 in the padding."""
+    if input.is_floating_point():
+        return input
+    is_real = None if lengths is None else _is_real(input, lengths)
+    return one_hot(input if is_real is None else torch.where(is_real, input, 0), weight_ih.shape[1]).to(weight_ih.dtype)
 
 
 @torch.library.impl(_library, "recurrence_backward", "CompositeExplicitAutograd")
@@ -283,23 +345,19 @@ def _recurrence_backward(
         rest = (lengths, reset, reverse, needs_input)
         gradient = variants.backward(*given, *rest, masks) if "+" in cell else cpu.backward(*given, *rest)
         grad_input, grad_initial, grad_parameters = gradient
-        return input.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
+        return grad_output.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
     kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend)
-    _, first = kind.step(input[0], tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra))
+    rounded = Parameters.from_list(_cast(parameters, initial[0].dtype), kind.extra)
+    x = rounded.weight_ih.new_empty((input.shape[1], rounded.weight_ih.shape[1]))
+    _, first = kind.step(x, tuple(initial), rounded)
     kept = [(input.shape[0], *field.shape) for field in first]
     check_backward(input, initial, grad_output, grad_final, output, saved, kept)
     steps = [kind.saved(*fields) for fields in zip(*saved, strict=True)]
     gradient = sequence.backward(
-        *(
-            kind,
-            grad_output,
-            tuple(grad_final),
-            steps,
-            Parameters.from_list(_cast(parameters, input.dtype), kind.extra),
-        ),
+        *(kind, grad_output, tuple(grad_final), steps, rounded),
         *(lengths, reset, reverse, Masks.from_list(masks, kind.masks)),
     )
-    grad_input = gradient.inputs if needs_input else input.new_empty(0)
+    grad_input = gradient.inputs if needs_input else grad_output.new_empty(0)
     grad_parameters = _cast(gradient.parameters.to_list(), parameters[0].dtype)
     return grad_input, [g.clone() for g in gradient.initial_state], grad_parameters
 
@@ -338,8 +396,10 @@ def _(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, ba
     check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
     # One step of the equations on fake tensors tells every shape and dtype.
     kind = find(cell)
-    state, saved = kind.step(input[0], tuple(initial), Parameters.from_list(_cast(parameters, input.dtype), kind.extra))
-    steps, batch, _ = input.shape
+    steps, batch = input.shape[:2]
+    rounded = Parameters.from_list(_cast(parameters, initial[0].dtype), kind.extra)
+    x = rounded.weight_ih.new_empty((batch, rounded.weight_ih.shape[1]))
+    state, saved = kind.step(x, tuple(initial), rounded)
     output = state[0].new_empty((steps, *state[0].shape))
     final = [torch.empty_like(s) for s in state]
     if not keep:
@@ -348,7 +408,7 @@ def _(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, ba
         widths = (variants if "+" in cell else cpu).saved_widths(cell, parameters[1].shape[0] // kind.gates)
         is_ragged = lengths is not None and widths
         rows = torch.library.get_ctx().new_dynamic_size() if is_ragged else steps * batch
-        return output, final, [input.new_empty((rows, width)) for width in widths]
+        return output, final, [output.new_empty((rows, width)) for width in widths]
     return output, final, [s.new_empty((steps, *s.shape)) for s in saved]
 
 
@@ -371,7 +431,7 @@ def _(
 ):
     check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
     check_devices(input, grad_output=[grad_output], grad_final=grad_final, output=[output], saved=saved)
-    grad_input = torch.empty_like(input) if needs_input else input.new_empty(0)
+    grad_input = torch.empty_like(input) if needs_input else grad_output.new_empty(0)
     return grad_input, [torch.empty_like(s) for s in initial], [torch.empty_like(p) for p in parameters]
 
 
@@ -407,6 +467,12 @@ def _save_twice(ctx, inputs, output) -> None:
     ctx.save_for_backward(*masks, grad_output, *grad_final, input, *initial, *parameters, lengths, reset)
 
 
+def _as_leaf(tensor: Tensor) -> Tensor:
+    if tensor.requires_grad or not tensor.is_floating_point():
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_()
+
+
 def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_parameters):
     """Differentiate the backward pass by sending autograd through the reference, which is plain torch both ways."""
     states, kept, drawn = ctx.counts
@@ -415,27 +481,31 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
     *tensors, lengths, reset = ctx.saved_tensors
     masks, tensors = Masks.from_list(list(tensors[:drawn]), kind.masks), tensors[drawn:]
     with torch.enable_grad():
-        leaves = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+        leaves = [_as_leaf(t) for t in tensors]
         grad_output, *others = leaves
         grad_final, others = others[:states], others[states:]
         input, *others = others
-        initial, parameters = others[:states], Parameters.from_list(_cast(others[states:], input.dtype), kind.extra)
+        initial = others[:states]
+        parameters = Parameters.from_list(_cast(others[states:], grad_output.dtype), kind.extra)
         rest = lengths, reset, reverse, masks
-        result = sequence.forward(kind, input, tuple(initial), parameters, *rest)
+        x = _as_vectors(input, parameters.weight_ih, lengths)
+        result = sequence.forward(kind, x, tuple(initial), parameters, *rest)
         gradient = sequence.backward(kind, grad_output, tuple(grad_final), result.saved, parameters, *rest)
         grad_parameters = _cast(gradient.parameters.to_list(), tensors[-1].dtype)
     results = [*gradient.initial_state, *grad_parameters]
     weights = [*grad_grad_initial, *grad_grad_parameters]
     if needs_input:
         results, weights = [gradient.inputs, *results], [grad_grad_input, *weights]
+    place = 1 + states  # of the input, which has no gradient where it is token ids
+    is_float = input.is_floating_point()
     grads = torch.autograd.grad(
         results,
-        leaves,
+        leaves if is_float else leaves[:place] + leaves[place + 1 :],
         weights,
         allow_unused=True,
         create_graph=torch.is_grad_enabled(),
     )
-    grad_output, *grads = grads
+    grad_output, *grads = grads if is_float else [*grads[:place], None, *grads[place:]]
     grad_final, (input, *grads) = grads[:states], grads[states:]
     initial, parameters = grads[:states], grads[states:]
     return (

@@ -95,6 +95,18 @@ def test_a_packed_sequence_is_read():
     torch.testing.assert_close(sums.weight_hh.sum(0), model.recurrent.weight_hh_l0.grad, **CLOSE)
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+def test_token_ids_are_recorded_as_the_vectors_they_stand_for(embedded):
+    layer = throughtime.GRU(5, 4, 2)
+    embedding = torch.randn(7, 5) if embedded else None
+    ids, lengths = torch.randint(0, 5, (6, 3)), torch.tensor([6, 0, 4])
+    x = torch.nn.functional.one_hot(ids, 5).float() if embedding is None else embedding[ids]
+    ids[4:, 2] = 99
+    recorded = insight.record(layer, ids, lengths=lengths, embedding=embedding)
+    assert torch.equal(recorded.outputs, insight.record(layer, x, lengths=lengths).outputs)
+    torch.testing.assert_close(recorded.outputs, layer(ids, lengths=lengths, embedding=embedding)[0].detach())
+
+
 def test_which_layer_is_meant():
     with pytest.raises(InputError, match="Linear called no recurrent layer"):
         insight.record_model(nn.Linear(3, 3), (torch.ones(3),), lambda y: y)

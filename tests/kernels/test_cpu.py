@@ -8,6 +8,7 @@ from comparison import GRADIENT_FACTOR, HAS_NATIVE, OUTPUT_FACTOR, assert_as_acc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from throughtime.cells import CELLS, Parameters, sequence
 from throughtime.kernels import cpu
@@ -53,13 +54,15 @@ class Request:
         ragged=False,
         resets=False,
         reverse=False,
+        tokens=False,
     ):
         width, rows = projection or hidden, CELLS[cell].gates * hidden
         shapes = [(rows, inputs), (rows, width)] + [(rows,), (rows,)] * bias + [(projection, hidden)] * (projection > 0)
         draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
         self.cell, self.reverse = cell, reverse
         self.parameters = [draw(*shape) / shape[-1] ** 0.5 for shape in shapes]
-        self.input = draw(steps, batch, inputs)
+        self.ids = torch.randint(0, inputs, (steps, batch)) if tokens else None
+        self.input = draw(steps, batch, inputs) if self.ids is None else one_hot(self.ids, inputs).double()
         self.initial = [draw(batch, width), draw(batch, hidden)][: CELLS[cell].state_size]
         self.lengths = torch.randint(0, steps + 1, (batch,)) if ragged else None
         self.reset = torch.rand(steps, batch) < 0.3 if resets else None
@@ -67,15 +70,17 @@ class Request:
         self.grad_final = [torch.randn_like(s) for s in self.initial]
 
     def by_kernels(self, dtype=torch.float64) -> tuple[list[Tensor], list[Tensor]]:
-        """Outputs with final state, and gradients of input, initial state and parameters."""
+        """Outputs with final state, and gradients of input (token ids have none), initial state and parameters."""
         cast = lambda tensors: [t.to(dtype) for t in tensors]  # noqa: E731
-        given = (self.input.to(dtype), cast(self.initial), cast(self.parameters))
+        given = (self.input.to(dtype) if self.ids is None else self.ids, cast(self.initial), cast(self.parameters))
         rest = (self.lengths, self.reset, self.reverse)
         output, final, saved = cpu.forward(self.cell, *given, *rest)
         gradient = cpu.backward(
             self.cell, self.grad_output.to(dtype), cast(self.grad_final), *given, output, saved, *rest
         )
-        return [output, *final], [gradient.input, *gradient.initial, *gradient.parameters]
+        assert (gradient.input is None) == (self.ids is not None)
+        inputs = [] if gradient.input is None else [gradient.input]
+        return [output, *final], [*inputs, *gradient.initial, *gradient.parameters]
 
     def by_equations(self, dtype=torch.float64) -> tuple[list[Tensor], list[Tensor]]:
         cell, rest = CELLS[self.cell], (self.lengths, self.reset, self.reverse)
@@ -88,13 +93,13 @@ class Request:
         )
         return (
             [result.outputs, *result.final_state],
-            [gradient.inputs, *gradient.initial_state, *gradient.parameters.to_list()],
+            [gradient.inputs] * (self.ids is None) + [*gradient.initial_state, *gradient.parameters.to_list()],
         )
 
     def names(self) -> list[str]:
         parameters = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: len(self.parameters) // 2 * 2]
         parameters += ["weight_hr"] * (len(self.parameters) % 2)
-        return ["input", *["h_0", "c_0"][: len(self.initial)], *parameters]
+        return ["input"] * (self.ids is None) + [*["h_0", "c_0"][: len(self.initial)], *parameters]
 
 
 def assert_exact(request: Request) -> None:
@@ -119,11 +124,12 @@ def assert_accurate(request: Request, dtype: torch.dtype = torch.float32) -> Non
     ragged=st.booleans(),
     resets=st.booleans(),
     reverse=st.booleans(),
+    tokens=st.booleans(),
     threads=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=150)
-def test_float64_is_exact(cell, steps, batch, hidden, project, bias, ragged, resets, reverse, threads, seed):
+@settings(max_examples=200)
+def test_float64_is_exact(cell, steps, batch, hidden, project, bias, ragged, resets, reverse, tokens, threads, seed):
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     projection = (hidden + 1) // 2 if project and cell == "lstm" else 0
@@ -136,6 +142,7 @@ def test_float64_is_exact(cell, steps, batch, hidden, project, bias, ragged, res
                 ragged=ragged,
                 resets=resets,
                 reverse=reverse,
+                tokens=tokens,
             )
         )
     finally:
@@ -149,29 +156,28 @@ ROUNDED = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize("dtype", ROUNDED)
 @pytest.mark.parametrize(("batch", "steps", "hidden"), [(1, 1, 1), (3, 5, 7), (1, 6, 63), (3, 4, 500), (70, 3, 33)])
 def test_errs_no_more_than_an_honest_computation(cell, dtype, batch, steps, hidden):
-    for reverse in (False, True):
-        assert_accurate(Request(cell, steps, batch, hidden, inputs=5, reverse=reverse), dtype)
-        ragged = Request(cell, steps, batch, hidden, inputs=5, ragged=True, resets=True, reverse=reverse)
-        assert_accurate(ragged, dtype)
+    for tokens, reverse in product([False, True][: 1 + (dtype == torch.float32)], (False, True)):
+        options = {"inputs": 5, "reverse": reverse, "tokens": tokens}
+        assert_accurate(Request(cell, steps, batch, hidden, **options), dtype)
+        assert_accurate(Request(cell, steps, batch, hidden, ragged=True, resets=True, **options), dtype)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_instruction_set(cell, instruction_set):
     assert cpu.instruction_set() == instruction_set
-    for hidden, ragged in product((3, 37, 70), (False, True)):
-        request = Request(
-            cell, 5, 7, hidden, ragged=ragged, resets=True, projection=(hidden + 1) // 2 * (cell == "lstm")
-        )
+    for tokens, hidden, ragged in product((False, True), (3, 37, 70), (False, True)):
+        projection = (hidden + 1) // 2 * (cell == "lstm")
+        request = Request(cell, 5, 7, hidden, ragged=ragged, resets=True, projection=projection, tokens=tokens)
         assert_exact(request)
-        for dtype in ROUNDED:
+        for dtype in ROUNDED[: 1 if tokens else 2]:
             assert_accurate(request, dtype)
 
 
 @pytest.mark.parametrize("steps", [1, 700])
 def test_long_sequences_cross_the_stretches(monkeypatch, steps):
     monkeypatch.setattr(cpu, "_STRETCH", 1000)
-    for cell, ragged, reverse in product(("lstm", "gru"), (False, True), (False, True)):
-        assert_exact(Request(cell, min(steps, 40), 3, 5, ragged=ragged, resets=ragged, reverse=reverse))
+    for cell, ragged, reverse, tokens in product(("lstm", "gru"), (False, True), (False, True), (False, True)):
+        assert_exact(Request(cell, min(steps, 40), 3, 5, ragged=ragged, resets=ragged, reverse=reverse, tokens=tokens))
 
 
 @pytest.mark.parametrize("dtype", ROUNDED)
@@ -251,6 +257,60 @@ def test_bfloat16_carries_its_state_in_float32():
     x, state = torch.zeros(steps, 1, 1).bfloat16(), [torch.zeros(1, 1).bfloat16()] * 2
     _, (_, c), _ = cpu.forward("lstm", x, state, [torch.zeros(4, 1), torch.zeros(4, 1), bias, torch.zeros(4)])
     torch.testing.assert_close(c, torch.tensor([[1.0]]).bfloat16())
+
+
+def test_a_token_read_as_its_neighbour_is_caught():
+    request = Request("gru", 4, 3, 7, tokens=True)
+    exact = request.by_equations()
+    request.ids = (request.ids + 1) % 3
+    for actual, expected in zip(request.by_kernels(), exact, strict=True):
+        assert not any(torch.allclose(a, e) for a, e in zip(actual[:1], expected[:1], strict=True))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_gradient_of_tokens_does_not_depend_on_threads(cell):
+    """Bit for bit, in an array large enough to be shared; and every token that never came has a gradient of zero."""
+    request = Request(cell, 40, 33, 70, inputs=9, tokens=True)
+    request.ids = request.ids.clamp(max=7)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(request.by_kernels(torch.float32)[1])
+    torch.set_num_threads(1)
+    weight_ih = results[0][-4]
+    assert (weight_ih[:, 8] == 0).all()
+    assert (weight_ih[:, :8] != 0).any(0).all()
+    for other in results[1:]:
+        assert torch.equal(other[-4], weight_ih)
+        assert torch.equal(other[-2], results[0][-2])  # bias_ih, summed from it
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.float64, *ROUNDED])
+def test_tokens_are_one_hot_vectors_bit_for_bit(cell, dtype):
+    request = Request(cell, 6, 3, 63, inputs=5, tokens=True, ragged=True, resets=True)
+    outputs, _ = request.by_kernels(dtype)
+    request.ids = None
+    assert all(map(torch.equal, outputs, request.by_kernels(dtype)[0]))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_strides_of_tokens_do_not_matter(batch):
+    request = Request("gru", 6, batch, 9, tokens=True)
+    expected = request.by_kernels()
+    request.ids = torch.stack([request.ids, request.ids + 1000], 2)[:, :, 0]
+    assert not request.ids.is_contiguous()
+    for a, e in zip(request.by_kernels(), expected, strict=True):
+        assert all(map(torch.equal, a, e))
+
+
+def test_tokens_in_the_padding_do_not_matter():
+    request = Request("lstm", 6, 3, 9, tokens=True)
+    request.lengths = torch.tensor([3, 0, 6])
+    expected = request.by_kernels()
+    request.ids[torch.arange(6)[:, None] >= request.lengths] = 1 << 40
+    for a, e in zip(request.by_kernels(), expected, strict=True):
+        assert all(map(torch.equal, a, e))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -407,6 +467,26 @@ def test_bad_input_is_refused_before_native_code_runs(change):
     spoil, message = BAD[change]
     spoil(request)
     with pytest.raises(ValueError, match=message):
+        request.by_kernels()
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (
+            torch.tensor([[0, 1], [2, 3]]),
+            IndexError,
+            "token id 3 at step 1 of row 1; expected 0 to 2, since there are 3 rows",
+        ),
+        (torch.tensor([[0, -1], [2, 0]]), IndexError, "token id -1 at step 0 of row 1"),
+        (torch.zeros(2, 2, dtype=torch.int32), TypeError, "input is torch.int32; expected a floating dtype"),
+        (torch.zeros(2, 2, 3, dtype=torch.int64), TypeError, "input is torch.int64; expected a floating dtype"),
+    ],
+)
+def test_bad_token_ids_are_refused_before_native_code_runs(ids, error, message):
+    request = Request("lstm", 2, 2, 5, tokens=True)
+    request.ids = ids
+    with pytest.raises(error, match=message):
         request.by_kernels()
 
 

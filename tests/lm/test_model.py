@@ -32,6 +32,19 @@ def test_one_hot_input_is_a_row_of_the_input_weights():
     torch.testing.assert_close(logits[0, 0], model.output.weight @ expected + model.output.bias)
 
 
+@pytest.mark.parametrize("cell", ["rnn", "rnn_relu", "lstm", "gru"])
+@pytest.mark.parametrize("embedding_size", [0, 6])
+def test_ids_stand_for_the_vectors_that_they_choose(cell, embedding_size):
+    """Logits and every gradient equal those of one-hot or embedded vectors, given to the layers as floats."""
+    model = LanguageModel(ModelConfig(vocabulary_size=11, cell=cell, hidden_size=8, embedding_size=embedding_size))
+    ids = torch.randint(0, 11, (9, 2))
+    x = torch.nn.functional.one_hot(ids, 11).float() if model.embedding is None else model.embedding(ids)
+    results = [model(ids)[0], model.output(model.recurrent(x)[0])]
+    torch.testing.assert_close(*results)
+    for a, e in zip(*(torch.autograd.grad(r.square().sum(), list(model.parameters())) for r in results), strict=True):
+        torch.testing.assert_close(a, e)
+
+
 @pytest.mark.parametrize("embedding", [8, 6])
 def test_tied_weights_are_one_tensor(embedding):
     config = ModelConfig(vocabulary_size=11, hidden_size=8, embedding_size=embedding, tied=True)

@@ -31,6 +31,15 @@ def test_a_small_gradient_is_left_alone():
     assert [p.grad.item() for p in parameters] == pytest.approx([0.3, 0.4])
 
 
+def test_without_need_a_gradient_is_not_even_touched():
+    (parameter,) = with_gradients([0.3, 0.4])
+    before = parameter.grad._version
+    Clipping(norm=0.6).apply([parameter])
+    assert parameter.grad._version == before
+    Clipping(norm=0.4).apply([parameter])
+    assert parameter.grad._version > before
+
+
 def test_values_are_cut_one_by_one():
     (parameter,) = with_gradients([0.5, -3.0, 2.0])
     report = Clipping(value=1.0).apply([parameter])

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from throughtime.arguments import check_token_ids
 from throughtime.cells import CELLS, Cell, Linearised, Parameters, find, sequence
 from throughtime.errors import InputError
 from throughtime.layers import Recurrent
@@ -164,16 +166,19 @@ def record(
     *,
     lengths: Lengths | None = None,
     reset: Reset | None = None,
+    embedding: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Recording:
     """Run a layer over a batch of sequences and keep what the instruments need.
 
     Args:
         layer: RNN, LSTM or GRU, of throughtime or of torch.nn; any depth, either direction, with or without projection.
-        input: (T, B, I), or (B, T, I) where the layer is `batch_first`, or a PackedSequence.
+        input: (T, B, I), or (B, T, I) where the layer is `batch_first`, or a PackedSequence; or token ids, as the layers
+            take them.
         hx: The initial state, zeros if not given.
         lengths: Steps in each row (B,), as the layers take them.
         reset: Where a sequence begins (T, B), or (B, T) where the layer is `batch_first`.
+        embedding: (V, I), with token ids that aren't one-hot.
         dtype: What to compute in; `None` is the layer's own. float64 suits spectra and comparisons.
 
     Returns:
@@ -193,7 +198,7 @@ def record(
     if isinstance(input, PackedSequence):
         x, lengths = pad_packed_sequence(input)
     else:
-        if input.dim() != 3:
+        if input.dim() != (3 if input.is_floating_point() else 2):
             raise InputError(
                 f"input has {input.dim()} dimensions; expected 3, (T, B, I) or (B, T, I): add a batch of one with unsqueeze"
             )
@@ -202,6 +207,8 @@ def record(
         reset = reset.T if batch_first and reset is not None else reset
     weights = [[w.detach() for w in row] for row in layer.all_weights]  # type: ignore[union-attr]
     dtype = dtype or weights[0][0].dtype
+    if not x.is_floating_point():
+        x = _as_vectors(layer, x, lengths, embedding)
     _check_input(layer, x, lengths, reset)
     x = x.detach().to(dtype)
     directions = 2 if layer.bidirectional else 1
@@ -359,6 +366,15 @@ def _cell_of(layer: nn.Module) -> Cell:
         f"a {type(layer).__name__} can't be recorded; expected RNN, LSTM or GRU of throughtime or torch.nn "
         "(record_model finds the one inside a model)"
     )
+
+
+def _as_vectors(layer: nn.Module, ids: Tensor, lengths: Lengths | None, embedding: Tensor | None) -> Tensor:
+    """Return the vectors (T, B, I) that token ids (T, B) stand for; in the padding, those of id 0."""
+    rows = int(layer.input_size) if embedding is None else len(embedding)  # type: ignore[arg-type]
+    is_real = None if lengths is None else sequence.is_active(lengths, len(ids))
+    check_token_ids(ids, rows, is_real)
+    ids = ids.long() if is_real is None else torch.where(is_real, ids.long(), 0)
+    return one_hot(ids, rows).float() if embedding is None else embedding[ids]
 
 
 def _check_input(layer: nn.Module, x: Tensor, lengths: Lengths | None, reset: Reset | None) -> None:

@@ -122,7 +122,8 @@ def forward(
 
     Args:
         cell: Key of `throughtime.cells.CELLS`.
-        input: (T, B, I), float32, float64 or bfloat16.
+        input: (T, B, I), float32, float64 or bfloat16; or token ids (T, B), int64, which choose columns of `weight_ih`.
+            Those past a row's end don't matter.
         initial: [h_0] or [h_0, c_0], each (B, ·), of the input's dtype.
         parameters: weight_ih, weight_hh[, bias_ih, bias_hh][, weight_hr], as torch has them, of the input's dtype;
             float32 beside bfloat16 input too, and then so are their gradients.
@@ -141,29 +142,35 @@ def forward(
     width = weights.gates * weights.hidden
     output = call.new_output()
     final = [s.to(call.arithmetic, copy=True) for s in call.initial]
-    product = _RowProduct(input.dtype, weights.weight_ih, transposed=True)
+    product = input_product(call)
+    ids = x if call.reads_ids and cell != "gru_reset_before" else None  # that cell writes to W_ih x
     stretches = list(rows.stretches(width, call.arithmetic.itemsize))
     keep = keep and not cell.startswith("rnn")
-    gates = _new(input, rows.count, width) if keep else None
-    kept = _new(input, rows.count, weights.hidden) if keep and cell in ("lstm", "gru") else None
+    gates = _new(call.like, rows.count, width) if keep else None
+    kept = _new(call.like, rows.count, weights.hidden) if keep and cell in ("lstm", "gru") else None
     # W_ih x of a stretch; where it has the gates' dtype, they take its place.
-    is_shared = gates is not None and input.dtype == call.arithmetic
+    is_shared = gates is not None and call.dtype == call.arithmetic
     longest = max(s.last_row - s.first_row for s in stretches)
-    scratch = None if is_shared else _new(weights.weight_ih, longest, width)
+    scratch = None if is_shared or ids is not None else _new(weights.weight_ih, longest, width)
     for stretch in reversed(stretches) if reverse else stretches:
         first, last = stretch.first_row, stretch.last_row
         gates_here = None if gates is None else gates[first:last]
-        a = gates_here if scratch is None else scratch[: last - first]
-        assert a is not None
-        product.write(x[first:last], a)
+        if ids is not None:
+            assert isinstance(product, _TableRows)
+            a = product.table
+        else:
+            a = gates_here if scratch is None else scratch[: last - first]
+            assert a is not None
+            product.write(x[first:last], a)
         layout.forward(
             *(stretch.begin, stretch.end, a.data_ptr(), _address([gates_here]), first, _address([kept])),
             output.data_ptr(),
             *_addresses(final),
             *_addresses(call.initial),
             *(_address([p]) for p in packed),
+            _address([ids]),
         )
-    return output, [s.to(input.dtype) for s in final], [t for t in (gates, kept) if t is not None]
+    return output, [s.to(call.dtype) for s in final], [t for t in (gates, kept) if t is not None]
 
 
 def backward(
@@ -194,7 +201,7 @@ def backward(
         lengths: As in `forward`.
         reset: As in `forward`.
         reverse: As in `forward`.
-        needs_input: Whether the input's gradient is wanted.
+        needs_input: Whether the input's gradient is wanted; token ids have none.
     """
     call = _Call(cell, input, initial, parameters, lengths, reset, reverse)
     rows, layout = call.rows, call.layout
@@ -204,7 +211,7 @@ def backward(
     _check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
     packed = _pack_backward(call)
     x = rows.compact(input)
-    sums = _Sums(cell, call, x, needs_input)
+    sums = _Sums(cell, call, x, needs_input and not call.reads_ids)
     grad_output = None if grad_output is None else _plain(grad_output)
     grad_state = [g.to(call.arithmetic, copy=True, memory_format=torch.contiguous_format) for g in grad_final]
     grad_anew = [torch.zeros_like(g) for g in grad_state] if reset is not None else []
@@ -225,7 +232,7 @@ def backward(
     if grad_anew:
         grad_state = [a + b for a, b in zip(grad_state, grad_anew, strict=True)]
     grad_input = None if sums.input is None else rows.spread(sums.input, input.shape)
-    return Gradient(grad_input, [g.to(input.dtype) for g in grad_state], sums.to_list(parameters[0].dtype))
+    return Gradient(grad_input, [g.to(call.dtype) for g in grad_state], sums.to_list(parameters[0].dtype))
 
 
 class _Weights(NamedTuple):
@@ -248,8 +255,10 @@ def _gate_count(cell: str) -> int:
     return 3 if "coupled" in variants else _GATES[base]
 
 
-def _read_weights(cell: str, parameters: list[Tensor]) -> _Weights:
-    tensors: list[Tensor | None] = [_plain(p) for p in parameters]
+def _read_weights(cell: str, parameters: list[Tensor], reads_ids: bool) -> _Weights:
+    # Columns of a table may lie together: that is how token ids will read it.
+    weight_ih = parameters[0].resolve_neg() if reads_ids else _plain(parameters[0])
+    tensors: list[Tensor | None] = [weight_ih, *(_plain(p) for p in parameters[1:])]
     if len(tensors) < 4:
         tensors[2:2] = [None, None]
     if len(tensors) < 5:
@@ -313,11 +322,11 @@ class _Rows:
         return self.steps * self.batch if self.lengths is None else len(self.index)
 
     def compact(self, padded: Tensor) -> Tensor:
-        """(T, B, ·) to packed."""
+        """(T, B, ·), or ids (T, B), to packed."""
         flat = padded.resolve_neg().flatten(0, 1)
         if self.lengths is not None:
             return flat.index_select(0, self.index)
-        return flat if flat.stride(1) == 1 else flat.contiguous()  # the products step over rows, not within one
+        return flat if flat.stride(-1) == 1 else flat.contiguous()  # the products step over rows, not within one
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
         """Packed to (T, B, ·), with zeros elsewhere."""
@@ -353,26 +362,29 @@ class _Call:
         mask_names: Sequence[str] = (),
     ) -> None:
         check_input(input)
-        if (reason := refusal(cell, input)) is not None:
+        self.reads_ids = not input.is_floating_point()
+        self.like = initial[0] if self.reads_ids and initial else input
+        self.dtype = self.like.dtype
+        if (reason := refusal(cell, self.like)) is not None:
             raise NotImplementedError(f"input can't be served: {reason}")
-        steps, batch, _ = input.shape
-        self.arithmetic = torch.float32 if input.dtype == torch.bfloat16 else input.dtype
+        steps, batch = input.shape[:2]
+        self.arithmetic = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         base = cell.partition("+")[0]
-        states, dtypes = 2 if base == "lstm" else 1, (input.dtype, self.arithmetic)
+        states, dtypes = 2 if base == "lstm" else 1, (self.dtype, self.arithmetic)
         check_forward(
             *(cell, _gate_count(cell), states, input, initial, parameters, dtypes, lengths, reset),
             *(extra, masks, mask_names),
         )
         self.initial = [_plain(s) for s in initial]
-        self.weights = _read_weights(cell, parameters[: len(parameters) - len(extra)]).to(self.arithmetic)
+        own = parameters[: len(parameters) - len(extra)]
+        self.weights = _read_weights(cell, own, self.reads_ids).to(self.arithmetic)
         _check_memory(input=[input], initial=self.initial, parameters=self.weights[3:])
         if lengths is not None and bool((lengths == steps).all()):
             lengths = None
         self.rows = _Rows(steps, batch, lengths)
         self.reset = None if reset is None else reset.contiguous()
         self.reverse = reverse
-        self.input = input
-        self.layout = _kind(input.dtype)(
+        self.layout = _kind(self.dtype)(
             *(_CELLS[base], bool(reverse), torch.get_num_threads(), steps, batch),
             *(self.weights.hidden, self.weights.projected),
             *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
@@ -386,7 +398,7 @@ class _Call:
     def new_output(self) -> Tensor:
         """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
         shape = (self.rows.steps, self.rows.batch, self.width)
-        output = _new(self.input, *shape)
+        output = _new(self.like, *shape)
         return output if self.rows.lengths is None else output.zero_()
 
 
@@ -422,12 +434,12 @@ class _Workspace(NamedTuple):
 
 def _new_workspace(cell: str, call: _Call, rows: int) -> _Workspace:
     def new(columns: int, wanted: bool = True) -> Tensor | None:
-        return _new(call.input, rows, columns) if wanted else None
+        return _new(call.like, rows, columns) if wanted else None
 
     hidden, projected = call.weights.hidden, call.weights.projected
     width = _gradient_width(cell, hidden)
     # Rows away from powers of two, where reading down a column would meet the same few sets of the cache.
-    grad_gates = _new(call.input, rows, width + _APART)[:, :width]
+    grad_gates = _new(call.like, rows, width + _APART)[:, :width]
     is_cut = call.rows.lengths is not None or call.reset is not None
     extra = new(hidden, cell == "gru_reset_before" or bool(projected))
     return _Workspace(grad_gates, new(call.width, is_cut), extra, new(projected, bool(projected)))
@@ -444,8 +456,8 @@ class _Sums:
         weights = call.weights
         self.cell, self.call, self.x = cell, call, x
         self.input = _new(x, *x.shape) if needs_input else None
-        self.weight_ih = torch.zeros_like(weights.weight_ih)
-        self.weight_hh = torch.zeros_like(weights.weight_hh)
+        self.weight_ih = new_input_sum(call)
+        self.weight_hh = _new(weights.weight_hh, *weights.weight_hh.shape).zero_()
         self.weight_hr = None if weights.weight_hr is None else torch.zeros_like(weights.weight_hr)
         self.bias = (
             None if weights.bias_ih is None else weights.bias_ih.new_zeros(_gradient_width(cell, weights.hidden))
@@ -460,7 +472,10 @@ class _Sums:
         da = work.grad_gates[:rows]
         da_ih = da[:, : 3 * hidden] if self.cell == "gru" else da
         x = self.x[stretch.first_row : stretch.last_row]
-        _add_outer(self.weight_ih, da_ih, x, None if self.bias is None else self.bias[: da_ih.shape[1]])
+        if self.call.reads_ids:
+            _add_by_id(self.weight_ih, da_ih, x)
+        else:
+            _add_outer(self.weight_ih, da_ih, x, None if self.bias is None else self.bias[: da_ih.shape[1]])
         if self.input is not None:
             self._through_weight_ih.write(da_ih, self.input[stretch.first_row : stretch.last_row])
         if self.cell == "gru_reset_before":
@@ -496,7 +511,13 @@ class _Sums:
     def to_list(self, dtype: torch.dtype) -> list[Tensor]:
         """Gradients of the parameters, in torch's order."""
         hidden, weight_ih, bias_ih, bias_hh = self.call.weights.hidden, self.weight_ih, self.bias, None
-        if self.cell == "gru":
+        if self.call.reads_ids:
+            if self.bias is not None:  # which meets every step, whatever its token
+                torch.sum(weight_ih, 0, out=self.bias[: weight_ih.shape[1]])
+            if self.cell == "gru":
+                weight_ih = weight_ih.roll(-hidden, 1)
+            weight_ih = as_weight(self.call, weight_ih)
+        elif self.cell == "gru":
             weight_ih = weight_ih.roll(-hidden, 0)
         if self.bias is not None and self.cell == "gru":
             bias_ih, bias_hh = self.bias[: 3 * hidden].roll(-hidden), self.bias[hidden:].clone()
@@ -533,6 +554,46 @@ class _RowProduct:
         )
 
 
+class _TableRows:
+    """W_ih x for token ids: rows of the transposed weights, rounded as for the product with one-hot vectors."""
+
+    def __init__(self, dtype: torch.dtype, weight: Tensor) -> None:
+        self.table = weight.to(dtype).to(weight.dtype).t().contiguous()
+
+    def write(self, rows: Tensor, out: Tensor) -> None:
+        """Write the rows of the ids `rows` (·) to `out` (·, columns)."""
+        torch.index_select(self.table, 0, rows, out=out)
+
+
+def input_product(call: _Call) -> _RowProduct | _TableRows:
+    """Return what makes W_ih x of a call's input."""
+    if call.reads_ids:
+        return _TableRows(call.dtype, call.weights.weight_ih)
+    return _RowProduct(call.dtype, call.weights.weight_ih, transposed=True)
+
+
+def new_input_sum(call: _Call) -> Tensor:
+    """Return zeros to which the gradient of W_ih is added; token ids choose rows of its transpose."""
+    gate_rows, columns = call.weights.weight_ih.shape
+    shape = (columns, gate_rows) if call.reads_ids else (gate_rows, columns)
+    return _new(call.weights.weight_ih, *shape).zero_()
+
+
+def as_weight(call: _Call, sum: Tensor) -> Tensor:
+    """Return what was added up in `new_input_sum` in the shape of W_ih: a gradient has its weight's layout."""
+    if not call.reads_ids:
+        return sum
+    return sum.t().contiguous() if call.weights.weight_ih.is_contiguous() else sum.t()
+
+
+def _add_by_id(table: Tensor, rows: Tensor, ids: Tensor) -> None:
+    """Add each of `rows` to the row of `table` that its id names."""
+    _kind(rows.dtype).add_by_id(
+        *(*rows.shape, rows.data_ptr(), rows.stride(0), ids.data_ptr(), table.data_ptr()),
+        torch.get_num_threads(),
+    )
+
+
 def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
     """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
     _kind(left.dtype).add_outer(
@@ -545,7 +606,7 @@ def _pack_forward(call: _Call) -> list[Tensor]:
     """Weights in the order in which the forward loop reads them: W_hh, (reset before) its n, W_hr, biases."""
     weights = call.weights
     *sizes, bias_size = call.layout.forward_sizes()
-    packed = [*(_new(call.input, size) for size in sizes), _new(weights.weight_hh, bias_size)]
+    packed = [*(_new(call.like, size) for size in sizes), _new(weights.weight_hh, bias_size)]
     tensors = (weights.weight_hh, weights.weight_hr, weights.bias_ih, weights.bias_hh)
     call.layout.pack_forward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
     return packed
@@ -553,7 +614,7 @@ def _pack_forward(call: _Call) -> list[Tensor]:
 
 def _pack_backward(call: _Call) -> list[Tensor]:
     """Weights in the order in which the backward loop reads them: W_hh, (reset before) its n, W_hr."""
-    packed = [_new(call.input, size) for size in call.layout.backward_sizes()[:3]]
+    packed = [_new(call.like, size) for size in call.layout.backward_sizes()[:3]]
     tensors = (call.weights.weight_hh, call.weights.weight_hr)
     call.layout.pack_backward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
     return packed

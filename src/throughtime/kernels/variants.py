@@ -74,7 +74,7 @@ def forward(
 
     Args:
         cell: A name that `throughtime.cells.find` knows.
-        input: As in `cpu.forward`; float32 or float64.
+        input: As in `cpu.forward`; float32, float64 or token ids.
         initial: As in `cpu.forward`.
         parameters: As in `cpu.forward`; then those that the variants bring.
         lengths: As in `cpu.forward`.
@@ -87,22 +87,22 @@ def forward(
     call, spec, loop = request.call, request.spec, request.loop
     rows, hidden = call.rows, call.weights.hidden
     width = call.weights.gates * hidden
-    stretches = list(rows.stretches(width, input.element_size()))
+    stretches = list(rows.stretches(width, call.dtype.itemsize))
     held = rows.count if keep else max(s.last_row - s.first_row for s in stretches)
-    gates = cpu._new(input, held, width)
-    w = cpu._new(input, held, width) if spec.is_normalised else gates  # W_ih x
+    gates = cpu._new(call.like, held, width)
+    w = cpu._new(call.like, held, width) if spec.is_normalised else gates  # W_ih x
     saved = [gates]
     if keep and spec.keeps:
-        saved.append(cpu._new(input, held, hidden))
+        saved.append(cpu._new(call.like, held, hidden))
         loop.kept = saved[-1].data_ptr()
     if keep and spec.is_normalised:
-        saved += [w, cpu._new(input, held, width), cpu._new(input, held, spec.norms_width)]
+        saved += [w, cpu._new(call.like, held, width), cpu._new(call.like, held, spec.norms_width)]
         loop.u, loop.norms = saved[-2].data_ptr(), saved[-1].data_ptr()
     output = call.new_output()
     final = [s.clone(memory_format=torch.contiguous_format) for s in call.initial]
     request.set(("gates", gates), ("x", w), ("output", output), *zip("hc", final, strict=False))
     request.pack_forward()
-    x, product = rows.compact(input), cpu._RowProduct(input.dtype, call.weights.weight_ih, transposed=True)
+    x, product = rows.compact(input), cpu.input_product(call)
     for stretch in reversed(stretches) if reverse else stretches:
         base = 0 if keep else stretch.first_row
         product.write(x[stretch.first_row : stretch.last_row], w[stretch.first_row - base : stretch.last_row - base])
@@ -144,8 +144,8 @@ def backward(
         *zip(("grad_initial_h", "grad_initial_c"), grad_anew, strict=False),
     )
     request.pack_backward()
-    sums = _Sums(request, needs_input)
-    stretches = list(call.rows.stretches(2 * call.weights.gates * call.weights.hidden, input.element_size()))
+    sums = _Sums(request, input, needs_input and not call.reads_ids)
+    stretches = list(call.rows.stretches(2 * call.weights.gates * call.weights.hidden, call.dtype.itemsize))
     work = _Workspace.of(request, max(s.last_row - s.first_row for s in stretches))
     loop.grad_stride = work.grad_ih.stride(0)
     for stretch in stretches if reverse else reversed(stretches):
@@ -180,8 +180,8 @@ class _Request:
         self.extra = {n: cpu._plain(t) for n, t in zip(spec.extra, parameters[count:], strict=True)}
         self.masks = {n: cpu._plain(t) for n, t in zip(names, masks, strict=True)}
         cpu._check_memory(parameters=[*self.extra.values()], masks=[*self.masks.values()])
-        self._check(input)
-        native = cpu._native.VariantF32 if input.dtype == torch.float32 else cpu._native.VariantF64
+        self._check()
+        native = cpu._native.VariantF32 if call.dtype == torch.float32 else cpu._native.VariantF64
         self.loop: Any = native(call.layout)
         self.loop.is_coupled = "coupled" in spec.variants
         self._held: list[Any] = []  # what the loop knows by address only
@@ -218,11 +218,11 @@ class _Request:
             if len(factor):
                 self.set((name, cpu._RowProduct(factor.dtype, factor, transposed).packed))
 
-    def _check(self, input: Tensor) -> None:
+    def _check(self) -> None:
         """Check of the masks what `cpu._Call` leaves open: their dtypes."""
         for name, mask in self.masks.items():
-            dtype = torch.bool if name.startswith("zoneout") and mask.dim() else input.dtype
-            check_tensor(name, mask, tuple(mask.shape), dtype, input.device)
+            dtype = torch.bool if name.startswith("zoneout") and mask.dim() else self.call.dtype
+            check_tensor(name, mask, tuple(mask.shape), dtype, self.call.like.device)
 
 
 class _Workspace(NamedTuple):
@@ -250,7 +250,7 @@ class _Workspace(NamedTuple):
         width = call.weights.gates * hidden
 
         def new(columns: int, apart: int = 0) -> Tensor:
-            return cpu._new(call.input, rows, columns + apart)[:, :columns]
+            return cpu._new(call.like, rows, columns + apart)[:, :columns]
 
         grad_ih = new(width, cpu._APART)
         grad_hh = new(width, cpu._APART) if spec.is_normalised or spec.cell == "gru" else grad_ih
@@ -263,24 +263,27 @@ class _Workspace(NamedTuple):
 class _Sums:
     """The gradients that are sums over all steps."""
 
-    def __init__(self, request: _Request, needs_input: bool) -> None:
+    def __init__(self, request: _Request, input: Tensor, needs_input: bool) -> None:
         call, loop = request.call, request.loop
         self.request, self.weights = request, call.weights
-        self.x = call.rows.compact(call.input)
+        self.x = call.rows.compact(input)
         self.input = cpu._new(self.x, *self.x.shape) if needs_input else None
-        self.weight_ih = torch.zeros_like(self.weights.weight_ih)
+        self.weight_ih = cpu.new_input_sum(call)
         self.weight_hh = torch.zeros_like(self.weights.weight_hh)
         self.weight_hr = None if self.weights.weight_hr is None else torch.zeros_like(self.weights.weight_hr)
-        self.through_ih = cpu._RowProduct(self.x.dtype, self.weights.weight_ih) if needs_input else None
+        self.through_ih = cpu._RowProduct(call.dtype, self.weights.weight_ih) if needs_input else None
         loop.sum_stride = (self.weights.hidden + 15) // 16 * 16
-        self.by_unit = self.x.new_zeros(loop.most_groups, loop.sum_rows, loop.sum_stride)
+        self.by_unit = call.like.new_zeros(loop.most_groups, loop.sum_rows, loop.sum_stride)
         request.set(("sums", self.by_unit))
 
     def add(self, stretch: cpu._Stretch, work: _Workspace) -> None:
         """Add what a stretch of the backward loop has yielded; sums by unit it has taken itself."""
         first, last = stretch.first_row, stretch.last_row
         rows = last - first
-        cpu._add_outer(self.weight_ih, work.grad_ih[:rows], self.x[first:last])
+        if self.request.call.reads_ids:
+            cpu._add_by_id(self.weight_ih, work.grad_ih[:rows], self.x[first:last])
+        else:
+            cpu._add_outer(self.weight_ih, work.grad_ih[:rows], self.x[first:last])
         if self.through_ih is not None and self.input is not None:
             self.through_ih.write(work.grad_ih[:rows], self.input[first:last])
         cut = 2 * self.weights.hidden if self.request.spec.cell == "gru_reset_before" else len(self.weight_hh)
@@ -295,7 +298,7 @@ class _Sums:
         gates, spec = self.weights.gates, self.request.spec
         total = self.by_unit.sum(0)[:, : self.weights.hidden]
         of_gates, da_n_r, gain_ih, gain_hh, of_c, weight_ch = total.split([gates, 1, gates, gates, 2, 3])
-        tensors = [self.weight_ih, self.weight_hh]
+        tensors = [cpu.as_weight(self.request.call, self.weight_ih), self.weight_hh]
         if self.weights.bias_ih is not None:
             bias_hh = torch.cat([of_gates[:2], da_n_r]) if spec.cell == "gru" else of_gates
             tensors += [_vector(of_gates), _vector(bias_hh)]

@@ -51,14 +51,19 @@ class LockedStack(nn.Module):
         self.between = LockedDropout(p)
 
     def forward(
-        self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None, *, lengths: Tensor | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | tuple[Tensor, ...] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
         """Return the output of the last layer, and the states (L, B, H) of all, as a single layer would."""
         finals = []
         for place, layer in enumerate(self.layers):
             if place:
                 input = self.between(input)
-            input, final = layer(input, _of_layer(hx, place), lengths=lengths)
+            input, final = layer(input, _of_layer(hx, place), lengths=lengths, embedding=None if place else embedding)
             finals.append(final)
         if isinstance(finals[0], tuple):
             return input, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))

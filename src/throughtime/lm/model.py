@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding as embed
-from torch.nn.functional import linear, one_hot
+from torch.nn.functional import linear
 
 from throughtime import init
 from throughtime.errors import InputError, unknown_name
@@ -131,10 +131,13 @@ class LanguageModel(nn.Module):
             Logits (T, B, V) and the state: (h,), (h, c) of an LSTM, the tokens an mlp still sees.
         """
         hx = state[0] if state is not None and len(state) == 1 else state
+        embedding = self._embedding()
         if isinstance(self.recurrent, FixedWindow):
-            h, final = self.recurrent(ids, hx, embedding=self._embedding())
+            h, final = self.recurrent(ids, hx, embedding=embedding)
+        elif embedding is not None and self.config.locked and self.training:  # each row drops units of its own
+            h, final = self.recurrent(self.dropout(embed(ids, embedding)), hx, lengths=lengths)
         else:
-            h, final = self.recurrent(self._inputs(ids), hx, lengths=lengths)
+            h, final = self.recurrent(ids, hx, lengths=lengths, embedding=embedding)
         h = self.dropout(h)
         if self.projection is not None:
             h = self.projection(h)
@@ -146,14 +149,6 @@ class LanguageModel(nn.Module):
             return None
         weight, p = self.embedding.weight, self.config.embedding_dropout
         return weight * embedding_mask(len(weight), p, weight) if p and self.training else weight
-
-    def _inputs(self, ids: Tensor) -> Tensor:
-        """Return what the first layer reads, (T, B, I)."""
-        weight = self._embedding()
-        if weight is None:
-            return one_hot(ids, self.config.vocabulary_size).to(self.output.weight.dtype)
-        x = embed(ids, weight)
-        return self.dropout(x) if self.config.locked else x
 
     @property
     def parameter_count(self) -> int:
