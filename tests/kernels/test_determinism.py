@@ -1,0 +1,68 @@
+"""The same inputs and the same number of threads give the same bits, every time; and memory doesn't grow with what was seen."""
+
+import random
+
+import pytest
+import torch
+from comparison import HAS_NATIVE
+from torch import Tensor
+
+import throughtime
+from throughtime.cells import CELLS
+from throughtime.kernels import cpu
+
+pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+
+LAYERS = {
+    "rnn_tanh": throughtime.RNN,
+    "rnn_relu": lambda *sizes: throughtime.RNN(*sizes, nonlinearity="relu"),
+    "lstm": throughtime.LSTM,
+    "gru": throughtime.GRU,
+    "gru_reset_before": lambda *sizes: throughtime.GRU(*sizes, reset_after=False),
+}
+
+
+def train(layer: torch.nn.Module, x: Tensor, **options) -> list[Tensor]:
+    """Output, final state, and the gradients of input and parameters."""
+    x = x.detach().requires_grad_()
+    output, final = layer(x, **options)
+    results = [output, *(final if isinstance(final, tuple) else [final])]
+    grads = torch.autograd.grad(results, [x, *layer.parameters()], [torch.ones_like(r) for r in results])
+    return [*(r.detach() for r in results), *grads]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("batch", [1, 3, 19])  # hidden units shared by the threads; both; rows shared
+def test_the_same_bits_every_time(cell, batch, threads, monkeypatch):
+    layer, x = LAYERS[cell](20, 130), torch.randn(9, batch, 20)
+    layer.backend = "native"
+    ragged = {"lengths": torch.randint(0, 10, (batch,)), "reset": torch.rand(9, batch) < 0.2}
+    torch.set_num_threads(threads)
+    try:
+        for options in ({}, ragged):
+            first = train(layer, x, **options)
+            for large in (
+                1 << 20,
+                0,
+                0,
+            ):  # in torch's memory, in the pool's, and where the last run has left its values
+                monkeypatch.setattr(cpu, "_LARGE", large)
+                assert all(map(torch.equal, train(layer, x, **options), first))
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_memory_does_not_grow_with_the_number_of_distinct_lengths(cell, monkeypatch):
+    monkeypatch.setattr(cpu, "_LARGE", 0)
+    layer = LAYERS[cell](8, 16)
+    layer.backend = "native"
+    run = lambda steps: train(layer, torch.randn(steps, 2, 8))  # noqa: E731
+    cpu.release_memory()
+    run(400)
+    most = sum(cpu.memory_use())
+    assert most > 0
+    for steps in random.Random(1).sample(range(1, 400), 150):
+        run(steps)
+        assert sum(cpu.memory_use()) <= most
