@@ -180,6 +180,21 @@ def test_resets_are_sequences_apart(name, backend):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("backend", SERVING)
+def test_token_ids_are_one_hot_vectors(name, backend):
+    layer = LAYERS[name](7, 5, num_layers=2, bidirectional=True, backend=backend, **DROPPING).double()
+    ids, lengths = torch.randint(0, 7, (6, 4)), torch.tensor([6, 0, 3, 1])
+    results = []
+    for x in (ids, nn.functional.one_hot(ids, 7).double()):
+        torch.manual_seed(3)
+        layer.zero_grad()
+        output, final = layer(x, lengths=lengths)
+        (output.sin().sum() + sum(s.cos().sum() for s in as_tuple(final))).backward()
+        results.append([output.detach(), *(p.grad.clone() for p in layer.parameters())])
+    parity(results)
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_packed_sequences_come_back_packed(name):
     layer = LAYERS[name](3, 4, num_layers=2, bidirectional=True, **DROPPING)
     x, lengths = torch.randn(6, 3, 3), torch.tensor([3, 6, 1])
