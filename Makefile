@@ -10,7 +10,7 @@ demo: $(STAMP)
 	@OMP_WAIT_POLICY=passive $(BIN)/throughtime demo # waiting threads sleep: on a busy machine, several times faster
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --cov --cov-report=term:skip-covered
 
 check: $(STAMP)
 	$(BIN)/ruff check .

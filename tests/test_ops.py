@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import BACKENDS, HAS_NATIVE
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from variants import mask_names, random_masks, random_parameters
 
 import throughtime
@@ -71,6 +72,45 @@ def test_nothing_is_saved_when_nothing_will_be_asked():
     *given, _, backend = arguments("lstm", "reference", requires_grad=False)
     saved = torch.ops.throughtime.recurrence(*given, False, backend)[2]
     assert saved == []
+
+
+class _Zeros(TorchDispatchMode):
+    """Notes how many zeros each call makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if "zeros" in str(func):
+            self.made.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
+def test_no_gradient_is_made_up_for_what_is_kept(backend):
+    layer = throughtime.LSTM(3, 4, backend=backend)
+    output, _ = layer(torch.randn(50, 8, 3))
+    with _Zeros() as zeros:
+        output.sum().backward()
+    assert max(zeros.made) < 50 * 8 * 4  # kept: (T · B, 4 H) and (T · B, H)
+
+
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
+def test_gradients_where_only_the_final_state_or_only_the_output_is_used(backend):
+    layer = throughtime.LSTM(3, 4, backend=backend).double()
+    x, weight = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 2, 4, dtype=torch.float64)
+    output, (h, c) = layer(x)
+    results = []
+    for loss in ((output * weight).sum(), h.sum(), (c * c).sum()):
+        layer.zero_grad()
+        loss.backward(retain_graph=True)
+        results.append([p.grad.clone() for p in layer.parameters()])
+    layer.zero_grad()
+    ((output * weight).sum() + h.sum() + (c * c).sum()).backward()
+    for p, *parts in zip(layer.parameters(), *results, strict=True):
+        torch.testing.assert_close(p.grad, sum(parts))
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -440,6 +440,7 @@ def _save(ctx, inputs, output) -> None:
     outputs, _, saved = output
     ctx.counts = len(initial), len(parameters), len(masks)
     ctx.rest = cell, reverse, input.requires_grad, backend
+    ctx.set_materialize_grads(False)  # else autograd would make zeros as large as all that is kept
     ctx.save_for_backward(input, *initial, *parameters, *masks, lengths, reset, outputs, *saved)
 
 
@@ -449,8 +450,10 @@ def _differentiate(ctx, grad_output, grad_final, grad_saved):
     initial, tensors = tensors[:states], tensors[states:]
     parameters, tensors = tensors[:weights], tensors[weights:]
     masks, (lengths, reset, output, *saved) = tensors[:drawn], tensors[drawn:]
+    grad_output = torch.zeros_like(output) if grad_output is None else grad_output
+    grad_final = [torch.zeros_like(s) if g is None else g for g, s in zip(grad_final, initial, strict=True)]
     grad_input, grad_initial, grad_parameters = torch.ops.throughtime.recurrence_backward(
-        grad_output, list(grad_final), input, initial, parameters, output, saved, lengths, reset, masks, *ctx.rest
+        grad_output, grad_final, input, initial, parameters, output, saved, lengths, reset, masks, *ctx.rest
     )
     needs_input = ctx.rest[2]
     return grad_input if needs_input else None, grad_initial, grad_parameters, None, None, [None] * drawn, *[None] * 4
