@@ -13,6 +13,7 @@
 
 #include "dispatch.h"
 #include "memory.h"
+#include "rows.h"
 #include "variants.h"
 
 namespace nb = nanobind;
@@ -273,6 +274,11 @@ NB_MODULE(_native, module) {
     return std::make_tuple(use.used, use.idle);
   });
   module.def("release_memory", &release_memory);
+  module.def("plan_rows", [](Address lengths, long batch, long steps, Address order, Address rows, Address first_row,
+                             Address index) {
+    check(plan_rows(at<const int64_t>(lengths), batch, steps, at<int64_t>(order), at<int64_t>(rows),
+                    at<int64_t>(first_row), at<int64_t>(index)));
+  });
   bind<float>(module, "LayoutF32");
   bind<double>(module, "LayoutF64");
   bind<Bf16>(module, "LayoutBf16");

@@ -290,31 +290,33 @@ class _Rows:
     lengths: Tensor | None
 
     @cached_property
+    def _plan(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        assert self.lengths is not None
+        lengths = self.lengths.contiguous()
+        sizes = self.batch, self.steps, self.steps, int(lengths.sum())
+        plan = order, rows, first_row, index = tuple(lengths.new_empty(size) for size in sizes)
+        _native.plan_rows(lengths.data_ptr(), self.batch, self.steps, *(tensor.data_ptr() for tensor in plan))
+        return order, rows, first_row, index
+
+    @property
     def order(self) -> Tensor | None:
         """Column of the batch, for each rank (B,)."""
-        return None if self.lengths is None else self.lengths.argsort(descending=True, stable=True)
+        return None if self.lengths is None else self._plan[0]
 
-    @cached_property
-    def _active(self) -> Tensor:
-        assert self.lengths is not None
-        return torch.arange(self.steps)[:, None] < self.lengths[self.order]
-
-    @cached_property
+    @property
     def rows(self) -> Tensor | None:
         """How many take part in each step (T,)."""
-        return None if self.lengths is None else self._active.sum(1)
+        return None if self.lengths is None else self._plan[1]
 
-    @cached_property
+    @property
     def first_row(self) -> Tensor | None:
         """Where a step's rows begin in packed arrays (T,)."""
-        return None if self.rows is None else self.rows.cumsum(0) - self.rows
+        return None if self.lengths is None else self._plan[2]
 
-    @cached_property
+    @property
     def index(self) -> Tensor:
         """Row of the padded (T · B, ·) array, for each row of the packed one."""
-        assert self.order is not None
-        padded = torch.arange(self.steps)[:, None] * self.batch + self.order
-        return padded[self._active]
+        return self._plan[3]
 
     @property
     def count(self) -> int:
@@ -338,10 +340,10 @@ class _Rows:
         """Cut the steps into stretches whose gates fit the cache."""
         steps = max(1, _STRETCH // max(1, self.batch * width * element_size))
         ends = [*range(steps, self.steps, steps), self.steps]
-        if self.rows is None:
+        if self.first_row is None:
             last_rows = [end * self.batch for end in ends]
         else:
-            last_rows = self.rows.cumsum(0)[[end - 1 for end in ends]].tolist()
+            last_rows = [*self.first_row[ends[:-1]].tolist(), self.count]
         yield from map(_Stretch, [0, *ends], ends, [0, *last_rows], last_rows)
 
 
