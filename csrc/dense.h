@@ -1,5 +1,5 @@
 // The products outside the time loop: x W_ih^T for all steps before it, and after it da W_ih and the weights' gradients.
-// MKL does these at 70 to 86 GFLOP/s a core where the panel kernel reaches 110 (docs/log.md), and its bits for one row
+// MKL does these at 45 to 90 GFLOP/s a core where the panel kernel reaches 100 (docs/log.md), and its bits for one row
 // depend on how many others there are.
 #pragma once
 
