@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.speed.problem import Problem
 
-Array = jax.Array
+Array = Any  # jax.Array, where jax is installed: it is an optional peer
 _Step = Callable[[Any, Array, Array, Array], tuple[Any, Array]]
 
 
