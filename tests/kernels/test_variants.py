@@ -161,6 +161,15 @@ def test_every_cell_is_exact(cell):
         assert_exact(Request(cell, 5, 6, hidden, ragged=ragged, resets=ragged, projection=projection))
 
 
+_OPEN = pytest.mark.xfail(reason="an RNN's weight_ih errs by up to 5 times the honest error; not understood yet")
+
+
+@pytest.mark.parametrize("cell", [pytest.param(c, marks=_OPEN) if c.startswith("rnn") else c for c in EVERYTHING])
+def test_float32_errs_no_more_with_a_single_row(cell):
+    for reverse in (False, True):
+        assert_accurate(cell, 6, 1, 63, inputs=5, reverse=reverse)
+
+
 @pytest.mark.parametrize("cell", EVERYTHING)
 @pytest.mark.parametrize(("batch", "steps", "hidden"), [(1, 1, 1), (3, 5, 7), (2, 6, 63), (3, 4, 500), (70, 3, 33)])
 def test_float32_errs_no_more_than_an_honest_computation(cell, batch, steps, hidden):
