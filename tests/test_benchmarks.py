@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.speed import cases, layer_norm
-from benchmarks.speed.case import OURS, Contest, Contestant, Figure, times_faster, times_slower
+from benchmarks.speed import cases, character_model, layer_norm
+from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
 from benchmarks.speed.report import lines_of, table
 from benchmarks.speed.timing import WrongAnswerError, check, take_turns
@@ -32,6 +32,55 @@ def test_the_gate_refuses_other_answers_of_ours_and_of_the_peer(wrong):
         check(contest(wrong, RIGHT.float()), [RIGHT])
     with pytest.raises(WrongAnswerError, match=r"torch\.nn"):
         check(contest(RIGHT.float(), wrong), [RIGHT])
+
+
+def contest_before_an_honest_judge(peer: torch.Tensor, honest: torch.Tensor) -> Contest:
+    return Contest([Contestant("peer", lambda: [peer], judged_by=HONEST)], lambda: [RIGHT], honest=lambda: [honest])
+
+
+def test_where_rounding_grows_a_peer_is_judged_by_the_equations_error():
+    honest = (RIGHT + 1e-3).float()
+    check(contest_before_an_honest_judge((RIGHT - 2.9e-3).float(), honest), [RIGHT])
+    for wrong in ((RIGHT - 3.1e-3).float(), RIGHT.float().flip(0), RIGHT.float() * torch.nan):
+        with pytest.raises(WrongAnswerError, match="peer: result 0"):
+            check(contest_before_an_honest_judge(wrong, honest), [RIGHT])
+
+
+def test_equations_that_err_by_more_than_rounding_judge_nobody():
+    with pytest.raises(WrongAnswerError, match=HONEST):
+        check(contest_before_an_honest_judge(RIGHT.float(), (RIGHT + 2e-2).float()), [RIGHT])
+
+
+@pytest.mark.parametrize("mutated", ["gain_c_l0", "shift_c_l0", "bias_hh_l0", "weight_hh_l0"])
+def test_the_gate_of_layer_normalisation_catches_a_mutant(monkeypatch, mutated):
+    """A hundred steps amplify rounding, but not up to a parameter with two units exchanged."""
+    contest = cases._layer_norm_contest(100, 4, 16, cases.Choice(frozenset()))
+    check(contest, contest.exact())
+    original = layer_norm._layer
+
+    def spoiled(problem: Problem) -> layer_norm.LayerNormLSTM:
+        layer = original(problem)
+        parameter = layer.get_parameter(mutated).data
+        parameter[[0, 1]] = parameter[[1, 0]]
+        return layer
+
+    monkeypatch.setattr(layer_norm, "_layer", spoiled)
+    wrong = Contestant("eager", layer_norm.by_torch(Problem("lstm", 100, 4, 16)), judged_by=HONEST)
+    with pytest.raises(WrongAnswerError, match="eager: result 0"):
+        check(Contest([wrong], contest.exact, honest=contest.honest), contest.exact())
+
+
+def test_the_character_models_exact_answer_is_that_of_its_first_step(monkeypatch):
+    """Both of its cases start from the same weights, though a training step changes them."""
+    for name, size in {"STEPS": 4, "BATCH": 3, "HIDDEN": 8, "VOCABULARY": 5}.items():
+        monkeypatch.setattr(character_model, name, size)
+    for case in cases._character_model():
+        if case.missing:
+            continue
+        contest = case.build()
+        for first, again in zip(contest.exact(), contest.exact(), strict=True):
+            assert torch.equal(first, again)
+        check(contest, contest.exact())
 
 
 def test_turns_alternate():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 Results = list[Tensor]
 OURS = "throughtime"
+HONEST = "the equations"
 
 
 def as_they_are(results: Any) -> Results:
@@ -24,7 +25,8 @@ class Contestant:
         name: As the table shows it.
         run: Compute once; the only thing that is timed.
         read: Turn what `run` returned into the tensors that are compared with the exact ones.
-        judged_by: Whose error this one's may exceed at most three times; `None` for a peer, which need only be right.
+        judged_by: Whose error this one's may exceed at most three times: another contestant, or `HONEST`; `None` for a peer,
+            which need only be right.
         exact: Its own answer in float64, where it isn't the contest's.
         around: What to enter while this one is timed.
     """
@@ -45,11 +47,14 @@ class Contest:
         contestants: In the order of their turns.
         exact: The answer in float64.
         absent: Contestants that can't take part, and why.
+        honest: The answer of the equations in the contestants' dtype, never timed: the judge where a computation amplifies
+            rounding so much that an honest peer errs by more than a fixed share of the answer.
     """
 
     contestants: Sequence[Contestant]
     exact: Callable[[], Results]
     absent: Mapping[str, str] = field(default_factory=dict)
+    honest: Callable[[], Results] | None = None
 
 
 @dataclass(frozen=True)

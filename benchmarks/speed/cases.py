@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.speed import character_model as model
 from benchmarks.speed import layer_norm
-from benchmarks.speed.case import OURS, Case, Contest, Contestant, Figure, times_faster, times_slower
+from benchmarks.speed.case import HONEST, OURS, Case, Contest, Contestant, Figure, Results, times_faster, times_slower
 from benchmarks.speed.neighbour import busy_neighbour
 from benchmarks.speed.problem import Problem, missing_bfloat16, missing_layer_norm
 
@@ -160,16 +160,17 @@ def _layer_norm(choice: Choice) -> Iterator[Case]:
 
 def _layer_norm_contest(steps: int, batch: int, hidden: int, choice: Choice) -> Contest:
     problem = Problem("lstm", steps, batch, hidden)
-    exact = layer_norm.by_torch(problem, torch.float64)
+    exact, honest = layer_norm.by_torch(problem, torch.float64), layer_norm.by_us(problem, backend="reference")
     contestants = [
-        Contestant(OURS, layer_norm.by_us(problem), judged_by="eager"),
-        Contestant("eager", layer_norm.by_torch(problem)),
+        Contestant(OURS, layer_norm.by_us(problem), judged_by=HONEST),
+        Contestant("eager", layer_norm.by_torch(problem), judged_by=HONEST),
         Contestant("ours plain", problem.by_us(), exact=problem.by_torch(torch.float64)),
     ]
     reason = choice.missing("compiled") or ("only the smaller one is compiled, for minutes" if hidden > 128 else None)
     if reason:
-        return Contest(contestants, exact, {"compiled": reason})
-    return Contest([*contestants, Contestant("compiled", layer_norm.by_torch(problem, compiled=True))], exact)
+        return Contest(contestants, exact, {"compiled": reason}, honest)
+    compiled = Contestant("compiled", layer_norm.by_torch(problem, compiled=True), judged_by=HONEST)
+    return Contest([*contestants, compiled], exact, honest=honest)
 
 
 def _bfloat16() -> Iterator[Case]:
@@ -220,7 +221,9 @@ def _long_tailed(rows: int, most: int, mean: int) -> Tensor:
 
 def _character_model() -> Iterator[Case]:
     name = f"B{model.BATCH} T{model.STEPS} H{model.HIDDEN} V{model.VOCABULARY}, a whole training step"
-    exact = model.by_torch(dtype=torch.float64)
+
+    def exact() -> Results:
+        return model.by_torch(dtype=torch.float64)()  # a fresh model: a training step changes its weights
 
     def contest() -> Contest:
         return Contest(

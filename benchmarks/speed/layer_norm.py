@@ -52,10 +52,10 @@ def by_torch(problem: Problem, dtype: torch.dtype = torch.float32, compiled: boo
     return problem.differentiated(forward, list(layer.parameters()), dtype)
 
 
-def by_us(problem: Problem) -> Callable[[], Results]:
+def by_us(problem: Problem, backend: str = "auto") -> Callable[[], Results]:
     """Return what runs throughtime's layer."""
     theirs = _layer(problem)
-    layer = OURS["lstm"](problem.hidden, problem.hidden, layer_norm=True)
+    layer = OURS["lstm"](problem.hidden, problem.hidden, layer_norm=True, backend=backend)
     layer.load_state_dict(theirs.state_dict())
     parameters = [layer.get_parameter(name) for name, _ in theirs.named_parameters()]
     return problem.differentiated(lambda x: layer(x)[0], parameters)

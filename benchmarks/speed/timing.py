@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.speed.case import Contest, Contestant, Results
+from benchmarks.speed.case import HONEST, Contest, Contestant, Results
 
 BLOCK = 0.02  # seconds that one contestant's turn takes at least
 SETTLE = 0.01  # seconds before a turn, in which the last one's waiting threads stop spinning
 WORST = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative error from which a peer computes something else
+WORST_HONEST = 1e-2  # relative error from which rounding has eaten an answer, and nobody can be judged
 
 
 class WrongAnswerError(Exception):
@@ -19,13 +20,16 @@ class WrongAnswerError(Exception):
 
 
 def check(contest: Contest, exact: Results) -> None:
-    """Refuse wrong answers: those on trial may err 3 times what their peer errs, all against float64.
+    """Refuse wrong answers: those on trial may err 3 times what their judge errs, all against float64.
 
-    The peer's error is floored at two units in the last place of the largest exact value, so that a peer which happens to
+    The judge's error is floored at two units in the last place of the largest exact value, so that a judge who happens to
     err by nothing does not forbid rounding.
     """
-    answers = {one.name: one.read(one.run()) for one in contest.contestants}
-    for one in sorted(contest.contestants, key=lambda one: one.judged_by is not None):  # first those who judge
+    contestants = list(contest.contestants)
+    if contest.honest:
+        contestants.append(Contestant(HONEST, contest.honest))
+    answers = {one.name: one.read(one.run()) for one in contestants}
+    for one in sorted(contestants, key=lambda one: one.judged_by is not None):  # first those who judge
         rights = one.exact() if one.exact else exact
         peers = answers[one.judged_by or one.name]
         for index, (given, peer, right) in enumerate(zip(answers[one.name], peers, rights, strict=True)):
@@ -33,6 +37,8 @@ def check(contest: Contest, exact: Results) -> None:
                 raise WrongAnswerError(f"{one.name}: result {index} is {tuple(given.shape)}, not {tuple(right.shape)}")
             scale = float(right.abs().max())
             allowed = scale * (WORST[torch.bfloat16] if "bf16" in one.name else WORST[torch.float32])
+            if one.name == HONEST:
+                allowed = scale * WORST_HONEST
             if one.judged_by:
                 allowed = 3 * max(_error(peer, right), 2 * torch.finfo(given.dtype).eps * scale)
             if not _error(given, right) <= allowed:
