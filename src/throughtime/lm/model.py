@@ -12,7 +12,7 @@ from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
 from throughtime.lm.dropout import LockedDropout, LockedStack, embedding_mask
 from throughtime.lm.fixed_window import FixedWindow
-from throughtime.shapes import Lengths, Logits, TokenIds
+from throughtime.shapes import Lengths, Logits, Outputs, TokenIds
 
 State = tuple[Tensor, ...]
 
@@ -130,6 +130,13 @@ class LanguageModel(nn.Module):
         Returns:
             Logits (T, B, V) and the state: (h,), (h, c) of an LSTM, the tokens an mlp still sees.
         """
+        h, state = self.hidden(ids, state, lengths)
+        return self.readout(self.dropout(h)), state
+
+    def hidden(
+        self, ids: TokenIds, state: State | None = None, lengths: Lengths | None = None
+    ) -> tuple[Outputs, State]:
+        """Return the last layer's h (T, B, H) before any dropout, and the state; arguments as of a call."""
         hx = state[0] if state is not None and len(state) == 1 else state
         embedding = self._embedding()
         if isinstance(self.recurrent, FixedWindow):
@@ -138,10 +145,13 @@ class LanguageModel(nn.Module):
             h, final = self.recurrent(self.dropout(embed(ids, embedding)), hx, lengths=lengths)
         else:
             h, final = self.recurrent(ids, hx, lengths=lengths, embedding=embedding)
-        h = self.dropout(h)
+        return h, final if isinstance(final, tuple) else (final,)
+
+    def readout(self, h: Outputs) -> Logits:
+        """Return the logits (T, B, V) of h (T, B, H)."""
         if self.projection is not None:
             h = self.projection(h)
-        return linear(h, self.output.weight, self.output.bias), final if isinstance(final, tuple) else (final,)
+        return linear(h, self.output.weight, self.output.bias)
 
     def _embedding(self) -> Tensor | None:
         """Return the embedding (V, E), some rows dropped while training."""
