@@ -15,8 +15,11 @@ The input's dtype is that of output and state. Parameters may be wider (autocast
 and their gradients have their own dtype.
 """
 
+import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -435,31 +438,74 @@ def _(
     return grad_input, [torch.empty_like(s) for s in initial], [torch.empty_like(p) for p in parameters]
 
 
-def _save(ctx, inputs, output) -> None:
-    input, initial, parameters, lengths, reset, masks, cell, reverse, _, backend = inputs
-    outputs, _, saved = output
-    ctx.counts = len(initial), len(parameters), len(masks)
-    ctx.rest = cell, reverse, input.requires_grad, backend
-    ctx.set_materialize_grads(False)  # else autograd would make zeros as large as all that is kept
-    ctx.save_for_backward(input, *initial, *parameters, *masks, lengths, reset, outputs, *saved)
+class _Recurrence(torch.autograd.Function):
+    """The derivative of `recurrence`, with its lists of tensors flat, as autograd.Function wants them.
+
+    torch.library's own wrapper for lists goes through them with a general tree library, each way and in each pass: half a
+    millisecond a call, as long as a hundred steps of a single row take.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: int, weights: int, drawn: int, rest: tuple[Any, ...], *tensors: Any) -> Any:
+        input, initial, parameters, masks, lengths, reset = _unflatten((states, weights, drawn), tensors)
+        cell, reverse, keep, backend = rest
+        with torch._C._AutoDispatchBelowAutograd():
+            output, final, saved = torch.ops.throughtime.recurrence.default(
+                input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend
+            )
+        ctx.counts = states, weights, drawn
+        ctx.rest = cell, reverse, input.requires_grad, backend
+        ctx.set_materialize_grads(False)  # else autograd would make zeros as large as all that is kept
+        ctx.save_for_backward(*tensors, output, *saved)
+        ctx.mark_non_differentiable(*saved)
+        return output, *final, *saved
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        states, weights, drawn = ctx.counts
+        count = 3 + states + weights + drawn
+        given, (output, *saved) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        input, initial, parameters, masks, lengths, reset = _unflatten(ctx.counts, given)
+        grad_output = torch.zeros_like(output) if grads[0] is None else grads[0]
+        grad_final = [torch.zeros_like(s) if g is None else g for g, s in zip(grads[1:], initial, strict=False)]
+        # The derivative of the derivative is asked for by running this pass with gradients on.
+        with contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+            grad_input, grad_initial, grad_parameters = torch.ops.throughtime.recurrence_backward.default(
+                grad_output, grad_final, input, initial, parameters, output, saved, lengths, reset, masks, *ctx.rest
+            )
+        needs_input = ctx.rest[2]
+        wanted = [grad_input if needs_input else None, *grad_initial, *grad_parameters]
+        return *[None] * 4, *wanted, *[None] * (drawn + 2)
 
 
-def _differentiate(ctx, grad_output, grad_final, grad_saved):
-    states, weights, drawn = ctx.counts
-    input, *tensors = ctx.saved_tensors
-    initial, tensors = tensors[:states], tensors[states:]
-    parameters, tensors = tensors[:weights], tensors[weights:]
-    masks, (lengths, reset, output, *saved) = tensors[:drawn], tensors[drawn:]
-    grad_output = torch.zeros_like(output) if grad_output is None else grad_output
-    grad_final = [torch.zeros_like(s) if g is None else g for g, s in zip(grad_final, initial, strict=True)]
-    grad_input, grad_initial, grad_parameters = torch.ops.throughtime.recurrence_backward(
-        grad_output, grad_final, input, initial, parameters, output, saved, lengths, reset, masks, *ctx.rest
-    )
-    needs_input = ctx.rest[2]
-    return grad_input if needs_input else None, grad_initial, grad_parameters, None, None, [None] * drawn, *[None] * 4
+def _unflatten(counts: tuple[int, int, int], tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """Cut input, initial state, parameters, masks, lengths and reset out of a flat list."""
+    states, weights, drawn = counts
+    input, *rest, lengths, reset = tensors
+    initial, rest = rest[:states], rest[states:]
+    return input, initial, rest[:weights], rest[weights : weights + drawn], lengths, reset
 
 
-torch.library.register_autograd("throughtime::recurrence", _differentiate, setup_context=_save, lib=_library)
+def _with_gradient(
+    input: Tensor,
+    initial: Tensors,
+    parameters: Tensors,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensors,
+    *rest: Any,
+) -> tuple[Tensor, Tensors, Tensors]:
+    """Run the operator, and keep its derivative where one is wanted."""
+    tensors = input, *initial, *parameters
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.throughtime.recurrence.default(input, initial, parameters, lengths, reset, masks, *rest)
+    counts = len(initial), len(parameters), len(masks)
+    output, *others = _Recurrence.apply(*counts, rest, *tensors, *masks, lengths, reset)
+    return output, others[: counts[0]], others[counts[0] :]
+
+
+_library.impl("recurrence", _with_gradient, "Autograd")
 
 
 def _save_twice(ctx, inputs, output) -> None:

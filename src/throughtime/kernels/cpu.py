@@ -247,6 +247,8 @@ class _Weights(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "_Weights":
         """Return them in another dtype."""
+        if self.weight_hh.dtype == dtype:
+            return self
         return self._replace(**{n: t.to(dtype) for n, t in self._asdict().items() if isinstance(t, Tensor)})
 
 
