@@ -329,14 +329,15 @@ class _Rows:
         """(T, B, ·), or ids (T, B), to packed."""
         flat = padded.resolve_neg().flatten(0, 1)
         if self.lengths is not None:
-            return flat.index_select(0, self.index)
+            return torch.index_select(flat, 0, self.index, out=_new(flat, self.count, *flat.shape[1:]))
         return flat if flat.stride(-1) == 1 else flat.contiguous()  # the products step over rows, not within one
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
         """Packed to (T, B, ·), with zeros elsewhere."""
         if self.lengths is None:
             return packed.view(shape)
-        return packed.new_zeros((self.steps * self.batch, shape[-1])).index_copy_(0, self.index, packed).view(shape)
+        padded = _new(packed, self.steps * self.batch, shape[-1]).zero_()
+        return padded.index_copy_(0, self.index, packed).view(shape)
 
     def stretches(self, width: int, element_size: int) -> Iterator[_Stretch]:
         """Cut the steps into stretches whose gates fit the cache."""
@@ -627,7 +628,7 @@ def _pack_backward(call: _Call) -> list[Tensor]:
 def _new(like: Tensor, *shape: int) -> Tensor:
     """Return an array of arbitrary content, as `like.new_empty`, but in pooled memory if it is large."""
     count = math.prod(shape)
-    if count * like.element_size() < _LARGE:
+    if count * like.element_size() < _LARGE or like.dtype not in _DTYPES:
         return like.new_empty(shape)
     kind = _kind(like.dtype)
     if like.dtype == torch.bfloat16:  # whose arrays come as floats of half the number
