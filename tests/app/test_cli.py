@@ -25,7 +25,7 @@ UNSAID = {  # defaults that depend, or that are said in another way
     "split_punctuation": "split-punctuation",
     "embedding": "0, H for words and bpe",
 }
-EVALUATION = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens")
+EVALUATION = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens", "method")
 
 
 def program(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -232,6 +232,30 @@ class TestReading:
         assert ended.err.startswith("3 characters of ")
         assert ended.json["bits_per_byte"] == pytest.approx(ended.json["bits_per_character"] * 12 / 18)
 
+    def test_eval_reads_cold_windows_and_tells_the_loss_by_position(
+        self, throughtime: Call, run: Path, text: Path
+    ) -> None:
+        flags = ("--cold", 16, "--by-position", "--ngram", 3)
+        shown, record = throughtime("eval", run, text, *flags), throughtime("eval", run, text, *flags, "--json").json
+        assert record["method"] == "cold windows of 16 tokens"
+        assert len(record["by_position"]["nats"]) == 16
+        assert sum(record["by_position"]["tokens"]) == record["tokens"]
+        assert record["baseline"]["nats_per_token"] < record["nats_per_token"]
+        assert "in cold windows of 16 tokens" in shown.out
+        assert "9–16" in shown.out
+        assert f"{record['baseline']['nats_per_token']:.4f}" in shown.out
+
+    def test_eval_learns_as_it_reads_and_leaves_the_run_alone(self, throughtime: Call, run: Path, text: Path) -> None:
+        before = (run / "model.safetensors").read_bytes()
+        plain = throughtime("eval", run, text, "--json").json
+        flags = ("--dynamic", "rms", "--dynamic-lr", 0.01, "--segment", 5, "--cache", 50, "--cache-sharpness", 2)
+        record = throughtime("eval", run, text, *flags, "--json").json
+        assert record["nats_per_token"] < plain["nats_per_token"]
+        assert "dynamic evaluation (rms, rate 0.01, decay 0.02, segments of 5)" in record["method"]
+        assert "neural cache (50 tokens, weight 0.1, sharpness 2)" in record["method"]
+        assert "dynamic evaluation (sgd" in throughtime("eval", run, text, "--dynamic", "sgd").out
+        assert (run / "model.safetensors").read_bytes() == before
+
     def test_info_tells_the_model_the_data_and_the_results(self, throughtime: Call, run: Path, text: Path) -> None:
         shown, record = throughtime("info", run), throughtime("info", run, "--json").json
         letters, hidden = record["model"]["vocabulary_size"], 8
@@ -435,6 +459,13 @@ BAD_INPUT = [
     (["eval", "RUN", "FOLDER"], "not a regular file"),
     (["eval", "TRUNCATED", "TEXT"], "model.safetensors"),
     (["eval", "ALTERED", "TEXT"], "truncated or altered"),
+    (["eval", "RUN", "TEXT", "--cold", "0"], "--cold 0: expected a number of tokens"),
+    (["eval", "RUN", "TEXT", "--by-position"], "add --cold W"),
+    (["eval", "RUN", "TEXT", "--dynamic", "smg"], "unknown rule of dynamic evaluation 'smg'; did you mean 'sgd'?"),
+    (["eval", "RUN", "TEXT", "--dynamic-lr", "1"], "--dynamic-lr is for --dynamic RULE"),
+    (["eval", "RUN", "TEXT", "--cache-weight", "0.1"], "--cache-weight is for --cache N"),
+    (["eval", "RUN", "TEXT", "--cold", "9", "--cache", "9"], "--cold reads from fresh states"),
+    (["eval", "RUN", "TEXT", "--ngram", "0"], "an n-gram of order 0"),
     (["sample", "TRUNCATED"], "model.safetensors"),
     (["sample", "RUN", "--temperature", "0"], "--temperature 0"),
     (["sample", "RUN", "--temperature", "nan"], "--temperature nan"),

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from throughtime import InputError
-from throughtime.lm import LanguageModel, ModelConfig, evaluate
+from throughtime.lm import LanguageModel, ModelConfig, evaluate, loss_by_position
 
 # the package exports the function under the same name
 evaluate_module = importlib.import_module("throughtime.lm.evaluate")
@@ -82,3 +82,41 @@ def test_training_mode_is_put_back(model, tokens):
 def test_too_little_text(model):
     with pytest.raises(InputError, match="1 tokens to evaluate on; at least 2 are needed"):
         evaluate(model, np.array([3]))
+
+
+@pytest.mark.parametrize("cold", [1, 64, 999, 5000])
+def test_cold_windows_start_from_a_fresh_state(model, tokens, cold):
+    windows = [nats_at_once(model, tokens[begin : begin + cold + 1]) for begin in range(0, 999, cold)]
+    result = evaluate(model, tokens, cold=cold)
+    assert result.nats_per_token == pytest.approx(torch.cat(windows).mean().item(), rel=1e-5)
+    assert result.tokens == 999
+    assert result.method == f"cold windows of {cold:,} tokens"
+    by_position = loss_by_position(model, tokens, cold=cold)
+    for place in {0, 1, 7, cold - 1} & set(range(min(cold, 999))):
+        lost = [nats[place].item() for nats in windows if len(nats) > place]
+        assert by_position.tokens[place] == len(lost)
+        assert by_position.nats[place] == pytest.approx(np.mean(lost), rel=1e-5)
+    assert int(by_position.tokens.sum()) == 999
+
+
+def test_sequences_by_position(model, tokens):
+    tokens[-1] = 2
+    ends = np.flatnonzero(tokens == 2) + 1
+    sequences = [tokens[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    lost = [nats_at_once(model, np.concatenate([[2], sequence])).tolist() for sequence in sequences]
+    found = loss_by_position(model, tokens, eos_id=2)
+    assert len(found.nats) == max(map(len, lost))
+    for place in range(len(found.nats)):
+        there = [nats[place] for nats in lost if len(nats) > place]
+        assert found.tokens[place] == len(there)
+        assert found.nats[place] == pytest.approx(np.mean(there), rel=1e-5)
+    assert evaluate(model, tokens, eos_id=2).method == "each sequence from a fresh state"
+
+
+def test_what_cold_windows_and_positions_need(model, tokens):
+    with pytest.raises(InputError, match="--cold 0: expected a number of tokens, at least 1"):
+        evaluate(model, tokens, cold=0)
+    with pytest.raises(InputError, match="a run of sequences reads each one from a fresh state anyway"):
+        evaluate(model, tokens, cold=5, eos_id=2)
+    with pytest.raises(InputError, match="--by-position counts from a fresh state; add --cold W"):
+        loss_by_position(model, tokens)

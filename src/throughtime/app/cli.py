@@ -109,6 +109,7 @@ def _choice(name: str, metavar: str, usually: str, panel: str, text: str, **more
 
 
 MODEL, BUDGET, OPTIMISATION, DATA = "Model", "Budget (one of them)", "Optimisation", "Data"
+READING, ADAPTIVE = "How the text is read", "Learning from what was read (the run stays as it is)"
 CHOICE, BEAMS = "How the next token is chosen", "Beam search"
 CHOICES = (
     "temperature",
@@ -254,33 +255,58 @@ def evaluate(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Text to score, all of it.", show_default=False)],
     last: Last = False,
+    cold: Annotated[
+        int | None, _choice("--cold", "W", "carries the state", READING, "Read windows of W tokens from a fresh state.")
+    ] = None,
+    by_position: Annotated[
+        bool,
+        typer.Option(
+            "--by-position",
+            help="Tell the loss by tokens since a cold window's or a sequence's start too.",
+            rich_help_panel=READING,
+        ),
+    ] = False,
+    dynamic: Annotated[
+        str | None,
+        _choice("--dynamic", "RULE", "", ADAPTIVE, "Follow the gradient of what was read, by rms or sgd."),
+    ] = None,
+    dynamic_lr: Annotated[
+        float | None, _choice("--dynamic-lr", "X", "0.002, 0.1 of sgd", ADAPTIVE, "Learning rate of --dynamic.")
+    ] = None,
+    dynamic_decay: Annotated[
+        float | None,
+        _choice("--dynamic-decay", "X", "0.02", ADAPTIVE, "How fast rms goes back to the trained weights."),
+    ] = None,
+    segment: Annotated[int | None, _choice("--segment", "T", "20", ADAPTIVE, "Tokens between two updates.")] = None,
+    cache: Annotated[
+        int | None, _choice("--cache", "N", "", ADAPTIVE, "Mix in a neural cache of the last N tokens.")
+    ] = None,
+    cache_weight: Annotated[float | None, _choice("--cache-weight", "P", "0.1", ADAPTIVE, "Its share.")] = None,
+    cache_sharpness: Annotated[
+        float | None, _choice("--cache-sharpness", "X", "0.3", ADAPTIVE, "How much likeness of states counts.")
+    ] = None,
+    ngram: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Beside it, an N-gram model of the run's training text.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well a run predicts a text."""
-    from throughtime.app.reports import UNITS, evaluation_record, evaluation_rows, table
-    from throughtime.app.terminal import messages, results
-    from throughtime.lm.corpus import read_tokens
-    from throughtime.lm.evaluate import evaluate as measure
+    from throughtime.app.evaluating import Reading, measure, print_measured
     from throughtime.lm.run import open_run
 
-    opened = open_run(run)
-    tokenizer = opened.tokenizer
-    tokens = read_tokens(file, tokenizer)
-    evaluation = measure(
-        opened.load_model(last=last),
-        tokens,
-        characters=tokenizer.characters_of(tokens),
-        bytes=file.stat().st_size if tokenizer.eos_id is None else tokenizer.bytes_of(tokens),
-        unknown_id=tokenizer.unknown_id,
-        eos_id=tokenizer.eos_id,
-    )
-    if evaluation.unknown:
-        units = UNITS[tokenizer.level]
-        messages().print(f"{evaluation.unknown:,} {units} of {file} are unknown to the run", soft_wrap=True)
+    adaptive = {"dynamic_lr": dynamic_lr, "dynamic_decay": dynamic_decay, "segment": segment}
+    of_cache = {"cache_weight": cache_weight, "cache_sharpness": cache_sharpness}
+    for needed, flag, options in ((dynamic, "--dynamic RULE", adaptive), (cache, "--cache N", of_cache)):
+        for name, value in options.items():
+            if needed is None and value is not None:
+                raise InputError(f"--{name.replace('_', '-')} is for {flag}; expected that with it")
+    reading = Reading(cold, by_position, dynamic, adaptive, cache, of_cache, ngram)
+    measured = measure(open_run(run), file, reading, last=last)
     if as_json:
-        _print_json(evaluation_record(evaluation))
+        _print_json(measured.record())
     else:
-        results().print(table(f"{file}, read by {run}", evaluation_rows(evaluation)))
+        print_measured(measured, f"{file}, read by {run}")
 
 
 @app.command(epilog="[dim]Example[/]  throughtime score run sentences.txt")

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 Row = tuple[str, str]
 
 HELD_OUT = ("held-out text", "")
-EVALUATION_KEYS = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens")
+EVALUATION_KEYS = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens", "method")
 OF_SEQUENCES = ("perplexity_without_eos", "sequences")
 UNITS = {"char": "characters", "byte": "bytes", "word": "words", "bpe": "tokens"}
 
 
 def evaluation_record(evaluation: "Evaluation") -> dict[str, Any]:
-    """Return the five numbers of an evaluation, seven where the text is made of sequences."""
+    """Return the numbers of an evaluation and how they were got, two more where the text is made of sequences."""
     keys = EVALUATION_KEYS if evaluation.sequences is None else EVALUATION_KEYS + OF_SEQUENCES
     return {key: getattr(evaluation, key) for key in keys}
 
@@ -152,7 +152,9 @@ def _describe_options(options: dict[str, Any]) -> str:
 
 
 def _figures(held_out: dict[str, Any]) -> list[Row]:
+    method = held_out.get("method")
     return [
+        *([("read", f"with {method}" if "state" in method[:14] else f"in {method}")] if method else []),
         ("tokens predicted", f"{held_out['tokens']:,}"),
         ("nats per token", f"{held_out['nats_per_token']:.4f}"),
         ("bits per character", f"{held_out['bits_per_character']:.4f}"),

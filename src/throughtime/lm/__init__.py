@@ -1,10 +1,18 @@
 """Language models: text in, a trained recurrent model out, and what can be done with it."""
 
+from throughtime.lm.adaptive import DynamicEvaluation, NeuralCache, evaluate_adaptively
 from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.bpe import BpeTokenizer, train_bpe
 from throughtime.lm.corpus import Corpus, build_corpus, open_corpus
 from throughtime.lm.encoding import Tokenization
-from throughtime.lm.evaluate import Evaluation, SequenceScores, evaluate, score_sequences
+from throughtime.lm.evaluate import (
+    Evaluation,
+    PositionLoss,
+    SequenceScores,
+    evaluate,
+    loss_by_position,
+    score_sequences,
+)
 from throughtime.lm.generate import Beam, Sampling, beam_search, generate
 from throughtime.lm.model import LanguageModel, ModelConfig, cell_names
 from throughtime.lm.run import Run, open_run
@@ -19,11 +27,14 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "Corpus",
+    "DynamicEvaluation",
     "Evaluation",
     "Hypothesis",
     "LanguageModel",
     "ModelConfig",
     "NGramBaseline",
+    "NeuralCache",
+    "PositionLoss",
     "Run",
     "Sampling",
     "SequenceScores",
@@ -37,8 +48,10 @@ __all__ = [
     "build_corpus",
     "cell_names",
     "evaluate",
+    "evaluate_adaptively",
     "generate",
     "level_names",
+    "loss_by_position",
     "open_corpus",
     "open_run",
     "rerank",

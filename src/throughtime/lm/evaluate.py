@@ -1,7 +1,7 @@
 """How well a model predicts a text: in nats, bits and perplexity."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,14 +21,14 @@ _BATCH = 64  # sequences scored side by side
 _MOST_LOGITS = 1 << 25  # numbers held at a time
 _VALIDATED = 65_536  # tokens that a model is measured on while it is trained
 _VALIDATION_STREAMS = 32
+CARRIED, FRESH = "carried state", "each sequence from a fresh state"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The loss over a text.
 
-    Of a stream, every token but the first is predicted, with carried state; of sequences every token, their ends included, each
-    sequence from its start.
+    Of a stream, every token but the first is predicted; of sequences every token, their ends included.
 
     Attributes:
         nats_per_token: Mean of −ln p(token | what came before).
@@ -39,6 +39,7 @@ class Evaluation:
         unknown: How many of them were unknown to the model.
         sequences: How many sequences there were; `None` of a stream.
         perplexity_without_eos: Of the tokens that don't end a sequence alone; `None` of a stream.
+        method: With which state the text was read, and what was adapted to it, in words.
     """
 
     nats_per_token: float
@@ -49,6 +50,19 @@ class Evaluation:
     unknown: int = 0
     sequences: int | None = None
     perplexity_without_eos: float | None = None
+    method: str = CARRIED
+
+
+class PositionLoss(NamedTuple):
+    """The loss by the number of tokens since a fresh state.
+
+    Attributes:
+        nats: Mean −ln p of the first token after it, of the second, …, (P,).
+        tokens: How many tokens each is the mean of, (P,).
+    """
+
+    nats: NDArray[np.float64]
+    tokens: NDArray[np.int64]
 
 
 class SequenceScores(NamedTuple):
@@ -73,12 +87,13 @@ def evaluate(
     unknown_id: int | None = None,
     eos_id: int | None = None,
     window: int = 512,
+    cold: int | None = None,
 ) -> Evaluation:
-    """Score a whole text: a stream with carried state, or sequences one by one.
+    """Score a whole text: a stream with carried state or in cold windows, or sequences one by one.
 
     Up to 250,000 tokens, one stream reads the text from its first token to its last. A longer one is cut in streams that
     are read side by side; each first reads the 512 tokens before its own, so that every token is predicted with at least
-    that much context.
+    that much context. In cold windows every window is read from a fresh state, as models without a carried state are measured.
 
     Args:
         model: The language model.
@@ -88,34 +103,131 @@ def evaluate(
         unknown_id: The id that is counted as unknown.
         eos_id: The id that ends a sequence; `None` where the text is one stream.
         window: Most steps in one call of the model.
+        cold: Tokens in a cold window, of a stream; `None` carries the state.
+
+    Raises:
+        InputError: There are too few tokens, or `cold` is below 1 or given with sequences.
     """
-    if eos_id is None and len(tokens) < 2:
-        raise InputError(f"{len(tokens)} tokens to evaluate on; at least 2 are needed, one to read and one to predict")
+    _check_readable(tokens, eos_id, cold)
     was_training = model.training
     model.eval()
-    scores = None
-    if eos_id is None:
+    eos_nats, method = 0.0, CARRIED
+    if eos_id is not None:
+        scores, method = score_sequences(model, tokens, eos_id, window), FRESH
+        total, eos_nats = float(scores.nats.sum()), float(scores.eos_nats.sum())
+    elif cold is not None:
+        total, method = float(cold_nats(model, tokens, cold).sum()), f"cold windows of {cold:,} tokens"
+    else:
         streams = 1 if len(tokens) - 1 <= _EXACT else min(64, -(-(len(tokens) - 1) // (_EXACT // 4)))
         total = _total_nats(model, tokens, window, streams, 0 if streams == 1 else _WARM_UP)
-        predicted = tokens[1:]
-        share = len(predicted) / len(tokens)
-    else:
-        scores = score_sequences(model, tokens, eos_id, window)
-        total, predicted, share = float(scores.nats.sum()), tokens, 1.0
     model.train(was_training)
-    bits = total / math.log(2)
+    return summarise(
+        total, eos_nats, tokens, method, characters=characters, bytes=bytes, unknown_id=unknown_id, eos_id=eos_id
+    )
+
+
+def summarise(
+    nats: float,
+    eos_nats: float,
+    tokens: NDArray[np.integer],
+    method: str,
+    *,
+    characters: int | None = None,
+    bytes: int | None = None,
+    unknown_id: int | None = None,
+    eos_id: int | None = None,
+) -> Evaluation:
+    """Return what −ln p of a text comes to in every unit.
+
+    Args:
+        nats: −ln p of all that was predicted.
+        eos_nats: −ln p of the ends of sequences among it.
+        tokens: The text (N,), of which a stream's first token wasn't predicted.
+        method: How it was read.
+        characters: How many characters the N tokens stand for; N if not given.
+        bytes: How many bytes; N if not given.
+        unknown_id: The id that is counted as unknown.
+        eos_id: The id that ends a sequence; `None` where the text is one stream.
+    """
+    predicted = tokens[1:] if eos_id is None else tokens
+    share = len(predicted) / len(tokens)
+    sequences = None if eos_id is None else int(np.count_nonzero(predicted == eos_id))
+    bits = nats / math.log(2)
     return Evaluation(
-        nats_per_token=total / len(predicted),
+        nats_per_token=nats / len(predicted),
         bits_per_character=bits / ((characters or len(tokens)) * share),
         bits_per_byte=bits / ((bytes or len(tokens)) * share),
-        perplexity=_perplexity(total, len(predicted)),
+        perplexity=_perplexity(nats, len(predicted)),
         tokens=len(predicted),
         unknown=0 if unknown_id is None else int(np.count_nonzero(predicted == unknown_id)),
-        sequences=len(scores.nats) if scores else None,
-        perplexity_without_eos=_perplexity(total - scores.eos_nats.sum(), len(tokens) - len(scores.nats))
-        if scores
-        else None,
+        sequences=sequences,
+        perplexity_without_eos=None if sequences is None else _perplexity(nats - eos_nats, len(tokens) - sequences),
+        method=method,
     )
+
+
+@torch.no_grad()
+def loss_by_position(
+    model: LanguageModel, tokens: NDArray[np.integer], *, eos_id: int | None = None, cold: int | None = None
+) -> PositionLoss:
+    """Return the loss by position since the start of a cold window, or of a sequence: what context is worth to a model.
+
+    Args:
+        model: The language model.
+        tokens: Ids (N,), N ≥ 2; or sequences, each ended by `eos_id`.
+        eos_id: The id that ends a sequence; `None` where the text is one stream, which then needs `cold`.
+        cold: Tokens in a cold window.
+
+    Raises:
+        InputError: There are too few tokens, or a stream without `cold`.
+    """
+    _check_readable(tokens, eos_id, cold)
+    was_training = model.training
+    model.eval()
+    if eos_id is None:
+        if cold is None:
+            raise InputError("--by-position counts from a fresh state; add --cold W, for example --cold 64")
+        nats = cold_nats(model, tokens, cold)
+        nats = np.pad(nats, (0, -len(nats) % cold), constant_values=np.nan).reshape(-1, cold)
+        counts = np.count_nonzero(~np.isnan(nats), axis=0)
+        totals = np.nansum(nats, axis=0)
+    else:
+        longest = int(np.diff(np.flatnonzero(np.asarray(tokens) == eos_id), prepend=-1).max(initial=0))
+        totals, counts = np.zeros(longest), np.zeros(longest, dtype=np.int64)
+        for begin, _, targets, lost in _sequence_windows(model, tokens, eos_id, 512):
+            steps = slice(begin, begin + len(targets))
+            totals[steps] += lost.sum(1).numpy()
+            counts[steps] += (targets >= 0).sum(1).numpy()
+    model.train(was_training)
+    seen = counts > 0
+    return PositionLoss(totals[seen] / counts[seen], counts[seen])
+
+
+@torch.no_grad()
+def cold_nats(model: LanguageModel, tokens: NDArray[np.integer], window: int) -> NDArray[np.float64]:
+    """Return −ln p of every token but the first, (N−1,); each window of so many is read from a fresh state."""
+    device = next(model.parameters()).device
+    count = len(tokens) - 1
+    rows = max(min(_BATCH, _MOST_LOGITS // (window * model.config.vocabulary_size)), 1)
+    nats = []
+    for begin in range(0, count, rows * window):
+        places = np.arange(begin, begin + rows * window).reshape(rows, window).T  # (T, B)
+        places = places[:, places[0] < count]
+        inside = places.clip(0, count - 1)
+        logits, _ = model(torch.from_numpy(tokens[inside].astype(np.int64)).to(device))
+        targets = torch.from_numpy(tokens[inside + 1].astype(np.int64)).to(device)
+        lost = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+        nats.append(lost.double().cpu().numpy().T.ravel())
+    return np.concatenate(nats)[:count]
+
+
+def _check_readable(tokens: NDArray[np.integer], eos_id: int | None, cold: int | None) -> None:
+    if eos_id is None and len(tokens) < 2:
+        raise InputError(f"{len(tokens)} tokens to evaluate on; at least 2 are needed, one to read and one to predict")
+    if cold is not None and eos_id is not None:
+        raise InputError("--cold is for a stream; a run of sequences reads each one from a fresh state anyway")
+    if cold is not None and cold < 1:
+        raise InputError(f"--cold {cold}: expected a number of tokens, at least 1")
 
 
 class _StoppedError(Exception):
@@ -172,25 +284,36 @@ def score_sequences(
         window: Most steps in one call of the model.
         should_stop: Asked between any two windows; if so, an exception ends it.
     """
+    count = int(np.count_nonzero(np.asarray(tokens) == eos_id))
+    nats, eos_nats = np.zeros(count), np.zeros(count)
+    for _, rows, targets, lost in _sequence_windows(model, tokens, eos_id, window, should_stop):
+        nats[rows] += lost.sum(0).numpy()
+        eos_nats[rows] += torch.where(targets == eos_id, lost, 0).sum(0).numpy()
+    return SequenceScores(nats, eos_nats)
+
+
+def _sequence_windows(
+    model: LanguageModel,
+    tokens: NDArray[np.integer],
+    eos_id: int,
+    window: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, NDArray[np.int64], Tensor, Tensor]]:
+    """Yield where in its sequences a window begins, which sequences they are, its targets, and −ln p of each, (T, B)."""
     device = next(model.parameters()).device
     window = _affordable(window, _BATCH, model.config.vocabulary_size)
     sequences = Sequences(tokens, eos_id, _BATCH, window, shuffle=False)
-    nats, eos_nats = np.zeros(sequences.count), np.zeros(sequences.count)
-    state = None
+    state, begin = None, 0
     for step in range(len(sequences)):
         if should_stop():
             raise _StoppedError
         inputs, targets, lengths = sequences.window_at(step)
-        state = None if sequences.begins_epoch(step) else state
+        state, begin = (None, 0) if sequences.begins_epoch(step) else (state, begin + window)
         logits, state = model(inputs.to(device), state, lengths.to(device))
         lost = cross_entropy(
             logits.flatten(0, 1).float(), targets.to(device).flatten(), ignore_index=-100, reduction="none"
         )
-        lost = lost.view(targets.shape).double().cpu()
-        rows = sequences.rows_at(step)
-        nats[rows] += lost.sum(0).numpy()
-        eos_nats[rows] += torch.where(targets == eos_id, lost, 0).sum(0).numpy()
-    return SequenceScores(nats, eos_nats)
+        yield begin, sequences.rows_at(step), targets, lost.view(targets.shape).double().cpu()
 
 
 def _affordable(window: int, rows: int, vocabulary_size: int) -> int:
