@@ -46,7 +46,7 @@ class NGramBaseline:
         >>> tokens = np.array([0, 1, 2] * 50)
         >>> baseline = NGramBaseline(order=2).fit(tokens, vocabulary_size=3)
         >>> round(baseline.nats_per_token(tokens), 2)
-        0.01
+        0.02
     """
 
     def __init__(self, order: int, smoothing: str = "kneser-ney") -> None:
