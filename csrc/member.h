@@ -78,12 +78,11 @@ inline Plan sharing(const Layout& s, long members) {
 // The most groups that a call may have: whoever needs memory for each of them asks here.
 inline long most_groups(const Layout& s) { return most_groups_a_thread * s.threads; }
 
-// One thread where a step is too small to share, since meeting would cost more than it saves, or where members that
-// meet would wait for cores. It changes no bit.
+// One thread where a step is too small to share, since meeting would cost more than it saves. It changes no bit.
 inline int useful_threads(const Layout& s) {
   const long multiplications = s.batch * s.hidden * s.width() * gate_count(s.cell);
   const bool meets = !has_rows_for(s, s.threads);
-  if (meets && (multiplications < 20000 || crowded())) return 1;
+  if (meets && multiplications < 20000) return 1;
   return (s.end - s.begin) * multiplications < 50000 ? 1 : s.threads;
 }
 

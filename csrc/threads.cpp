@@ -44,26 +44,47 @@ const OpenMp& openmp() {
 }
 
 using Clock = std::chrono::steady_clock;
-constexpr Clock::duration moment = std::chrono::milliseconds(100);
-std::atomic<Clock::rep> last_crowded{0};
+using std::chrono::milliseconds;
+
+// When a thread was last waited for in vain, and for how long that is believed: for longer if it happens again.
+std::atomic<Clock::rep> last_crowded{0}, crowded_for{0};
+
+void note_crowded() {
+  constexpr Clock::duration once = milliseconds(50), again = milliseconds(400), recent = milliseconds(1000);
+  const auto now = Clock::now().time_since_epoch().count();
+  const auto last = last_crowded.exchange(now, std::memory_order_relaxed);
+  const bool is_known = last && now - last < recent.count();
+  crowded_for.store((is_known ? again : once).count(), std::memory_order_relaxed);
+}
 
 struct Work {
   void (*body)(void*, int, int);
   void* context;
+  Clock::time_point begin = Clock::now(), end;  // of the calling thread's part
+
+  // Whether the calling thread waited for the others for most of the time: alone it would have been done sooner.
+  bool was_held_up() const {
+    const auto now = Clock::now();
+    return now - end > milliseconds(2) && now - end > end - begin;
+  }
 };
 
 }  // namespace
 
 void run_together(int threads, void (*body)(void*, int, int), void* context) {
-  if (threads <= 1) return body(context, 0, 1);
+  if (threads <= 1 || crowded()) return body(context, 0, 1);
   if (openmp().parallel) {
     Work work{body, context};
-    return openmp().parallel(
+    openmp().parallel(
         [](void* w) {
           auto* it = static_cast<Work*>(w);
-          it->body(it->context, openmp().thread(), openmp().threads());
+          const int member = openmp().thread();
+          it->body(it->context, member, openmp().threads());
+          if (member == 0) it->end = Clock::now();
         },
         &work, static_cast<unsigned>(threads), 0);
+    if (work.was_held_up()) note_crowded();
+    return;
   }
   std::vector<std::thread> others;
   for (int member = 1; member < threads; ++member) others.emplace_back(body, context, member, threads);
@@ -90,7 +111,7 @@ void run_tasks(int threads, long tasks, void (*body)(void*, long, int), void* co
 
 bool crowded() {
   const auto last = last_crowded.load(std::memory_order_relaxed);
-  return last && Clock::now().time_since_epoch().count() - last < moment.count();
+  return last && Clock::now().time_since_epoch().count() - last < crowded_for.load(std::memory_order_relaxed);
 }
 
 void Barrier::wait(int members) {
@@ -102,7 +123,7 @@ void Barrier::wait(int members) {
     return;
   }
   for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
-    if (spin == spins) last_crowded.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+    if (spin == spins) note_crowded();
     if (spin < spins)
       relax();
     else

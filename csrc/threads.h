@@ -8,14 +8,16 @@ namespace throughtime {
 // Run body(context, member, members) in `threads` threads, or in fewer; `members` tells how many there are.
 // Uses torch's own OpenMP runtime where the process has one: its threads spin for milliseconds after each of torch's
 // products, and threads of our own would have to share the cores with them.
+// While it is `crowded` the calling thread works alone.
 void run_together(int threads, void (*body)(void* context, int member, int members), void* context);
 
 // Run body(context, task, member) for task = 0 ... tasks - 1, in up to `threads` threads. Each takes the next task when it
 // is done with one, so a thread that shares its core with a neighbour process does fewer of them.
 void run_tasks(int threads, long tasks, void (*body)(void* context, long task, int member), void* context);
 
-// Whether, a moment ago, somebody waited at a barrier for longer than any step lasts: the one he waited for had no core.
-// While that is so, teams that would meet in every step are slower than a single thread.
+// Whether, a moment ago, a thread that others waited for had no core, at a barrier or at the end of their work. While that
+// is so, a team is slower than a single thread: each of its meetings may last as long as a time slice of the process that
+// has the core. Now and then a team tries again.
 bool crowded();
 
 // Where all members of a team wait for each other. Spinning is bounded: after that a waiting thread gives its core

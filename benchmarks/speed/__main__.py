@@ -78,7 +78,7 @@ def _measure(case: Case, threads: Sequence[int], budget: float) -> tuple[list[di
         contest = case.build()
         exact = exact or contest.exact()
         check(contest, exact)
-        seconds = take_turns(contest.contestants, budget)
+        seconds = take_turns(contest.contestants, budget, block=contest.block)
         made = lines_of(case.group, f"{case.cell} {case.name}", count, case.figures, seconds, count == max(threads))
         for name, reason in contest.absent.items():
             print(f"{_line(case)}: without {name}, {reason}", flush=True)

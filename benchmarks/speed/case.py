@@ -49,12 +49,14 @@ class Contest:
         absent: Contestants that can't take part, and why.
         honest: The answer of the equations in the contestants' dtype, never timed: the judge where a computation amplifies
             rounding so much that an honest peer errs by more than a fixed share of the answer.
+        block: Seconds that one contestant's turn takes at least.
     """
 
     contestants: Sequence[Contestant]
     exact: Callable[[], Results]
     absent: Mapping[str, str] = field(default_factory=dict)
     honest: Callable[[], Results] | None = None
+    block: float = 0.02
 
 
 @dataclass(frozen=True)

@@ -304,6 +304,7 @@ def _neighbour_contest(problem: Problem) -> Contest:
             Contestant("torch.nn beside", theirs, around=busy_neighbour),
         ],
         problem.by_torch(torch.float64),
+        block=0.5,  # many time slices of the scheduler
     )
 
 

@@ -9,7 +9,6 @@ import torch
 
 from benchmarks.speed.case import HONEST, Contest, Contestant, Results
 
-BLOCK = 0.02  # seconds that one contestant's turn takes at least
 SETTLE = 0.01  # seconds before a turn, in which the last one's waiting threads stop spinning
 WORST = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative error from which a peer computes something else
 WORST_HONEST = 1e-2  # relative error from which rounding has eaten an answer, and nobody can be judged
@@ -50,19 +49,22 @@ def _error(given: torch.Tensor, right: torch.Tensor) -> float:
     return float((given.double() - right).abs().max())
 
 
-def take_turns(contestants: Sequence[Contestant], budget: float, most: int = 25) -> dict[str, list[float]]:
+def take_turns(
+    contestants: Sequence[Contestant], budget: float, most: int = 25, block: float = 0.02
+) -> dict[str, list[float]]:
     """Time all contestants turn after turn; return each one's seconds a run, one entry a turn.
 
     Args:
         contestants: Who; each has run before.
         budget: Seconds for all of them together; three turns are the least.
         most: The most turns.
+        block: Seconds that one contestant's turn takes at least.
     """
     repeats = {}
     for one in contestants:
         with one.around():
             once = _seconds_a_run(one, 1)
-        repeats[one.name] = max(1, math.ceil(BLOCK / once))
+        repeats[one.name] = max(1, math.ceil(block / once))
     seconds: dict[str, list[float]] = {one.name: [] for one in contestants}
     began = time.perf_counter()
     for turn in range(most):
