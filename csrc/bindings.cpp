@@ -274,6 +274,7 @@ NB_MODULE(_native, module) {
     return std::make_tuple(use.used, use.idle);
   });
   module.def("release_memory", &release_memory);
+  module.def("clear", [](uintptr_t array, long bytes, int threads) { clear(at<char>(array), bytes, threads); });
   module.def("plan_rows", [](Address lengths, long batch, long steps, Address order, Address rows, Address first_row,
                              Address index) {
     check(plan_rows(at<const int64_t>(lengths), batch, steps, at<int64_t>(order), at<int64_t>(rows),

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
+
+#include "threads.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -133,5 +136,21 @@ void* take_memory(size_t bytes) { return pool().take(bytes); }
 void give_memory(void* memory) { pool().give(memory); }
 MemoryUse memory_use() { return pool().use(); }
 void release_memory() { pool().release(); }
+
+void clear(char* array, long bytes, int threads) {
+  constexpr long worth_sharing = 1 << 20;
+  struct Task {
+    char* array;
+    long bytes;
+  } task{array, bytes};
+  run_together(
+      bytes < worth_sharing ? 1 : threads,
+      [](void* context, int member, int members) {
+        const auto& it = *static_cast<const Task*>(context);
+        const long begin = it.bytes * member / members, end = it.bytes * (member + 1) / members;
+        if (begin < end) memset(it.array + begin, 0, end - begin);
+      },
+      &task);
+}
 
 }  // namespace throughtime

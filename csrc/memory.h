@@ -24,4 +24,7 @@ void release_memory();
 // kept between calls, and arbitrary in content. The next call of this function by the same thread ends its use.
 void* scratch_memory(size_t bytes);
 
+// Set `bytes` of an array to zero.
+void clear(char* array, long bytes, int threads);
+
 }  // namespace throughtime

@@ -336,7 +336,7 @@ class _Rows:
         """Packed to (T, B, ·), with zeros elsewhere."""
         if self.lengths is None:
             return packed.view(shape)
-        padded = _new(packed, self.steps * self.batch, shape[-1]).zero_()
+        padded = new_zeros(packed, self.steps * self.batch, shape[-1])
         return padded.index_copy_(0, self.index, packed).view(shape)
 
     def stretches(self, width: int, element_size: int) -> Iterator[_Stretch]:
@@ -403,8 +403,7 @@ class _Call:
     def new_output(self) -> Tensor:
         """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
         shape = (self.rows.steps, self.rows.batch, self.width)
-        output = _new(self.like, *shape)
-        return output if self.rows.lengths is None else output.zero_()
+        return _new(self.like, *shape) if self.rows.lengths is None else new_zeros(self.like, *shape)
 
 
 def _check_memory(**tensors: Sequence[Tensor | None]) -> None:
@@ -462,10 +461,10 @@ class _Sums:
         self.cell, self.call, self.x = cell, call, x
         self.input = _new(x, *x.shape) if needs_input else None
         self.weight_ih = new_input_sum(call)
-        self.weight_hh = _new(weights.weight_hh, *weights.weight_hh.shape).zero_()
-        self.weight_hr = None if weights.weight_hr is None else torch.zeros_like(weights.weight_hr)
+        self.weight_hh = new_zeros(weights.weight_hh, *weights.weight_hh.shape)
+        self.weight_hr = None if weights.weight_hr is None else new_zeros(weights.weight_hr, *weights.weight_hr.shape)
         self.bias = (
-            None if weights.bias_ih is None else weights.bias_ih.new_zeros(_gradient_width(cell, weights.hidden))
+            None if weights.bias_ih is None else new_zeros(weights.bias_ih, _gradient_width(cell, weights.hidden))
         )
         if needs_input:  # the kernels yield a GRU's ∂a in the order n, r, z
             weight = weights.weight_ih.roll(weights.hidden, 0) if cell == "gru" else weights.weight_ih
@@ -581,7 +580,7 @@ def new_input_sum(call: _Call) -> Tensor:
     """Return zeros to which the gradient of W_ih is added; token ids choose rows of its transpose."""
     gate_rows, columns = call.weights.weight_ih.shape
     shape = (columns, gate_rows) if call.reads_ids else (gate_rows, columns)
-    return _new(call.weights.weight_ih, *shape).zero_()
+    return new_zeros(call.weights.weight_ih, *shape)
 
 
 def as_weight(call: _Call, sum: Tensor) -> Tensor:
@@ -637,6 +636,13 @@ def _new(like: Tensor, *shape: int) -> Tensor:
         tensor = kind.new_array(count).view(shape)
     if torch.are_deterministic_algorithms_enabled():  # as torch fills its own
         tensor.fill_(torch.nan)
+    return tensor
+
+
+def new_zeros(like: Tensor, *shape: int) -> Tensor:
+    """Return zeros, as `like.new_zeros`, without torch's threads: beside a busy process they may come late (csrc/threads.h)."""
+    tensor = _new(like, *shape)
+    _native.clear(tensor.data_ptr(), tensor.numel() * tensor.element_size(), torch.get_num_threads())
     return tensor
 
 

@@ -269,11 +269,12 @@ class _Sums:
         self.x = call.rows.compact(input)
         self.input = cpu._new(self.x, *self.x.shape) if needs_input else None
         self.weight_ih = cpu.new_input_sum(call)
-        self.weight_hh = torch.zeros_like(self.weights.weight_hh)
-        self.weight_hr = None if self.weights.weight_hr is None else torch.zeros_like(self.weights.weight_hr)
+        self.weight_hh = cpu.new_zeros(self.weights.weight_hh, *self.weights.weight_hh.shape)
+        weight_hr = self.weights.weight_hr
+        self.weight_hr = None if weight_hr is None else cpu.new_zeros(weight_hr, *weight_hr.shape)
         self.through_ih = cpu._RowProduct(call.dtype, self.weights.weight_ih) if needs_input else None
         loop.sum_stride = (self.weights.hidden + 15) // 16 * 16
-        self.by_unit = call.like.new_zeros(loop.most_groups, loop.sum_rows, loop.sum_stride)
+        self.by_unit = cpu.new_zeros(call.like, loop.most_groups, loop.sum_rows, loop.sum_stride)
         request.set(("sums", self.by_unit))
 
     def add(self, stretch: cpu._Stretch, work: _Workspace) -> None:
