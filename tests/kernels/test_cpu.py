@@ -1,5 +1,7 @@
 """The native kernels against the equations: outputs and every gradient, with fresh memory full of NaN."""
 
+import subprocess
+import sys
 from itertools import product
 
 import pytest
@@ -326,6 +328,21 @@ def test_padding_is_neither_read_nor_left_unwritten(cell):
     assert (gradients[0][past] == 0).all()
     for a, e in zip([*outputs, *gradients], [*expected[0], *expected[1]], strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=1e-11)
+
+
+def test_busy_processes_change_no_bit(two_threads):
+    """Beside them a call may go on with one thread, and does so from one of its products to the next."""
+    request = Request("lstm", 20, 32, 64)
+    expected = request.by_kernels(torch.float32)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        for _ in range(20):
+            for given, right in zip(request.by_kernels(torch.float32), expected, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(given, right, strict=True))
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize("cell", CELLS)
