@@ -1,8 +1,11 @@
 """The benchmark: wrong answers are not timed, turns alternate, figures are what they are called, and every peer is right."""
 
+import json
+
 import pytest
 import torch
 
+from benchmarks import equal_budget
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
@@ -158,3 +161,21 @@ def test_the_layer_normalised_peer_normalises():
     with torch.no_grad():
         scaled.weight_ih_l0 *= 7  # LN(7 u) = LN(u)
         torch.testing.assert_close(scaled(problem.tensors[0]), output, rtol=0, atol=2e-4)
+
+
+def test_cells_at_equal_budget_make_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 120)
+    for only in ("rnn", "mlp"):
+        arguments = [str(text), "--minutes", "0.005", "--hidden", "8", "--out", str(tmp_path / "out"), "--only", only]
+        monkeypatch.setattr("sys.argv", ["equal_budget", *arguments])
+        assert equal_budget.main() == 0
+    *table, record = capsys.readouterr().out.splitlines()
+    rows = json.loads(record)["rows"]
+    assert [row["cell"] for row in rows] == ["mlp", "rnn"]
+    assert f"| mlp | {rows[0]['lr']:g} | {rows[0]['steps']:,} | {rows[0]['nats_per_character']:.3f} |" in table[-2]
+    for row in rows:
+        tried = [json.loads(path.read_text()) for path in (tmp_path / "out").glob(f"{row['cell']}-*/results.json")]
+        assert len(tried) == 2
+        assert row["nats_per_character"] == min(results["held_out"]["nats_per_token"] for results in tried)
+    assert (tmp_path / "out" / "equal_budget.png").stat().st_size > 1000
