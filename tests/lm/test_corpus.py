@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import throughtime.lm.reading as reading
 from throughtime import InputError
-from throughtime.lm import ByteTokenizer, CharTokenizer, build_corpus, open_corpus
+from throughtime.lm import ByteTokenizer, CharTokenizer, Tokenization, build_corpus, open_corpus
 from throughtime.lm.corpus import read_tokens
 
 TEXT = "안녕하세요, world! 𝄞 e\u0301\r\n" * 20
@@ -188,3 +188,58 @@ def test_reading_a_file_with_a_tokenizer_that_exists(tmp_path):
     path.write_text("a")
     with pytest.raises(InputError, match="holds 1 tokens; at least 2 are needed"):
         read_tokens(path, CharTokenizer("abc"))
+
+
+@pytest.mark.parametrize("sequences", [None, "line", "file"])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_several_processes_give_the_ids_that_one_gives(tmp_path, monkeypatch, sequences, spoilt):
+    """Also where a file in the middle proves to be no text after some of its pieces were cut."""
+    drawn = np.random.default_rng(0)
+    words = [
+        "a",
+        "be",
+        "see",
+        "sea",
+        "don't",
+        "<unk>",
+        "well-known",
+        "(so)",
+        '"quoted".',
+        "이야기",
+        "\n",
+        "\n\n",
+        "  ",
+        "e\u0301",
+    ]
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(4):
+        text = " ".join(words[k] + (str(k) if number == k else "") for k in drawn.integers(0, len(words), 3000))
+        (texts / f"{number}.txt").write_text(text, encoding="utf-8")
+    if spoilt:
+        (texts / "2.txt").write_bytes(("only here stands this. " * 200).encode() + b"\xe9 not UTF-8")
+    monkeypatch.setattr("throughtime.lm.reading.CHUNK", 1000)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    found = []
+    for least in (1 << 60, 0):
+        monkeypatch.setattr("throughtime.lm.encoding._WORTH_PROCESSES", least)
+        seen: list[int] = []
+        how = Tokenization("word", sequences)
+        corpus = build_corpus(
+            [texts], tmp_path / f"data{least}", how, on_progress=lambda done, total, seen=seen: seen.append(done)
+        )
+        assert seen == sorted(seen)
+        assert corpus.skipped == int(spoilt)
+        found.append(((tmp_path / f"data{least}" / "tokens.bin").read_bytes(), corpus.tokenizer.to_json()))
+    assert found[0] == found[1]
+    assert len(found[0][0]) > 5000
+
+
+def test_an_error_in_one_of_several_processes_is_told_as_in_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("throughtime.lm.encoding._WORTH_PROCESSES", 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"some words " * 100 + b"\xe9")
+    with pytest.raises(InputError, match="the file ends in the middle of a character"):
+        build_corpus([path], tmp_path / "data", "word")
+    assert not (tmp_path / "data" / "tokens.part").exists()

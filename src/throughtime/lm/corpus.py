@@ -5,6 +5,7 @@ a separator. A byte-order mark at the start of a file is dropped; at level "byte
 each is ended by an end-of-sequence token, empty lines are left out, and the sequences held out are evenly spread over the text.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from throughtime.errors import InputError
 from throughtime.lm.encoding import (
     TokenFile,
     Tokenization,
+    cutters,
     encode_file,
     encoder_of,
     held_out_last,
@@ -166,14 +168,16 @@ def _encode_all(
     sources: list[dict[str, Any]] = []
     encoder = make_encoder(how, files, split)
     written = TokenFile(target.with_suffix(".part"))
-    try:
+    with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(written.close)
+        processes = at_the_end.enter_context(cutters(how, total))
         for path, named in files:
             before, state, digest = written.count, encoder.state, hashlib.sha256()
             on_chunk = _counted(digest, lambda read, so_far=done: on_progress(so_far + read, total))
             try:
                 if how.level != "byte" and not named and looks_binary(path):
                     raise InputError(f"{path}: binary")
-                for ids in encode_file(read_texts(path, how.level, on_chunk), encoder, how.sequences):
+                for ids in encode_file(read_texts(path, how.level, on_chunk), encoder, how.sequences, processes):
                     written.append(ids, encoder.largest)
                 sources.append({"path": str(path), "bytes": path.stat().st_size, "sha256": digest.hexdigest()})
             except InputError as error:
@@ -191,8 +195,6 @@ def _encode_all(
         name = str(files[0][0]) if len(files) == 1 else f"{len(files)} files"
         description = _cut(written, encoder.tokenizer(), how, split, name)
         written.finish(target)
-    finally:
-        written.close()
     return description | {"sources": sources, "skipped": skipped}
 
 
@@ -217,16 +219,15 @@ def _cut(written: TokenFile, tokenizer: Tokenizer, how: Tokenization, split: flo
             f"{name}: {len(tokens)} tokens in all; too little to train on and hold out, expected some hundreds"
         )
     boundary = min(max(int(split * len(tokens)), 2), len(tokens) - 2)
-    changed = tokens
     if tokenizer.eos_id is not None:
         try:
             changed, boundary = held_out_last(tokens, tokenizer.eos_id, split)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-    if isinstance(tokenizer, WordTokenizer):
-        changed, tokenizer = keep_frequent(changed, boundary, tokenizer, how)
-    if changed is not tokens:
         written.rewrite(changed)
+    if isinstance(tokenizer, WordTokenizer):
+        table, tokenizer = keep_frequent(written.tokens(), boundary, tokenizer, how)
+        written.translate(table)
     return {
         "dtype": written.dtype.name,
         "tokens": written.count,

@@ -1,13 +1,24 @@
 """How the files of a corpus become ids, in one pass, while the vocabulary is still growing.
 
-A level's encoder gives out ids as its characters or words come. `TokenFile` holds them, in the narrowest integers that will do.
-When all is read, the sequences that are held out are put last and rare words become unknown.
+A level's encoder gives out ids as its characters or words come. Cutting a text in words is what takes long, so pieces of a large
+one are cut by several processes, each with ids of its own, which become the corpus's in the order of the text: the same that one
+process gives. `TokenFile` holds them, in the narrowest integers that will do. When all is read, the sequences that are held out are
+put last and rare words become unknown.
 """
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +34,20 @@ from throughtime.lm.tokenizer import (
     level_names,
     sequence_names,
 )
-from throughtime.lm.words import GrowingWords, WordTokenizer, cut, ids_of, whole_words
+from throughtime.lm.words import (
+    GrowingWords,
+    WordTokenizer,
+    cut,
+    ids_of,
+    lines_of_their_own,
+    whole_words,
+    words_of_their_own,
+)
 from throughtime.lm.words import encode_lines as encode_word_lines
 
 _MOST_FOR_BPE = 100_000_000  # characters that a bpe's merges are learned from
 _LONGEST = 4_000_000  # characters without white space that may be held back
+_WORTH_PROCESSES = 16 << 20  # bytes of text from which starting processes pays
 
 
 @dataclass(frozen=True)
@@ -119,15 +139,90 @@ def make_encoder(how: Tokenization, files: list[tuple[Path, bool]], split: float
     return {"char": _CharEncoder, "byte": _ByteEncoder, "word": _WordEncoder}[how.level](how)
 
 
-def encode_file(texts: Iterator[str], encoder: Encoder, sequences: str | None) -> Iterator[NDArray[np.integer]]:
-    """Yield the ids of one file, piece by piece; the end of a stream isn't among them."""
-    if sequences == "line":
-        yield from map(encoder.encode_lines, lines_of(texts))
+class Cutters(NamedTuple):
+    """Processes that cut text in words, and how many pieces may be under way at a time."""
+
+    processes: ProcessPoolExecutor
+    ahead: int
+
+
+@contextmanager
+def cutters(how: Tokenization, size: int) -> Iterator[Cutters | None]:
+    """Yield processes that cut text in words, one a core; or `None` where one process does it as well.
+
+    They are forked, so that no script of a user's is run again and no library loaded twice; they use nothing of torch.
+
+    Args:
+        how: How the text is cut.
+        size: Its bytes.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if how.level != "word" or size < _WORTH_PROCESSES or cores < 2:
+        yield None
         return
-    yield from map(encoder.feed, texts)
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(cores, fork, initializer=_end_with, initargs=(os.getpid(),)) as processes:
+        try:
+            yield Cutters(processes, 2 * cores)
+        finally:
+            processes.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """Leave Ctrl-C to the parent process, and end when that is gone, even if it was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def encode_file(
+    texts: Iterator[str], encoder: Encoder, sequences: str | None, side_by_side: Cutters | None = None
+) -> Iterator[NDArray[np.integer]]:
+    """Yield the ids of one file, piece by piece; the end of a stream isn't among them."""
+    if side_by_side is not None and isinstance(encoder, _WordEncoder):
+        yield from _encode_side_by_side(texts, encoder, sequences, side_by_side)
+    elif sequences == "line":
+        yield from map(encoder.encode_lines, lines_of(texts))
+    else:
+        yield from map(encoder.feed, texts)
     if sequences == "file":
         yield encoder.end()
         yield encoder.eos()
+
+
+def _encode_side_by_side(
+    texts: Iterator[str], encoder: "_WordEncoder", sequences: str | None, cutters: Cutters
+) -> Iterator[NDArray[np.integer]]:
+    """Yield what the encoder would, while the next pieces are being cut."""
+    under_way: deque[Future[tuple[list[str], NDArray[np.uint32]]]] = deque()
+    try:
+        for future in _cut_side_by_side(texts, encoder, sequences, cutters.processes):
+            under_way.append(future)
+            if len(under_way) == cutters.ahead:
+                yield encoder.adopt(*under_way.popleft().result())
+    except InputError:  # what came before the place that is no text has given out ids, as it does in one process
+        for future in under_way:
+            encoder.adopt(*future.result())
+        raise
+    while under_way:
+        yield encoder.adopt(*under_way.popleft().result())
+
+
+def _cut_side_by_side(
+    texts: Iterator[str], encoder: "_WordEncoder", sequences: str | None, processes: ProcessPoolExecutor
+) -> Iterator[Future[tuple[list[str], NDArray[np.uint32]]]]:
+    if sequences == "line":
+        for lines in lines_of(texts):
+            yield processes.submit(lines_of_their_own, lines, encoder.split_punctuation)
+        return
+    for text in texts:
+        piece, follows = encoder.hold_back(text)
+        yield processes.submit(words_of_their_own, piece, encoder.split_punctuation, follows)
 
 
 def encoder_of(tokenizer: Tokenizer) -> Encoder:
@@ -219,6 +314,10 @@ class _WholeWordEncoder(_FixedEncoder):
         self.state = ("", False)
 
     def feed(self, text: str) -> NDArray[np.integer]:
+        return self._encode(*self.hold_back(text))
+
+    def hold_back(self, text: str) -> tuple[str, bool]:
+        """Return the words that are surely whole now, and whether they go on from a word right before."""
         rest, follows = self.state
         piece, rest = whole_words(rest + text)
         if len(rest) > _LONGEST:
@@ -228,7 +327,7 @@ class _WholeWordEncoder(_FixedEncoder):
                 )
             piece, rest = piece + rest, ""  # a bpe may be cut anywhere
         self.state = rest, follows or bool(piece)
-        return self._encode(piece, follows)
+        return piece, follows
 
     def end(self) -> NDArray[np.integer]:
         (rest, follows), self.state = self.state, ("", False)
@@ -240,16 +339,23 @@ class _WholeWordEncoder(_FixedEncoder):
 
 class _WordEncoder(_WholeWordEncoder):
     def __init__(self, how: Tokenization) -> None:
-        self._split, self._sequences = how.split_punctuation, how.sequences
-        super().__init__(WordTokenizer([], self._split, self._sequences))
+        self.split_punctuation, self._sequences = how.split_punctuation, how.sequences
+        super().__init__(WordTokenizer([], self.split_punctuation, self._sequences))
         self._ids = GrowingWords(first=2 if how.sequences else 1)
         self.largest = 0
 
     def encode_lines(self, lines: list[str]) -> NDArray[np.integer]:
-        return self._grown(encode_word_lines(lines, self._split, self._ids, 1))
+        return self._grown(encode_word_lines(lines, self.split_punctuation, self._ids, 1))
 
     def _encode(self, text: str, follows: bool) -> NDArray[np.integer]:
-        return self._grown(ids_of(cut(text, self._split, follows), self._ids))
+        return self._grown(ids_of(cut(text, self.split_punctuation, follows), self._ids))
+
+    def adopt(self, pieces: list[str], own: NDArray[np.uint32]) -> NDArray[np.integer]:
+        """Return the ids of what another process cut: its pieces, in order of appearance, and where they stand."""
+        ids = ids_of(pieces, self._ids)
+        if self._sequences == "line":
+            ids = np.append(1, ids)  # a process's own id 0 is the line end
+        return self._grown(ids[own])
 
     def _grown(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
         self.largest = len(self._ids) + (1 if self._sequences else 0) - 1
@@ -257,7 +363,7 @@ class _WordEncoder(_WholeWordEncoder):
 
     def tokenizer(self) -> Tokenizer:
         words = [word for word, number in self._ids.items() if number]
-        return WordTokenizer(words, self._split, self._sequences)
+        return WordTokenizer(words, self.split_punctuation, self._sequences)
 
 
 class TokenFile:
@@ -278,14 +384,17 @@ class TokenFile:
         self.count += len(ids)
 
     def _widen(self, dtype: np.dtype) -> None:
-        """Rewrite what is there in wider integers, a chunk at a time."""
-        wide_path = self.path.with_suffix(".wide")
-        with wide_path.open("w+b") as wide:
+        self._copy(dtype, lambda chunk: chunk)
+
+    def _copy(self, dtype: np.dtype, change: Callable[[NDArray[np.integer]], NDArray[np.integer]]) -> None:
+        """Rewrite what is there, a chunk at a time."""
+        copy_path = self.path.with_suffix(".copy")
+        with copy_path.open("w+b") as copy:
             self._file.seek(0)
             while len(chunk := np.fromfile(self._file, self.dtype, CHUNK)):
-                chunk.astype(dtype).tofile(wide)
+                change(chunk).astype(dtype, copy=False).tofile(copy)
         self._file.close()
-        wide_path.replace(self.path)
+        copy_path.replace(self.path)
         self._file = self.path.open("r+b")
         self._file.seek(0, 2)
         self.dtype = dtype
@@ -301,6 +410,10 @@ class TokenFile:
         """Return what was written, memory-mapped."""
         self._file.flush()
         return np.memmap(self.path, dtype=self.dtype, mode="r") if self.count else np.zeros(0, self.dtype)
+
+    def translate(self, table: NDArray[np.integer]) -> None:
+        """Replace each id by what stands in its place in a table."""
+        self._copy(table.dtype, lambda chunk: table[chunk])
 
     def rewrite(self, tokens: NDArray[np.integer]) -> None:
         """Replace everything."""
@@ -347,11 +460,13 @@ def held_out_last(tokens: NDArray[np.integer], eos_id: int, split: float) -> tup
 def keep_frequent(
     tokens: NDArray[np.integer], boundary: int, tokenizer: WordTokenizer, how: Tokenization
 ) -> tuple[NDArray[np.integer], WordTokenizer]:
-    """Return the tokens with rare words made unknown, and the tokenizer of the others, the most frequent first.
+    """Return what each id becomes when rare words are made unknown, and the tokenizer of the others, the most frequent first.
 
     Words are counted where they are trained on; what stands in the held-out text only is unknown, as it would be in any new text.
     """
-    counts = np.bincount(tokens[:boundary], minlength=tokenizer.vocabulary_size)
+    counts = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
+    for begin in range(0, boundary, CHUNK):
+        counts += np.bincount(tokens[begin : min(begin + CHUNK, boundary)], minlength=len(counts))
     first = tokenizer.vocabulary_size - len(tokenizer.words)
     order = first + np.argsort(-counts[first:], kind="stable")
     kept = order[counts[order] >= how.min_count][: how.most_tokens - first]
@@ -359,7 +474,7 @@ def keep_frequent(
     new[:first] = np.arange(first)
     new[kept] = first + np.arange(len(kept))
     words = [tokenizer.words[number - first] for number in kept]
-    return new[tokens], WordTokenizer(words, how.split_punctuation, how.sequences)
+    return new, WordTokenizer(words, how.split_punctuation, how.sequences)
 
 
 def _training_text(files: list[tuple[Path, bool]], how: Tokenization, split: float) -> Iterator[str]:

@@ -190,6 +190,23 @@ def ids_of(pieces: list[str], ids: Mapping[str, int]) -> NDArray[np.int64]:
     return np.fromiter((ids.get(piece, 0) for piece in pieces), dtype=np.int64, count=len(pieces))
 
 
+def words_of_their_own(text: str, split_punctuation: bool, follows: bool) -> tuple[list[str], NDArray[np.uint32]]:
+    """Return the pieces of a text in order of appearance, each once, and where in that list each of them is."""
+    own: dict[str, int] = {}
+    ids = [own.setdefault(piece, len(own)) for piece in cut(text, split_punctuation, follows)]
+    return list(own), np.array(ids, dtype=np.uint32)
+
+
+def lines_of_their_own(lines: list[str], split_punctuation: bool) -> tuple[list[str], NDArray[np.uint32]]:
+    """Return the pieces of lines in order of appearance, each once, and where they are, counted from 1; 0 ends a line."""
+    own: dict[str, int] = {}
+    ids: list[int] = []
+    for line in lines:
+        ids += [own.setdefault(piece, len(own) + 1) for piece in cut(line.strip(" \t"), split_punctuation)]
+        ids.append(0)
+    return list(own), np.array(ids, dtype=np.uint32)
+
+
 class GrowingWords(dict[str, int]):
     """Ids of words that are given out as the words come.
 
