@@ -21,6 +21,7 @@ UNSAID = {  # defaults that depend, or that are said in another way
     "minutes": 3,
     "tied": "no-tied",
     "locked": "no-locked",
+    "tensorboard": "no-tensorboard",
     "vocabulary": "10000 words, 2000 bpe tokens",
     "split_punctuation": "split-punctuation",
     "embedding": "0, H for words and bpe",
@@ -116,6 +117,7 @@ class TestTrain:
         record = throughtime("info", tmp_path / "run", "--json").json
         assert record["options"] == given | {
             "tied": True, "minutes": None, "epochs": None, "vocabulary": None, "split_punctuation": True, "locked": True,
+            "tensorboard": False,
         }  # fmt: skip
 
     def test_measurements_along_the_way_are_said(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
@@ -475,6 +477,8 @@ BAD_INPUT = [
     (["sample", "RUN", "--samples", "0"], "--samples 0"),
     (["sample", "RUN", "--min-p", "2"], "--min-p 2"),
     (["sample", "RUN", "--stop", ""], "--stop ''"),
+    (["sample", "RUN", "--alphabet", "XYZ"], "--alphabet 'XYZ': no token of the run is written with these"),
+    (["sample", "RUN", "--beams", "2", "--alphabet", ""], "--alphabet '': no token"),
     (["sample", "RUN", "--beams", "0"], "expected from 1 to the 0 that --beams finds"),
     (["sample", "RUN", "--beams", "3", "--top-k", "3"], "--beams searches the likeliest text"),
     (["sample", "RUN", "--length-penalty", "3"], "--length-penalty is for beam search"),

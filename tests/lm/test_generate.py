@@ -16,6 +16,7 @@ from throughtime.lm import (
     beam_search,
     generate,
     score_lines,
+    train_bpe,
 )
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
@@ -230,3 +231,50 @@ def test_a_word_comes_with_its_space():
 def test_length_is_checked_before_anything_runs(model, tokenizer):
     with pytest.raises(InputError, match="--length 0: expected at least 1"):
         generate(model, tokenizer, length=0)
+
+
+ALPHABETS = [
+    (CharTokenizer("abc ", "line"), "ab", "ab"),
+    (CharTokenizer("abc "), "c", "c"),
+    (ByteTokenizer(), "xyz", "xyz"),
+    (ByteTokenizer("line"), "0123456789", "0123456789"),
+    (WordTokenizer(["0to", "0be", "0not", "1."], sequences="line"), "tobe", "tobe "),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "alphabet", "written"), ALPHABETS)
+def test_an_alphabet_is_all_that_is_written(tokenizer, alphabet, written):
+    model = LanguageModel(ModelConfig(vocabulary_size=tokenizer.vocabulary_size, hidden_size=8))
+    text = "".join("".join(generate(model, tokenizer, length=60, seed=seed, alphabet=alphabet)) for seed in range(5))
+    assert text
+    assert set(text) <= set(written)
+    found = beam_search(model, tokenizer, length=5, beams=3, alphabet=alphabet)
+    assert all(set(beam.text) <= set(written) for beam in found)
+    assert any(beam.text for beam in found)
+
+
+def test_an_alphabet_of_everything_changes_nothing():
+    tokenizer = CharTokenizer("abc")
+    model = LanguageModel(ModelConfig(vocabulary_size=4, hidden_size=8))
+    free = "".join(generate(model, tokenizer, "a", length=50, seed=1))
+    assert "".join(generate(model, tokenizer, "a", length=50, seed=1, alphabet="abc")) == free
+    assert beam_search(model, tokenizer, "a", 8, 3, alphabet="abc") == beam_search(model, tokenizer, "a", 8, 3)
+
+
+def test_a_bpe_keeps_to_an_alphabet():
+    tokenizer = train_bpe(["to be or not to be "] * 20, vocabulary_size=270)
+    model = LanguageModel(ModelConfig(vocabulary_size=tokenizer.vocabulary_size, hidden_size=8))
+    text = "".join(generate(model, tokenizer, length=80, seed=1, alphabet="tobe "))
+    assert len(text) > 20
+    assert set(text) <= set("tobe ")
+
+
+def test_an_alphabet_that_allows_nothing():
+    model = LanguageModel(ModelConfig(vocabulary_size=4, hidden_size=8))
+    for alphabet in ("", "xyz"):
+        with pytest.raises(InputError, match="no token of the run is written with these characters alone"):
+            generate(model, CharTokenizer("abc"), alphabet=alphabet)
+        with pytest.raises(InputError, match="no token of the run is written with these characters alone"):
+            beam_search(model, CharTokenizer("abc"), alphabet=alphabet)
+    with pytest.raises(InputError, match="at level byte a character beyond ASCII is several tokens"):
+        generate(LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=8)), ByteTokenizer(), alphabet="한")

@@ -4,10 +4,12 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboardX.proto import event_pb2
 
 import throughtime
 from throughtime import InputError
@@ -31,6 +33,7 @@ def test_a_run_holds_all_that_it_promises(text, tmp_path):
     run = open_run(tmp_path / "run")
     assert {entry.name for entry in run.folder.iterdir()} == {
         "config.json",
+        "config.toml",
         "tokenizer.json",
         "model.safetensors",
         "generation_config.json",
@@ -379,3 +382,50 @@ def test_what_is_no_run_is_said(tmp_path):
 def test_a_memory_mapped_corpus_trains(text, tmp_path):
     train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1}))
     assert isinstance(open_run(tmp_path / "run").corpus().train, np.memmap)
+
+
+def test_the_options_in_the_run_given_back_make_the_same_run(text, tmp_path):
+    options = TrainingOptions(**SMALL, include='a"\\b*', dropout=0.3, lr=3e-3)
+    first = train([text], tmp_path / "first", options)
+    again = TrainingOptions.from_toml(tmp_path / "first" / "config.toml")
+    assert again == options
+    second = train([text], tmp_path / "second", again)
+    weights = [open_run(summary.run).load_model().state_dict() for summary in (first, second)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    changed = TrainingOptions.from_toml(tmp_path / "first" / "config.toml", {"minutes": 1.0, "hidden": 5})
+    assert (changed.steps, changed.minutes, changed.hidden, changed.lr) == (None, 1.0, 5, 3e-3)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read TensorBoard's event files: records of a length, its checksum, an event, its checksum."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+            at += size + 16
+    return found
+
+
+def test_tensorboard_shows_what_metrics_hold(text, tmp_path):
+    summary = train([text], tmp_path / "run", TrainingOptions(**SMALL, eval_every=2, tensorboard=True))
+    shown = scalars(summary.run / "tensorboard")
+    lines = open_run(summary.run).metrics()
+    for line in lines:
+        prefix = f"{line['event']}/" if "event" in line else "training/"
+        for name, value in line.items():
+            if isinstance(value, int | float) and name != "step":
+                assert (line["step"], pytest.approx(float(value), rel=1e-6)) in shown[prefix + name]
+    assert "training/loss" in shown
+    assert "validation/loss" in shown
+    assert not (train([text], tmp_path / "plain", TrainingOptions(**SMALL)).run / "tensorboard").exists()
+
+
+def test_tensorboard_without_its_library_is_refused_at_once(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--tensorboard needs tensorboardX: pip install 'throughtime\[tensorboard\]'"):
+        train([text], tmp_path / "run", TrainingOptions(**SMALL, tensorboard=True))
+    assert not (tmp_path / "run").exists()

@@ -231,6 +231,10 @@ def train(
         _choice("--seed", "S", "1", OPTIMISATION, "Seed of everything random.", callback=_checked_seed),
     ] = None,
     device: Annotated[str | None, _choice("--device", "NAME", "auto", OPTIMISATION, "auto, cpu, cuda or mps.")] = None,
+    tensorboard: Annotated[
+        bool | None,
+        _choice("--tensorboard/--no-tensorboard", "", "no-tensorboard", OPTIMISATION, "Log for TensorBoard too."),
+    ] = None,
 ) -> None:
     """Train a language model on text; Ctrl-C saves, and --resume goes on."""
     beside = ("paths", "out", "resume", "config", "as_json")
@@ -346,6 +350,10 @@ def sample(
         list[str] | None,
         typer.Option(metavar="TEXT", help="Stop before this text; may be repeated.", show_default=False),
     ] = None,
+    alphabet: Annotated[
+        str | None,
+        typer.Option(metavar="CHARACTERS", help="Write with these characters alone.", show_default=False),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(metavar="S", help="Makes the sample repeatable.", show_default=False, callback=_checked_seed),
@@ -389,7 +397,7 @@ def sample(
         if length_penalty is not None:
             raise InputError("--length-penalty is for beam search; expected --beams with it")
         sampling = Sampling(**opened.generation | chosen)
-        stream(opened, prompt, length, sampling, seed, stop=stop or (), samples=samples, last=last)
+        stream(opened, prompt, length, sampling, seed, stop=stop or (), samples=samples, last=last, alphabet=alphabet)
         return
     if chosen or stop or seed is not None:
         raise InputError(
@@ -400,7 +408,7 @@ def sample(
     prompt = opened.tokenizer.prompt(prompt)
     penalty = 1.0 if length_penalty is None else length_penalty
     model = opened.load_model(last=last)
-    write_beams(prompt, beam_search(model, opened.tokenizer, prompt, length, beams, penalty)[:samples])
+    write_beams(prompt, beam_search(model, opened.tokenizer, prompt, length, beams, penalty, alphabet)[:samples])
 
 
 @app.command(epilog="[dim]Example[/]  throughtime explain ybigta")

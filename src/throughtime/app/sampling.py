@@ -25,6 +25,7 @@ def stream(
     stop: Sequence[str] = (),
     samples: int = 1,
     last: bool = False,
+    alphabet: str | None = None,
 ) -> None:
     """Write the prompt and its continuation to stdout as they come; what the run can't read in the prompt is said once.
 
@@ -37,6 +38,7 @@ def stream(
         stop: Texts before which to stop.
         samples: How many continuations; those of a stream are set apart by an empty line.
         last: Whether the last weights write, not the best that were measured.
+        alphabet: The only characters that may be written.
 
     Raises:
         InputError: A number is below 1, or the run is damaged.
@@ -50,7 +52,8 @@ def stream(
     for number in range(samples):
         if number and tokenizer.eos_id is None:
             _write("\n")
-        pieces = generate(model, tokenizer, prompt, length, sampling, None if seed is None else seed + number, stop)
+        chance = None if seed is None else seed + number
+        pieces = generate(model, tokenizer, prompt, length, sampling, chance, stop, alphabet)
         _write(prompt)
         written = prompt
         for piece in pieces:

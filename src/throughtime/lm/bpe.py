@@ -90,6 +90,10 @@ class BpeTokenizer:
         """Return a decoder that holds the bytes of a character back until it is whole."""
         return _BpeDecoder(self._bytes)
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token; the end of a sequence is a line end."""
+        return self._bytes[token]
+
     def bytes_of(self, ids: NDArray[np.integer]) -> int:
         """Return how many bytes of UTF-8 the tokens stand for."""
         return self._total(ids, [len(piece) for piece in self._bytes])

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from throughtime.errors import InputError
+from throughtime.lm.bpe import BpeTokenizer
 from throughtime.lm.model import LanguageModel
-from throughtime.lm.tokenizer import Decoder, Tokenizer
+from throughtime.lm.tokenizer import ByteTokenizer, Decoder, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def generate(
     sampling: Sampling = Sampling(),
     seed: int | None = None,
     stop: Sequence[str] = (),
+    alphabet: str | None = None,
 ) -> Iterator[str]:
     """Continue a prompt; yield text as it comes.
 
@@ -140,9 +143,10 @@ def generate(
         sampling: How to choose.
         seed: Makes the text reproducible.
         stop: Texts before which to stop; they are not part of what is yielded.
+        alphabet: The only characters that may be generated; see `allowed_tokens`. Where penalties leave none, the text ends.
 
     Raises:
-        InputError: `length` is below 1, or a stop text is empty.
+        InputError: `length` is below 1, a stop text is empty, or the alphabet allows nothing.
 
     Example:
         >>> from throughtime.lm import ByteTokenizer, LanguageModel, ModelConfig
@@ -152,8 +156,57 @@ def generate(
     _check_length(length)
     if not all(stop):
         raise InputError("--stop '': expected a text that isn't empty")
-    pieces = _generate(model, tokenizer, prompt, length, sampling, seed)
+    pieces = _generate(model, tokenizer, prompt, length, sampling, seed, _forbidden(tokenizer, alphabet))
     return _until(pieces, stop) if stop else pieces
+
+
+def allowed_tokens(tokenizer: Tokenizer, alphabet: str) -> NDArray[np.bool_]:
+    """Return which tokens (V,) are written with the characters of an alphabet alone.
+
+    The end of a sequence is allowed always, the unknown token never. At level "word", what a word is written with counts, not the
+    space before it.
+
+    Raises:
+        InputError: No token is; or the alphabet goes beyond ASCII where tokens are pieces of characters.
+
+    Example:
+        >>> from throughtime.lm import CharTokenizer
+        >>> allowed_tokens(CharTokenizer("abc"), "ca").tolist()
+        [False, True, False, True]
+    """
+    if isinstance(tokenizer, ByteTokenizer | BpeTokenizer):
+        if not alphabet.isascii():
+            raise InputError(
+                f"--alphabet {alphabet!r}: at level {tokenizer.level} a character beyond ASCII is several tokens; "
+                "expected ASCII alone, or a run of level char"
+            )
+        wanted = set(alphabet.encode())
+        allowed = [set(tokenizer.token_bytes(token)) <= wanted for token in range(tokenizer.vocabulary_size)]
+    else:
+        known = set(alphabet)
+        allowed = [set(tokenizer.decode([token])) <= known for token in range(tokenizer.vocabulary_size)]
+    mask = np.array(allowed)
+    for token in (tokenizer.unknown_id, tokenizer.eos_id):
+        if token is not None:
+            mask[token] = False
+    if not mask.any():
+        raise InputError(
+            f"--alphabet {alphabet!r}: no token of the run is written with these characters alone; "
+            "expected some that occur in its text"
+        )
+    if tokenizer.eos_id is not None:
+        mask[tokenizer.eos_id] = True
+    return mask
+
+
+def _forbidden(tokenizer: Tokenizer, alphabet: str | None) -> Tensor:
+    """Return which tokens (V,) are never chosen."""
+    forbidden = torch.zeros(tokenizer.vocabulary_size, dtype=torch.bool)
+    if alphabet is not None:
+        forbidden = ~torch.from_numpy(allowed_tokens(tokenizer, alphabet))
+    if tokenizer.unknown_id is not None:
+        forbidden[tokenizer.unknown_id] = True
+    return forbidden
 
 
 def _check_length(length: int) -> None:
@@ -174,7 +227,13 @@ def _first_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 @torch.no_grad()
 def _generate(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: str, length: int, sampling: Sampling, seed: int | None
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    length: int,
+    sampling: Sampling,
+    seed: int | None,
+    forbidden: Tensor,
 ) -> Iterator[str]:
     device = next(model.parameters()).device
     generator = torch.Generator()
@@ -187,7 +246,7 @@ def _generate(
     model.eval()
     logits, state = model(torch.tensor(history, device=device)[:, None])
     for _ in range(length):
-        token = sampling.choose(_allowed(logits[-1, 0], tokenizer), generator, history)
+        token = sampling.choose(_allowed(logits[-1, 0], forbidden), generator, history)
         if token is None or token == tokenizer.eos_id:
             return
         if text := decoder.push(token):
@@ -196,12 +255,9 @@ def _generate(
         logits, state = model(torch.tensor([[token]], device=device), state)
 
 
-def _allowed(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """Return logits on the CPU in which the unknown token can't be chosen."""
-    logits = logits.float().cpu().clone()
-    if tokenizer.unknown_id is not None:
-        logits[..., tokenizer.unknown_id] = -torch.inf
-    return logits
+def _allowed(logits: Tensor, forbidden: Tensor) -> Tensor:
+    """Return logits on the CPU in which some tokens can't be chosen."""
+    return logits.float().cpu().masked_fill(forbidden, -torch.inf)
 
 
 def _primed(tokenizer: Tokenizer, prompt: str) -> Decoder:
@@ -255,6 +311,7 @@ def beam_search(
     length: int = 100,
     beams: int = 4,
     length_penalty: float = 1.0,
+    alphabet: str | None = None,
 ) -> list[Beam]:
     """Return the likeliest continuations of a prompt that a beam finds, best first.
 
@@ -265,9 +322,10 @@ def beam_search(
         length: Most tokens.
         beams: How many unfinished continuations are followed, and most that are returned.
         length_penalty: α: continuations are compared by ln p / tokens^α. 0 compares ln p itself.
+        alphabet: The only characters that may be generated; see `allowed_tokens`. p is then of what is allowed.
 
     Raises:
-        InputError: `length` or `beams` is below 1.
+        InputError: `length` or `beams` is below 1, or the alphabet allows nothing.
 
     Example:
         >>> from throughtime.lm import ByteTokenizer, LanguageModel, ModelConfig
@@ -279,6 +337,7 @@ def beam_search(
     _check_length(length)
     if beams < 1:
         raise InputError(f"--beams {beams}: expected at least 1")
+    forbidden = _forbidden(tokenizer, alphabet)
     device = next(model.parameters()).device
     model.eval()
     history = torch.tensor([_first_ids(tokenizer, prompt)], device=device).T
@@ -286,7 +345,7 @@ def beam_search(
     alive = [_Path((), 0.0)]
     ended: list[_Path] = []
     for _ in range(length):
-        p = _allowed(logits[-1], tokenizer).log_softmax(-1).double()
+        p = _allowed(logits[-1], forbidden).log_softmax(-1).double()
         totals = p + torch.tensor([path.log_probability for path in alive], dtype=torch.float64)[:, None]
         best = totals.flatten().topk(min(2 * beams, totals.numel()))
         rows, grown = [], []

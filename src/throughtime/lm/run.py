@@ -1,11 +1,13 @@
 """A run: the folder that training writes, and what can be done with it.
 
 config.json              the options of training and the shape of the model
+config.toml              the options again, as `train --config` reads them: given back, they make the same run
 tokenizer.json           which ids stand for what
 model.safetensors        the weights, the best where they were measured along the way; verifies itself and the two files above
 generation_config.json   how `sample` chooses unless told otherwise
 results.json             what training came to: time, steps, held-out evaluation
 metrics.jsonl            a line a second of training, one for each measurement, one for each rollback
+tensorboard/             the same for TensorBoard, where that was asked for
 data/                    the encoded text
 checkpoint/              latest.safetensors, all that an exact continuation needs
 """
@@ -17,14 +19,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from throughtime.errors import InputError
 from throughtime.lm.corpus import Corpus, open_corpus
 from throughtime.lm.generate import Sampling
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
-from throughtime.training.checkpoint import CheckpointError, load, load_json, save, save_json
+from throughtime.training.checkpoint import CheckpointError, load, load_json, save, save_json, write_atomically
 
 CONFIG, TOKENIZER, MODEL, GENERATION = "config.json", "tokenizer.json", "model.safetensors", "generation_config.json"
+OPTIONS, TENSORBOARD = "config.toml", "tensorboard"
 RESULTS, METRICS, DATA, CHECKPOINT = "results.json", "metrics.jsonl", "data", "checkpoint/latest.safetensors"
 
 
@@ -162,15 +167,18 @@ def create_run(folder: Path, options: dict[str, Any], config: ModelConfig, token
     (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
     save_json(folder / TOKENIZER, tokenizer.to_json())
     save_json(folder / GENERATION, asdict(Sampling()))
+    given = {name: value for name, value in options.items() if value is not None}  # TOML knows no null
+    write_atomically(folder / OPTIONS, tomli_w.dumps(given).encode())
     save_json(folder / CONFIG, {"training": options, "model": asdict(config)})
     return Run(folder)
 
 
 def clear_run(folder: Path) -> None:
     """Remove a run's files, but keep its encoded text, so that it can be trained anew."""
-    for name in (CONFIG, TOKENIZER, MODEL, GENERATION, RESULTS, METRICS):
+    for name in (CONFIG, OPTIONS, TOKENIZER, MODEL, GENERATION, RESULTS, METRICS):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree((folder / CHECKPOINT).parent, ignore_errors=True)
+    for inside in ((folder / CHECKPOINT).parent, folder / TENSORBOARD):
+        shutil.rmtree(inside, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:

@@ -205,6 +205,10 @@ class ByteTokenizer:
         """Return a decoder that holds the bytes of a character back until it is whole."""
         return _ByteDecoder()
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the byte of one token; the end of a sequence is a line end."""
+        return bytes([token]) if token < 256 else b"\n"
+
     def bytes_of(self, ids: NDArray[np.integer]) -> int:
         """Return the number of tokens: one byte each."""
         return len(ids)

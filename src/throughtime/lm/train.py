@@ -19,7 +19,8 @@ from throughtime.lm.encoding import Tokenization
 from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
-from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, Run, check_new, create_run, open_run
+from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, TENSORBOARD, Run, check_new, create_run, open_run
+from throughtime.lm.tensorboard import Board, board, check_library
 from throughtime.lm.tokenizer import sequence_names
 from throughtime.training import Budget, Clipping, Loop, Rollback, Sequences, Streams, Validation, Windows
 from throughtime.training import StepReport as LoopReport
@@ -71,6 +72,7 @@ class TrainingOptions:
         split: Share of the text, from its start, that is trained on.
         include: Which files of a folder are read.
         device: "auto", "cpu", "cuda", …
+        tensorboard: Whether to write what metrics.jsonl holds for TensorBoard too.
 
     Raises:
         InputError: A value is out of its range; the message names the command line's flag.
@@ -110,6 +112,7 @@ class TrainingOptions:
     split: float = 0.9
     include: str = "*"
     device: str = "auto"
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -283,6 +286,8 @@ def train(
     """
     options = options or TrainingOptions()
     device = device_named(options.device)
+    if options.tensorboard:
+        check_library()
     folder = check_new(out)
     corpus = build_corpus(
         paths,
@@ -390,8 +395,9 @@ def _finish(
         save(run.folder / CHECKPOINT, *loop.checkpoint())
 
     _end_line(run.folder / METRICS)
-    with (run.folder / METRICS).open("a", encoding="utf-8") as metrics:
-        recorder = _Recorder(metrics, corpus, observer, on_event)
+    scalars = run.folder / TENSORBOARD if run.options.get("tensorboard") else None
+    with (run.folder / METRICS).open("a", encoding="utf-8") as metrics, board(scalars, loop.step) as shown:
+        recorder = _Recorder(metrics, corpus, observer, on_event, shown)
 
         def note(event: Rollback | Validation) -> None:
             if isinstance(event, Validation) and event.is_best:
@@ -449,8 +455,11 @@ def _language_model(model: nn.Module) -> LanguageModel:
 class _Recorder:
     """Passes reports on, with bits per character, and writes one a second to metrics.jsonl."""
 
-    def __init__(self, file: Any, corpus: Corpus, observer: Observer | None, on_event: OnEvent | None = None) -> None:
+    def __init__(
+        self, file: Any, corpus: Corpus, observer: Observer | None, on_event: OnEvent | None, shown: Board
+    ) -> None:
         self._file = file
+        self._shown = shown
         self._observer = observer
         self._on_event = on_event
         sample = corpus.train[:1_000_000]
@@ -475,6 +484,7 @@ class _Recorder:
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        self._shown(record)
 
 
 def _check_type(prefix: str, name: str, value: Any, kind: Any) -> None:
