@@ -139,3 +139,24 @@ def test_numbers_have_a_true_minus_and_no_negative_zero(value: float, shown: str
 
 def test_every_character_is_made_visible() -> None:
     assert visible("a b\t\r\n\x00\udc80한") == "a␣b⇥↤↵\\x00\\udc80한"
+
+
+def test_a_page_is_written_instead(throughtime, tmp_path, monkeypatch) -> None:
+    ended = throughtime("explain", "ybigta", "--html", tmp_path / "made" / "word.html")
+    assert ended.code == 0
+    assert not ended.out
+    assert "open it in a browser" in ended.err
+    assert "<title>throughtime explain ybigta</title>" in (tmp_path / "made" / "word.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert throughtime("explain", "ybigta", "--html").code == 0
+    assert (tmp_path / "explain.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_answered_in_a_line(throughtime, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    ended = throughtime("explain", "ybigta", "--html", tmp_path / "file" / "page.html")
+    assert ended.code == 2
+    assert "can't be written" in ended.err
+    ended = throughtime("explain", "ybigta", "page.html")
+    assert ended.code == 2
+    assert "expected a file with --html only" in ended.err

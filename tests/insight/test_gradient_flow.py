@@ -273,6 +273,26 @@ def test_what_does_not_fit_is_said(call, said):
         call(recording, torch.ones_like(recording.outputs))
 
 
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_a_loss_hangs_on_is_autograds(cell, depth):
+    layer, x = make(cell, num_layers=depth), torch.randn(7, 2, 3, dtype=torch.float64, requires_grad=True)
+    reset = torch.zeros(7, 2, dtype=torch.bool)
+    reset[3, 1] = True
+    grad_outputs = torch.randn(7, 2, 5, dtype=torch.float64)
+    reach = insight.input_reach(insight.record(layer, x, reset=reset), grad_outputs, lags=5)
+    outputs = layer(x, reset=reset)[0]
+    for s in range(7):
+        (grad,) = torch.autograd.grad(outputs[s], x, grad_outputs[s], retain_graph=True)
+        wanted = [grad[s - k].norm(dim=1) if k <= s else torch.zeros(2, dtype=torch.float64) for k in range(5)]
+        torch.testing.assert_close(reach[s], torch.stack(wanted), **CLOSE)
+
+
+def test_what_a_loss_hangs_on_has_one_direction():
+    with pytest.raises(InputError, match="runs both ways"):
+        insight.input_reach(insight.record(make("gru", bidirectional=True), torch.randn(5, 2, 3)), torch.ones(5, 2, 10))
+
+
 def test_zoneout_is_refused():
     with pytest.raises(InputError, match=r"zoneout=0.1 can't be recorded; set its zoneout to 0.0"):
         insight.record(throughtime.GRU(3, 4, zoneout=0.1), torch.zeros(5, 2, 3))

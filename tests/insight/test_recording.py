@@ -161,3 +161,25 @@ def test_the_states_are_the_layers():
 def test_what_does_not_fit_is_said(call, said):
     with pytest.raises(InputError, match=said):
         call()
+
+
+@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_drop"])
+def test_what_training_mode_draws_is_not_recorded_as_if_it_did_not(name):
+    layer = throughtime.LSTM(3, 5, **{name: 0.5})
+    x = torch.randn(6, 2, 3)
+    with pytest.raises(InputError, match=rf"{name}=0.5 in training mode draws anew .* call its eval\(\) first"):
+        insight.record(layer, x)
+    torch.testing.assert_close(insight.record(layer.eval(), x).outputs, layer(x)[0].detach())
+    model = Tagger(layer).train()  # which is put in eval mode, and back
+    insight.record_model(model, (x,), lambda y: y.sum(-1))
+    assert layer.training
+
+
+@pytest.mark.parametrize("kind", [throughtime.LSTM, throughtime.GRU])
+def test_a_part_of_a_recording_is_what_recording_that_part_gives(kind):
+    layer, x = kind(3, 5, 2).double(), torch.randn(9, 4, 3, dtype=torch.float64)
+    part, alone = insight.record(layer, x).row(2, 6), insight.record(layer, x[:6, 2:3])
+    gradient = torch.randn(6, 1, 5, dtype=torch.float64)
+    for one, other in zip(insight.lag_matrix(part, gradient), insight.lag_matrix(alone, gradient), strict=True):
+        torch.testing.assert_close(one.norms, other.norms, **CLOSE)
+    torch.testing.assert_close(part.outputs, alone.outputs, **CLOSE)

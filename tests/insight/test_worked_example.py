@@ -16,6 +16,7 @@ from throughtime.insight.worked_example import (
     gradient,
     initial_weights,
     spell,
+    steps_back,
     train,
     usual_hidden_size,
 )
@@ -188,3 +189,24 @@ def test_a_learning_rate_that_blows_up_is_named() -> None:
     word = Word.read("ybigta")
     with pytest.raises(InputError, match=r"--lr 1.7e\+308: the loss isn.t finite after"):
         list(train(word, initial_weights(word, hidden_size=3), Descent(learning_rate=1.7e308, clip=0)))
+
+
+@given(WORDS)
+def test_the_backward_steps_are_the_one_pass_taken_apart(text: str) -> None:
+    word = Word.read(text)
+    weights = initial_weights(word, 3)
+    steps, ahead, back = steps_back(word, weights), forward(word, weights), backward(word, weights)
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    for i, total in enumerate(back.gradient):
+        torch.testing.assert_close(sum(step.parts[i] for step in steps), total, **close)
+    for t, step in enumerate(steps):
+        x, before = word.inputs[t, 0], ahead.h[t - 1] if t else torch.zeros(3, dtype=torch.float64)
+        torch.testing.assert_close(step.own, weights.hy.T @ step.y, **close)
+        torch.testing.assert_close(step.h, step.own + step.later, **close)
+        torch.testing.assert_close(step.a, step.h * (1 - ahead.h[t] ** 2), **close)
+        for part, wanted in zip(
+            step.parts, (step.a.outer(x), step.a.outer(before), step.y.outer(ahead.h[t])), strict=True
+        ):
+            torch.testing.assert_close(part, wanted, **close)
+        if t:
+            torch.testing.assert_close(steps[t - 1].later, weights.hh.T @ step.a, **close)

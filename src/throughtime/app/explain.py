@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len
 from rich.columns import Columns
@@ -12,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from throughtime.app import pages
 from throughtime.app.terminal import number, visible
 from throughtime.insight.worked_example import (
     Backward,
@@ -24,6 +27,7 @@ from throughtime.insight.worked_example import (
     backward,
     forward,
     initial_weights,
+    steps_back,
     train,
     usual_hidden_size,
 )
@@ -63,6 +67,65 @@ def explain(text: str, console: Console, *, hidden_size: int | None = None, seed
     page.show_reach(back)
     page.show_update(ahead, update, descent)
     page.show_training(train(word, weights, descent))
+
+
+def write_page(text: str, path: Path, *, hidden_size: int | None = None, seed: int = 1, descent: Descent) -> None:
+    """Write the same worked example as a web page that is stepped through; arguments and errors as in `explain`."""
+    word = Word.read(text)
+    weights = initial_weights(word, usual_hidden_size(word) if hidden_size is None else hidden_size, seed)
+    name = visible(word.letters)
+    pages.write(path, "explain", f"throughtime explain {name}", page_data(word, weights, seed, descent))
+
+
+def page_data(word: Word, weights: Weights, seed: int, descent: Descent) -> dict[str, Any]:
+    """Return every number of the worked example as JSON holds it."""
+    ahead, back = forward(word, weights), backward(word, weights)
+    update = descent.update(weights, back.gradient)
+    trained = list(train(word, weights, descent))
+    due = [0, 1]
+    while due[-1] < len(trained):
+        due.append(_next_round_number(due[-1]))
+    shown = [i for i in due if i < len(trained) - 1] + [len(trained) - 1]
+    return {
+        "word": visible(word.letters),
+        "given": word.given,
+        "letters": [visible(letter) for letter in word.vocabulary],
+        "ids": word.ids,
+        "seed": seed,
+        "descent": {"learning_rate": descent.learning_rate, "clip": descent.clip},
+        "weights": _lists(weights),
+        "forward": _lists(ahead),
+        "backward": {
+            "steps": [
+                _lists(step.parts) | {name: getattr(step, name).tolist() for name in ("y", "own", "later", "h", "a")}
+                for step in steps_back(word, weights)
+            ],
+            "per_loss": back.per_step.tolist(),
+            "reach": back.reach.tolist(),
+            "gradient": _lists(back.gradient),
+            "autograd": back.autograd.hh.tolist(),
+            "discrepancy": back.discrepancy,
+        },
+        "update": {
+            "norm": update.norm,
+            "scale": update.scale,
+            "gradient": _lists(update.gradient),
+            "weights": _lists(update.weights),
+            "loss_before": float(ahead.losses.sum()),
+            "loss_after": float(forward(word, update.weights).losses.sum()),
+        },
+        "training": {
+            "losses": [at.loss for at in trained],
+            "norms": [at.norm for at in trained],
+            "shown": shown,
+            "spelled": [visible(trained[i].spelled) for i in shown],
+            "is_spelled": trained[-1].spelled == word.letters,
+        },
+    }
+
+
+def _lists(tensors: Weights | Forward) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in tensors._asdict().items()}
 
 
 class _Page:

@@ -1,16 +1,16 @@
-"""`throughtime gradients`: measure a run or a fresh cell, print the report on one screen, write it as JSON and as a figure."""
+"""`throughtime gradients`: measure a run or a fresh cell, print the report on one screen, write it as JSON, figure and page."""
 
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from throughtime.app.terminal import number
+from throughtime.app.terminal import number, visible
 from throughtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from throughtime.insight.gradient_flow import Horizon
     from throughtime.insight.recording import ModelRecording
     from throughtime.insight.report import GradientReport, LaneReport, Trial
+    from throughtime.lm.tokenizer import Tokenizer
 
     Fresh = Callable[[str, str], ModelRecording]
 
@@ -27,29 +28,46 @@ NAME_WIDTH = 10
 
 @dataclass(frozen=True)
 class Subject:
-    """What to measure.
+    """What to measure: a run, or a fresh cell.
 
     Attributes:
         run: The folder of a run, or `None` for a fresh cell.
-        cell: Cell of the fresh network.
-        hidden: Its width.
-        layers: Its depth.
-        init: Its initialisation.
+        cell: Cell of the fresh network, or `None` for a run.
+        hidden: Its width; 64 if not given.
+        layers: Its depth; 1 if not given.
+        init: Its initialisation; "default" if not given.
         text: A text to read; `None` takes a run's held-out text, or white noise.
         lags: Over how many steps each loss is followed.
         probe: How many losses are followed.
         seed: Draws the fresh weights and the noise.
+
+    Raises:
+        InputError: Neither a run nor a cell is given, or both; or a run and a size, which it has already; or a count below 1.
     """
 
-    run: Path | None
-    cell: str
-    hidden: int
-    layers: int
-    init: str
-    text: Path | None
-    lags: int
-    probe: int
-    seed: int
+    run: Path | None = None
+    cell: str | None = None
+    hidden: int | None = None
+    layers: int | None = None
+    init: str | None = None
+    text: Path | None = None
+    lags: int = 200
+    probe: int = 64
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.cell is None):
+            raise InputError(
+                "expected either RUN or --cell NAME, such as: throughtime gradients --cell lstm --hidden 64"
+            )
+        for flag in ("hidden", "layers", "init"):
+            if self.run is not None and getattr(self, flag) is not None:
+                raise InputError(
+                    f"--{flag} {getattr(self, flag)}: {self.run} has its own; expected it with --cell only, for a fresh network"
+                )
+        for flag, value in (("--lags", self.lags), ("--probe", self.probe)):
+            if value < 1:
+                raise InputError(f"{flag} {value}: expected a whole number, at least 1")
 
     @property
     def steps(self) -> int:
@@ -57,19 +75,46 @@ class Subject:
         return self.lags + self.probe - 1
 
 
-def measure_subject(subject: Subject) -> "GradientReport":
-    """Measure a run, or a fresh cell, and other ways to start it."""
+@dataclass(frozen=True)
+class Found:
+    """What a subject turned out to be, read once and recorded.
+
+    Attributes:
+        described: What it is, in a line.
+        source: What it read, in a line.
+        cell: Its cell.
+        recorded: The forward pass and the losses' gradients.
+        fresh: Makes and records a network of its shape, of a cell and an initialisation.
+        clip: What clipping met while it was trained.
+        texts: What its first sequence read at each step, and one more, what is predicted last; `None` where that was noise.
+    """
+
+    described: str
+    source: str
+    cell: str
+    recorded: "ModelRecording"
+    fresh: "Fresh"
+    clip: "ClipStatistics | None" = None
+    texts: list[str] | None = None
+
+
+def find_subject(subject: Subject) -> Found:
+    """Read what is to be measured and record it."""
+    return _of_run(subject) if subject.run else _of_cell(subject)
+
+
+def measure_subject(subject: Subject, found: Found, with_trials: bool = True) -> "GradientReport":
+    """Measure what was found, and, unless `with_trials` is false, other ways to start it."""
     from throughtime.insight.report import GradientReport, measure, starts_to_try, try_starts
 
-    for flag, value in (("--lags", subject.lags), ("--probe", subject.probe)):
-        if value < 1:
-            raise InputError(f"{flag} {value}: expected a whole number, at least 1")
-    described, source, recorded, cell, fresh, clip = _of_run(subject) if subject.run else _of_cell(subject)
-    lanes = measure(recorded, lags=subject.lags, probes=subject.probe)
-    trials = try_starts(fresh, starts_to_try(cell, subject.lags), subject.lags)
-    steps, rows, _ = recorded.recording.outputs.shape
+    lanes = measure(found.recorded, lags=subject.lags, probes=subject.probe)
+    starts = starts_to_try(found.cell, subject.lags) if with_trials else []
+    trials = try_starts(found.fresh, starts, subject.lags)
+    steps, rows, _ = found.recorded.recording.outputs.shape
     probed = len(lanes[-1].lag.losses)
-    return GradientReport(described, source, cell, steps, rows, probed, subject.lags, lanes, trials, clip)
+    return GradientReport(
+        found.described, found.source, found.cell, steps, rows, probed, subject.lags, lanes, trials, found.clip
+    )
 
 
 def print_report(report: "GradientReport", console: Console) -> None:
@@ -87,18 +132,28 @@ def print_report(report: "GradientReport", console: Console) -> None:
         console.print(line, soft_wrap=True)
 
 
-def write_report(report: "GradientReport", folder: Path) -> list[str]:
-    """Write gradients.json and gradients.png; return what to say about them."""
+def write_report(report: "GradientReport", found: Found, folder: Path) -> list[str]:
+    """Write gradients.json, gradients.html and gradients.png; return what to say about them.
+
+    Raises:
+        InputError: The folder can't be written.
+    """
+    from throughtime.app import pages
+    from throughtime.insight.page_data import matrix_data, reading_data
     from throughtime.insight.plots import draw
 
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report.to_json(), ensure_ascii=False, indent=1) + "\n"
-    (folder / "gradients.json").write_text(text, encoding="utf-8")
+    names = ["gradients.json", "gradients.html"]
+    record = report.to_json()
+    reading = reading_data(found.recorded, found.texts, report.lags)
+    data = {"report": record, "matrix": matrix_data(report), "reading": reading}
+    pages.write(folder / "gradients.html", "gradients", f"throughtime gradients: {report.verdict.kind}", data)
+    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+    (folder / "gradients.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     try:
         draw(report, folder / "gradients.png")
     except InputError as error:
-        return [f"wrote {folder / 'gradients.json'}", str(error)]
-    return [f"wrote {folder / 'gradients.json'} and {folder / 'gradients.png'}"]
+        return [f"wrote {' and '.join(names)} to {folder}", str(error)]
+    return [f"wrote {', '.join(names)} and gradients.png to {folder}"]
 
 
 def plot(curve: Sequence[float], beside: Sequence[float] = ()) -> list[str]:
@@ -117,21 +172,42 @@ def plot(curve: Sequence[float], beside: Sequence[float] = ()) -> list[str]:
                 └────
                  0    lag 3
     """
-    seen = next((k for k, v in enumerate(curve) if _decade(v) < LOWEST_DECADE), len(curve) - 1) + 1
-    curve, beside = [_decade(v) for v in curve[:seen]], [_decade(v) for v in beside[:seen]]
-    top = max(math.ceil(max(curve) - 1e-9), 0)
-    bottom = max(math.floor(min(curve)), LOWEST_DECADE) if min(curve) < top else top - 1
-    columns = min(PLOT_COLUMNS, len(curve))
+    seen = _seen(curve)
+    return overlay([("·", beside[:seen]), ("•", curve[:seen])])
+
+
+def overlay(curves: Sequence[tuple[str, Sequence[float]]]) -> list[str]:
+    r"""Return curves as text over each other, each drawn with its mark, later ones on top, as far as any is worth drawing.
+
+    Example:
+        >>> print("\n".join(line.rstrip() for line in overlay([("a", [1.0] * 4), ("b", [10.0**-k for k in range(4)])])))
+          1e+00 ┤baaa
+                │
+                │ b
+                │
+                │
+                │  b
+                │
+          1e-03 ┤   b
+                └────
+                 0    lag 3
+    """
+    length = max(_seen(curve) for _, curve in curves)
+    marked = [(mark, [_decade(v) for v in curve[:length]]) for mark, curve in curves if len(curve)]
+    lowest = min(min(values) for _, values in marked)
+    top = max(0, *(math.ceil(max(values) - 1e-9) for _, values in marked))
+    bottom = max(math.floor(lowest), LOWEST_DECADE) if lowest < top else top - 1
+    columns = min(PLOT_COLUMNS, length)
     grid = [[" "] * columns for _ in range(PLOT_ROWS)]
-    for mark, values in (("·", beside), ("•", curve)):
-        for column in range(columns if values else 0):
-            value = values[round(column * (len(curve) - 1) / max(1, columns - 1))]
-            row = round((top - value) / (top - bottom) * (PLOT_ROWS - 1))
+    for mark, values in marked:
+        for column in range(columns):
+            at = round(column * (length - 1) / max(1, columns - 1))
+            row = round((top - values[at]) / (top - bottom) * (PLOT_ROWS - 1)) if at < len(values) else PLOT_ROWS
             if 0 <= row < PLOT_ROWS:
                 grid[row][column] = mark
     labels = {0: f"1e{top:+03d} ┤", PLOT_ROWS - 1: f"1e{bottom:+03d} ┤"}
     lines = [f"{labels.get(row, '│'):>9}{''.join(cells)}" for row, cells in enumerate(grid)]
-    end = f"lag {len(curve) - 1}"
+    end = f"lag {length - 1}"
     return [*lines, f"{'└':>9}{'─' * columns}", f"{'0':>10}{end:>{max(columns - 1, len(end) + 4)}}"]
 
 
@@ -216,32 +292,45 @@ def _direct_curve(lane: "LaneReport") -> list[float]:
     return (lane.split.direct / lane.split.total[0]).tolist()
 
 
+def _seen(curve: Sequence[float]) -> int:
+    """Return how many values of a curve there are down to the first that lies below what is drawn."""
+    return next((k for k, v in enumerate(curve) if _decade(v) < LOWEST_DECADE), len(curve) - 1) + 1
+
+
 def _decade(value: float) -> float:
     return math.log10(value) if value > 1e-30 else -30.0
 
 
-def _of_cell(subject: Subject) -> tuple[str, str, "ModelRecording", str, "Fresh", None]:
+def _of_cell(subject: Subject) -> Found:
     """Return what is measured of a fresh cell, and how to make another."""
     import torch
 
     from throughtime.insight.report import make_layer, record_noise
+    from throughtime.lm.tokenizer import ByteTokenizer
+
+    assert subject.cell is not None
+    cell, init = subject.cell, subject.init or "default"
+    hidden, layers = (
+        default if value is None else value for value, default in ((subject.hidden, 64), (subject.layers, 1))
+    )
 
     def fresh(cell: str, names: str) -> "ModelRecording":
         torch.manual_seed(subject.seed)
-        return record_noise(make_layer(cell, subject.hidden, subject.layers, names), subject.steps, subject.seed)
+        return record_noise(make_layer(cell, hidden, layers, names), subject.steps, subject.seed)
 
-    described = _described(subject.cell, subject.layers, subject.hidden, f"fresh, init {subject.init}")
+    described = _described(cell, layers, hidden, f"fresh, init {init}")
     if subject.text is None:
-        return described, "on white noise", fresh(subject.cell, subject.init), subject.cell, fresh, None
-    tokens, reads = _read_bytes(subject.text), f"on the bytes of {subject.text}"
-    fresh_model = _fresh_model(subject, 256, tokens)
-    return described, reads, fresh_model(subject.cell, subject.init), subject.cell, fresh_model, None
+        return Found(described, "on white noise", cell, fresh(cell, init), fresh)
+    tokenizer = ByteTokenizer()
+    tokens = _read(subject.text, tokenizer)
+    fresh_model = _fresh_model(subject, tokens, (256, cell, hidden, layers))
+    texts = _texts(tokens, tokenizer, subject.steps)
+    return Found(described, f"on the bytes of {subject.text}", cell, fresh_model(cell, init), fresh_model, texts=texts)
 
 
-def _of_run(subject: Subject) -> tuple[str, str, "ModelRecording", str, "Fresh", "ClipStatistics | None"]:
+def _of_run(subject: Subject) -> Found:
     """Return what is measured of a run, and how to make a fresh model of its shape."""
     from throughtime.insight.report import clip_report, record_text
-    from throughtime.lm.corpus import read_tokens
     from throughtime.lm.run import open_run
 
     assert subject.run is not None
@@ -254,16 +343,17 @@ def _of_run(subject: Subject) -> tuple[str, str, "ModelRecording", str, "Fresh",
     if subject.text is None:
         tokens, reads = run.corpus().held_out, "on its held-out text"
     else:
-        tokens, reads = read_tokens(subject.text, run.tokenizer), f"on {subject.text}"
+        tokens, reads = _read(subject.text, run.tokenizer), f"on {subject.text}"
     recorded = record_text(run.load_model("cpu"), tokens, subject.steps)
     norms = [line["gradient_norm"] for line in run.metrics() if line.get("gradient_norm") is not None]
     described = _described(config.cell, config.num_layers, config.hidden_size, f"trained, {subject.run}")
     clip = clip_report(norms, run.options.get("clip") or 0.0)
-    fresh = _fresh_model(subject, config.vocabulary_size, tokens, config)
-    return described, reads, recorded, config.cell, fresh, clip
+    texts = _texts(tokens, run.tokenizer, subject.steps)
+    return Found(described, reads, config.cell, recorded, _fresh_model(subject, tokens, config), clip, texts)
 
 
-def _fresh_model(subject: Subject, vocabulary_size: int, tokens: object, config: object = None) -> "Fresh":
+def _fresh_model(subject: Subject, tokens: Any, shape: Any) -> "Fresh":
+    """Return how to make a fresh language model of a shape, a ModelConfig or its first fields, and record it on tokens."""
     from dataclasses import replace
 
     import torch
@@ -271,21 +361,25 @@ def _fresh_model(subject: Subject, vocabulary_size: int, tokens: object, config:
     from throughtime.insight.report import initialise_model_, record_text
     from throughtime.lm.model import LanguageModel, ModelConfig
 
-    shape = config or ModelConfig(vocabulary_size, subject.cell, subject.hidden, subject.layers)
-
     def fresh(cell: str, names: str) -> "ModelRecording":
         torch.manual_seed(subject.seed)
-        model = initialise_model_(LanguageModel(replace(shape, cell=cell)), names)  # type: ignore[type-var]
-        return record_text(model, tokens, subject.steps)  # type: ignore[arg-type]
+        config = ModelConfig(*shape) if isinstance(shape, tuple) else shape
+        model = initialise_model_(LanguageModel(replace(config, cell=cell)), names)
+        return record_text(model, tokens, subject.steps)
 
     return fresh
 
 
-def _read_bytes(path: Path) -> object:
+def _read(path: Path, tokenizer: "Tokenizer") -> Any:
     from throughtime.lm.corpus import read_tokens
-    from throughtime.lm.tokenizer import ByteTokenizer
 
-    return read_tokens(path, ByteTokenizer())
+    return read_tokens(path, tokenizer)
+
+
+def _texts(tokens: Any, tokenizer: "Tokenizer", steps: int) -> list[str]:
+    """Return what the first `steps` + 1 tokens say, each by itself and every character of it visible."""
+    decoder = tokenizer.decoder()
+    return [visible(decoder.push(int(token))) for token in tokens[: steps + 1]]
 
 
 def _described(cell: str, layers: int, hidden: int, rest: str) -> str:

@@ -442,6 +442,52 @@ def connectivity(recording: Recording, grad_output: Float[Tensor, "B DP"], step:
     return grad_inputs.norm(dim=2)
 
 
+@torch.no_grad()
+def input_reach(recording: Recording, grad_outputs: Outputs, *, lags: int | None = None) -> Float[Tensor, "S K B"]:
+    """Measure how much each loss hangs on each earlier input: ‖∂L_s/∂x_{s−k}‖, for all losses at once.
+
+    Args:
+        recording: The forward pass, in one direction.
+        grad_outputs: ∂L_s/∂output_s, (T, B, P).
+        lags: K, the lags 0 … K − 1; `None` follows each loss to the sequence's beginning.
+
+    Returns:
+        (T, K, B), zero where step s − k isn't part of the sequence. Cost: that of `lag_matrix` and one product with W_ih a step.
+
+    Raises:
+        InputError: The layer runs both ways, or a shape doesn't fit.
+
+    Source: as `connectivity`, which is this for one prediction.
+
+    Example:
+        >>> import torch, throughtime
+        >>> from throughtime import insight
+        >>> recording = insight.record(throughtime.GRU(5, 8), torch.randn(20, 3, 5))
+        >>> reach = insight.input_reach(recording, torch.ones(20, 3, 8), lags=10)
+        >>> reach.shape, bool((reach[4, 5:] == 0).all())  # step 4 has four before it
+        (torch.Size([20, 10, 3]), True)
+    """
+    if recording.bidirectional:
+        raise InputError(
+            "a layer that runs both ways sees later inputs too; expected one direction, or use connectivity"
+        )
+    steps, batch = recording.outputs.shape[:2]
+    lags = _checked_lags(lags, steps)
+    reach = recording.outputs.new_zeros(steps, lags, batch)
+
+    def watch(lane: Lane, span: Span) -> Watch:
+        losses = torch.tensor(span.losses)
+
+        def measure(at: Rows, gradient: StepState) -> None:
+            of = losses[at.begin : at.end]
+            reach[of, of - at.t] = gradient[0].norm(dim=2)
+
+        return Watch(inputs=measure if lane.layer == 0 else None)
+
+    carry(recording, grad_outputs, range(steps), lags, watch)
+    return reach
+
+
 def _times(losses: Tensor, lags: Tensor, reverse: bool) -> Tensor:
     return losses[:, None] + (lags if reverse else -lags)
 

@@ -1,7 +1,8 @@
 """A forward pass of a recurrent layer with everything kept that the instruments read.
 
 `record` reads a layer of ours or of torch.nn; `record_model` finds the layer inside a model and takes the gradient that each
-step's loss sends into it along. Weights are read, nothing is changed, and dropout is left out.
+step's loss sends into it along. Weights are read, nothing is changed. What is recorded is the layer in eval mode: dropout between
+layers is left out, and a layer whose training mode changes its recurrence is refused.
 """
 
 import itertools
@@ -66,15 +67,15 @@ class Lane:
         """What a reader calls it: "layer 0", "layer 0, reverse"."""
         return f"layer {self.layer}{', reverse' if self.reverse else ''}"
 
-    def row(self, b: int) -> "Lane":
-        """Return the lane of one batch row alone, B = 1."""
+    def row(self, b: int, steps: int | None = None) -> "Lane":
+        """Return the lane of one batch row alone, B = 1; of a lane that runs forward, its first `steps` if given."""
         part = slice(b, b + 1)
         return replace(
             self,
-            saved=[type(step)(*(field[part] for field in step)) for step in self.saved],
-            states=tuple(s[:, part] for s in self.states),
-            begins=None if self.begins is None else self.begins[:, part],
-            active=None if self.active is None else self.active[:, part],
+            saved=[type(step)(*(field[part] for field in step)) for step in self.saved[:steps]],
+            states=tuple(s[:steps, part] for s in self.states),
+            begins=None if self.begins is None else self.begins[:steps, part],
+            active=None if self.active is None else self.active[:steps, part],
         )
 
     @cached_property
@@ -145,6 +146,10 @@ class Recording:
         width = 2 if self.bidirectional else 1
         return [self.lanes[i : i + width] for i in range(0, len(self.lanes), width)]
 
+    def row(self, b: int, steps: int | None = None) -> "Recording":
+        """Return the recording of one batch row alone, B = 1; of one that runs forward only, its first `steps` if given."""
+        return Recording(tuple(lane.row(b, steps) for lane in self.lanes), self.outputs[:steps, b : b + 1])
+
 
 class ModelRecording(NamedTuple):
     """A recording inside a model, and what the model's losses send into it.
@@ -185,7 +190,8 @@ def record(
         The recording; its arrays are (T, B, ·) always. Cost: one forward pass of plain torch, and its saved values in memory.
 
     Raises:
-        InputError: The module is no recurrent layer, or the input doesn't fit it.
+        InputError: The module is no recurrent layer, the input doesn't fit it, it has zoneout, or it is in training mode and has
+            recurrent dropout or weight drop.
 
     Example:
         >>> import torch
@@ -283,14 +289,16 @@ def record_model(
     try:
         with torch.enable_grad():
             total = losses(model.eval()(*arguments)).sum()
+        for handle in handles:
+            handle.remove()
+        _check_stack(calls, model)
+        called, _, _, output = calls[-1]
+        (grad,) = torch.autograd.grad(total, output.data if isinstance(output, PackedSequence) else output)
+        parts = [record(call.layer, *call.args, **call.kwargs, dtype=dtype) for call in calls]
     finally:
         for handle in handles:
             handle.remove()
         model.train(was_training)
-    _check_stack(calls, model)
-    called, _, _, output = calls[-1]
-    (grad,) = torch.autograd.grad(total, output.data if isinstance(output, PackedSequence) else output)
-    parts = [record(call.layer, *call.args, **call.kwargs, dtype=dtype) for call in calls]
     lanes: list[Lane] = []
     for part in parts:
         below = len({lane.layer for lane in lanes})
@@ -359,6 +367,12 @@ def _cell_of(layer: nn.Module) -> Cell:
     if isinstance(layer, Recurrent):
         if layer.zoneout not in (0.0, (0.0, 0.0)):
             raise InputError(f"a layer with zoneout={layer.zoneout} can't be recorded; set its zoneout to 0.0 for this")
+        for name in ("recurrent_dropout", "weight_drop"):
+            if layer.training and getattr(layer, name):
+                raise InputError(
+                    f"a layer with {name}={getattr(layer, name)} in training mode draws anew in each call, which a recording can't "
+                    "know of; call its eval() first"
+                )
         return find(layer.cell)
     if isinstance(layer, nn.RNNBase) and layer.mode.lower() in CELLS:
         return CELLS[layer.mode.lower()]

@@ -138,6 +138,26 @@ class Backward(NamedTuple):
         return max(float(difference.abs().max()) for difference in differences)
 
 
+class StepBack(NamedTuple):
+    """One step of the backward pass, every number of it: from step t to t − 1.
+
+    Attributes:
+        y: ∂L_t/∂y_t = p_t − the target's one-hot vector.
+        own: W_hyᵀ ∂y_t, what the step's own loss sends into h_t.
+        later: What arrives from the steps after it, W_hhᵀ ∂a_{t+1}.
+        h: ∂h_t, their sum.
+        a: ∂a_t = ∂h_t ⊙ (1 − h_t²).
+        parts: The step's part of ∂L/∂W: ∂a_t x_tᵀ, ∂a_t h_{t−1}ᵀ, ∂y_t h_tᵀ.
+    """
+
+    y: Float[Tensor, "V"]
+    own: Float[Tensor, "H"]
+    later: Float[Tensor, "H"]
+    h: Float[Tensor, "H"]
+    a: Float[Tensor, "H"]
+    parts: Weights
+
+
 class Update(NamedTuple):
     """One update of gradient descent.
 
@@ -279,6 +299,35 @@ def backward(word: Word, weights: Weights) -> Backward:
             (grad_h,) = step.state
         per_step.append(grad_hh)
     return Backward(torch.stack(per_step), reach, gradient(word, weights)[0], _autograd(word, weights))
+
+
+def steps_back(word: Word, weights: Weights) -> list[StepBack]:
+    """Backpropagate the word's loss step by step; return the steps in order of t, though the last one is taken first.
+
+    Example:
+        >>> word = Word.read("ybigta")
+        >>> weights = initial_weights(word, hidden_size=3)
+        >>> steps = steps_back(word, weights)
+        >>> bool(torch.allclose(sum(step.parts.hh for step in steps), backward(word, weights).gradient.hh))
+        True
+        >>> steps[-1].later.tolist()  # nothing comes after the last step
+        [0.0, 0.0, 0.0]
+    """
+    assert _CELL.linearise is not None
+    result = sequence.forward(_CELL, word.inputs, _no_state(weights), _recurrent(weights))
+    later, steps = _no_state(weights)[0], []
+    for t in range(word.steps - 1, -1, -1):
+        _, loss, read = readout.step(result.outputs[t], weights.hy, None, word.targets[t][None])
+        from_loss = readout.step_backward(torch.ones_like(loss), read, weights.hy, None)
+        y = read.p - one_hot(read.target, read.p.shape[1])
+        h = from_loss.h + later
+        (to_a,), *_ = _CELL.linearise(result.saved[t])
+        gradient = _CELL.step_backward((h,), result.saved[t], _recurrent(weights))
+        parts = Weights(gradient.parameters.weight_ih, gradient.parameters.weight_hh, from_loss.weight)
+        a = h * to_a[:, 0]
+        steps.append(StepBack(y[0], from_loss.h[0], later[0], h[0], a[0], parts))
+        (later,) = gradient.state
+    return steps[::-1]
 
 
 def spell(word: Word, weights: Weights) -> str:
