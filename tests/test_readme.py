@@ -55,7 +55,7 @@ def test_the_commands_are_known(capsys):
     from throughtime.app.cli import main
 
     commands = set(
-        re.findall(r"^throughtime (\w+)", "\n".join(re.findall(r"```(?:sh|text)?\n(.*?)```", README, re.S)), re.M)
+        re.findall(r"^throughtime ([\w-]+)", "\n".join(re.findall(r"```(?:sh|text)?\n(.*?)```", README, re.S)), re.M)
     )
     assert {"train", "eval", "sample", "explain", "info"} <= commands
     for command in commands:

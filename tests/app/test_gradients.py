@@ -65,6 +65,7 @@ def test_files_are_written(throughtime, tmp_path):
     ended = throughtime("gradients", "--cell", "rnn", "--hidden", 8, *SHORT, "--out", tmp_path / "figures", "--json")
     assert json.loads((tmp_path / "figures" / "gradients.json").read_text()) == ended.json
     assert (tmp_path / "figures" / "gradients.png").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "gradients.html").stat().st_size > 10_000
     assert "wrote" in ended.err
 
 
@@ -94,6 +95,14 @@ def test_mistakes_are_answered_in_a_line(throughtime, arguments, said):
     assert len(ended.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--hidden", 8), ("--layers", 1), ("--init", "forget:1")])
+def test_what_a_run_has_already_is_refused(throughtime, run, flag, value):
+    ended = throughtime("gradients", run, flag, value)
+    assert ended.code == 2
+    assert f"{flag} {value}: {run} has its own; expected it with --cell only" in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
 def test_a_text_that_is_too_short_is_refused(throughtime, run, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("the quick brown fox")
@@ -111,3 +120,19 @@ def test_the_plot_shows_growth_decay_and_flatness():
     assert "lag 132" in long[-1]  # 0.9¹³² is below 10⁻⁶; the rest is not drawn
     assert any("·" in line for line in long)
     assert max(map(len, long)) <= 80
+
+
+def test_training_logs_how_far_gradients_reach(throughtime, text, tmp_path):
+    small = ("--steps", 12, "--hidden", 8, "--batch", 4, "--bptt", 16)
+    assert throughtime("train", text, "--out", tmp_path / "run", *small, "--gradients-every", 4).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    watched = {line["step"]: line for line in lines if "horizon" in line}
+    assert list(watched) == [4, 8, 12]
+    for line in watched.values():
+        assert 1 <= line["horizon"] <= 16
+        assert 0 < line["cancellation"] <= 1
+        assert 0 < line["decay"] < 2
+        assert "clip_share" in line
+    ended = throughtime("train", text, "--out", tmp_path / "mlp", *small, "--cell", "mlp", "--gradients-every", 4)
+    assert ended.code == 2
+    assert "an mlp carries no state" in ended.err

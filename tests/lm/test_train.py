@@ -429,3 +429,21 @@ def test_tensorboard_without_its_library_is_refused_at_once(text, tmp_path, monk
     with pytest.raises(InputError, match=r"--tensorboard needs tensorboardX: pip install 'throughtime\[tensorboard\]'"):
         train([text], tmp_path / "run", TrainingOptions(**SMALL, tensorboard=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_probe_measures_is_in_the_metrics(text, tmp_path):
+    options = TrainingOptions(steps=7, hidden=8, batch=4, bptt=16, gradients_every=3)
+    with pytest.raises(InputError, match="expected a probe to measure with"):
+        train([text], tmp_path / "none", options)
+    run = train([text], tmp_path / "run", options, probe=lambda *window: {"horizon": 5.0, "decay": None}).run
+    lines = {line["step"]: line for line in open_run(run).metrics()}
+    assert {3, 6} <= set(lines)
+    assert all(lines[step]["horizon"] == 5 and lines[step]["decay"] is None for step in (3, 6))
+    assert "clip_share" in lines[3]
+    assert "scalars" not in lines[3]
+    assert "horizon" not in lines[1]
+
+
+def test_an_mlp_has_no_gradients_to_follow():
+    with pytest.raises(InputError, match="an mlp carries no state"):
+        TrainingOptions(cell="mlp", gradients_every=3)

@@ -324,3 +324,27 @@ def test_an_interrupted_last_validation_leaves_training_unfinished():
     again.restore(*saved)
     assert again.run()
     assert again.best_step == 12
+
+
+def test_a_probe_sees_the_windows_that_are_trained_on_and_changes_nothing() -> None:
+    seen = []
+
+    def probe(model, inputs, targets, state, *lengths):
+        assert model.training
+        assert targets.shape == inputs.shape == (8, 3)
+        seen.append((inputs[0, 0].item(), None if state is None else state[0].clone()))
+        return {"answer": float(len(seen))}
+
+    reports = []
+    probed, plain = make_loop("lstm", probe=probe, probe_every=5), make_loop("lstm")
+    probed.run(reports.append)
+    plain.run()
+    assert all(
+        torch.equal(a, b) for a, b in zip(everything(probed)[0].values(), everything(plain)[0].values(), strict=True)
+    )
+    assert {r.step: r.scalars for r in reports if r.scalars} == {5: {"answer": 1.0}, 10: {"answer": 2.0}}
+    assert [first for first, _ in seen] == [probed.windows.window_at(step)[0][0, 0].item() for step in (4, 9)]
+    assert seen[0][1] is not None
+    stopped = make_loop("lstm", steps=4)
+    stopped.run()
+    assert torch.equal(seen[0][1], stopped.state[0])  # what the window starts from

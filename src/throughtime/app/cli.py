@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from throughtime.lm.train import TrainingSummary
 
 NAME = "throughtime"
-NEEDS_ARGUMENTS = ("train", "eval", "score", "sample", "explain", "info", "plot", "gradients", "task")
+NEEDS_ARGUMENTS = (
+    "train",
+    "eval",
+    "score",
+    "sample",
+    "explain",
+    "info",
+    "plot",
+    "gradients",
+    "compare-gradients",
+    "task",
+)
 
 
 @dataclass
@@ -226,6 +237,13 @@ def train(
         int | None,
         _choice("--rollbacks", "N", "3", OPTIMISATION, "How often to go back and slow down when the loss diverges."),
     ] = None,
+    gradients_every: Annotated[
+        int | None,
+        _choice(
+            *("--gradients-every", "N", "0", OPTIMISATION),
+            "Log every N steps how far gradients reach (200 costs about 1 % of the time); 0 is off.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         _choice("--seed", "S", "1", OPTIMISATION, "Seed of everything random.", callback=_checked_seed),
@@ -416,19 +434,35 @@ def explain(
     word: Annotated[
         str, typer.Argument(metavar="WORD", help="Two letters or more, of any script.", show_default=False)
     ],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Of --html: where to.", show_default="explain.html"),
+    ] = None,
     hidden: Annotated[
         int | None, typer.Option(metavar="H", help="Hidden units.", show_default="3 for a short word")
     ] = None,
     lr: Annotated[float, typer.Option(metavar="X", help="Learning rate η.")] = 0.2,
     clip: Annotated[float, typer.Option(metavar="C", help="Largest global gradient norm c; 0 is off.")] = 1.0,
     seed: Annotated[int, typer.Option(metavar="S", help="Draws the initial weights.", callback=_checked_seed)] = 1,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a web page that is stepped through, not to the terminal.")
+    ] = False,
 ) -> None:
     """Work the one-hot RNN of a word through, every number shown, and train it until it spells the word."""
     from throughtime.app.explain import explain as print_explanation
-    from throughtime.app.terminal import results
+    from throughtime.app.explain import write_page
+    from throughtime.app.terminal import messages, results
     from throughtime.insight.worked_example import Descent
 
-    print_explanation(word, results(), hidden_size=hidden, seed=seed, descent=Descent(lr, clip))
+    descent = Descent(lr, clip)
+    if not html:
+        if file is not None:
+            raise InputError(f"{file}: one WORD is explained; expected a file with --html only")
+        print_explanation(word, results(), hidden_size=hidden, seed=seed, descent=descent)
+        return
+    file = file or Path("explain.html")
+    write_page(word, file, hidden_size=hidden, seed=seed, descent=descent)
+    messages().print(f"wrote {file}; open it in a browser, it needs no network", soft_wrap=True)
 
 
 @app.command(epilog="[dim]Example[/]  throughtime gradients --cell lstm --hidden 64 --init forget:1")
@@ -440,14 +474,18 @@ def gradients(
     cell: Annotated[
         str | None, typer.Option(metavar="NAME", help="rnn, rnn_relu, lstm or gru, fresh.", show_default=False)
     ] = None,
-    hidden: Annotated[int, typer.Option(metavar="H", help="Hidden units of a layer.")] = 64,
-    layers: Annotated[int, typer.Option(metavar="L", help="Layers.")] = 1,
+    hidden: Annotated[
+        int | None, typer.Option(metavar="H", help="Hidden units of a layer of --cell.", show_default="64")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(metavar="L", help="Layers of --cell.", show_default="1")] = None,
     init: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NAME", help="default, orthogonal[:gain], forget:bias, update:bias, chrono:lag; join by +."
+            metavar="NAME",
+            help="default, orthogonal[:gain], forget:bias, update:bias, chrono:lag; join by +.",
+            show_default="default",
         ),
-    ] = "default",
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Text to read.", show_default="a run's held-out text, or white noise"),
@@ -456,23 +494,62 @@ def gradients(
     probe: Annotated[int, typer.Option(metavar="M", help="Losses to follow.")] = 64,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write gradients.json and gradients.png there.", show_default=False),
+        typer.Option(metavar="DIR", help="Write gradients.html, .json and .png there.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Draws fresh weights.", callback=_checked_seed)] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure how far gradients reach back through time, what carries them, and what would help."""
-    from throughtime.app.gradients import Subject, measure_subject, print_report, write_report
+    from throughtime.app.gradients import Subject, find_subject, measure_subject, print_report, write_report
     from throughtime.app.terminal import messages, results
 
-    if (run is None) == (cell is None):
-        raise InputError("expected either RUN or --cell NAME, such as: throughtime gradients --cell lstm --hidden 64")
-    report = measure_subject(Subject(run, cell or "", hidden, layers, init, text, lags, probe, seed))
+    subject = Subject(run, cell, hidden, layers, init, text, lags, probe, seed)
+    found = find_subject(subject)
+    report = measure_subject(subject, found)
     if as_json:
         _print_json(report.to_json())
     else:
         print_report(report, results())
-    for line in write_report(report, out) if out else []:
+    for line in write_report(report, found, out) if out else []:
+        messages().print(line, soft_wrap=True)
+
+
+@app.command(name="compare-gradients", epilog="[dim]Example[/]  throughtime compare-gradients rnn lstm lstm@chrono:200")
+def compare_gradients(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_CELL…", help="Folders of runs, or cells: lstm, lstm@forget:3.", show_default=False
+        ),
+    ],
+    hidden: Annotated[
+        int | None, typer.Option(metavar="H", help="Hidden units of a layer of the cells.", show_default="64")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(metavar="L", help="Layers of the cells.", show_default="1")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text to read.", show_default="a run's held-out text, or white noise"),
+    ] = None,
+    lags: Annotated[int, typer.Option(metavar="K", help="Steps that each loss is followed back.")] = 200,
+    probe: Annotated[int, typer.Option(metavar="M", help="Losses to follow.")] = 64,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write compare-gradients.json and .png there.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Draws fresh weights.", callback=_checked_seed)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure how far the gradients of several cells or runs reach, side by side."""
+    from throughtime.app.compare import compare, comparison_record, print_comparison, read_subjects, write_comparison
+    from throughtime.app.terminal import messages, results
+
+    sizes = {"hidden": hidden, "layers": layers}
+    reports = compare(read_subjects(names, **sizes, text=text, lags=lags, probe=probe, seed=seed))
+    if as_json:
+        _print_json(comparison_record(reports))
+    else:
+        print_comparison(reports, results())
+    for line in write_comparison(reports, out) if out else []:
         messages().print(line, soft_wrap=True)
 
 
@@ -558,22 +635,23 @@ def demo(
 
 
 def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, Any]) -> "TrainingSummary":
-    from throughtime.app.progress import display, observed, said
+    from throughtime.app.progress import display, observed, probe_gradients, said
     from throughtime.lm.train import TrainingOptions
     from throughtime.lm.train import train as start
 
     options = TrainingOptions.from_toml(config, given) if config else TrainingOptions.from_values(given)
     with display(options.level) as shown, _stoppable(out):
-        return start(paths, out, options, observed(shown, out), shown.reading, said(shown))
+        probe = probe_gradients if options.gradients_every else None
+        return start(paths, out, options, observed(shown, out), shown.reading, said(shown), probe)
 
 
 def _resume(run: Path) -> "TrainingSummary":
-    from throughtime.app.progress import display, observed, said
+    from throughtime.app.progress import display, observed, probe_gradients, said
     from throughtime.lm.run import open_run
     from throughtime.lm.train import resume
 
     with display(open_run(run).tokenizer.level) as shown, _stoppable(run):
-        return resume(run, observed(shown, run), said(shown))
+        return resume(run, observed(shown, run), said(shown), probe_gradients)
 
 
 def _report_training(summary: "TrainingSummary", as_json: bool) -> None:

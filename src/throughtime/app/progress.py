@@ -85,6 +85,13 @@ def said(shown: Display) -> Callable[["Rollback | Validation"], None]:
     return say
 
 
+def probe_gradients(*window: Any) -> dict[str, float | None]:
+    """Measure how far the gradients of a window of training reach; the arguments are those of `insight.track_gradients`."""
+    from throughtime.insight.tracking import track_gradients
+
+    return track_gradients(*window)._asdict()
+
+
 class LiveLine:
     """A progress bar with the loss, bits per character, tokens per second, gradient norm and time left."""
 

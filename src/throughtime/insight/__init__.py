@@ -22,6 +22,7 @@ from throughtime.insight.gradient_flow import (
     cancellation,
     connectivity,
     horizon,
+    input_reach,
     itemised_gradients,
     lag_gradients,
     lag_matrix,
@@ -40,11 +41,13 @@ from throughtime.insight.spectrum import (
     step_size,
 )
 from throughtime.insight.tasks import Result, Task, make_task, solve, task_names
+from throughtime.insight.tracking import GradientFlow, track_gradients
 
 __all__ = [
     "ClipStatistics",
     "ClippedLags",
     "GateUse",
+    "GradientFlow",
     "GradientReport",
     "Horizon",
     "LagMatrix",
@@ -64,6 +67,7 @@ __all__ = [
     "connectivity",
     "gate_use",
     "horizon",
+    "input_reach",
     "itemised_gradients",
     "jacobian_product",
     "jacobians",
@@ -84,6 +88,7 @@ __all__ = [
     "task_names",
     "time_constants",
     "total_adjoint",
+    "track_gradients",
     "truncation_length",
     "value_clip_cosine",
 ]

@@ -1,5 +1,6 @@
-"""The figure of a report: four panels, written as a PNG by matplotlib."""
+"""Figures, written as PNG by matplotlib: four panels of a report, or the lag curves of several."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +25,7 @@ def draw(report: GradientReport, path: Path) -> None:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"{path.name} needs matplotlib, which is not installed; pip install 'throughtime[plot]'"
-        ) from error
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(path, (11, 7.5))
     figure.suptitle(f"{report.subject} · {report.source}\n{report.verdict.sentence}", fontsize=11, color=INK)
     panels: Any = figure.subplots(2, 2)
     _draw_matrix(panels[0, 0], report.top)
@@ -42,6 +35,52 @@ def draw(report: GradientReport, path: Path) -> None:
     for axes in panels.flat:
         axes.title.set_fontsize(10)
     figure.savefig(path, dpi=120, format="png")
+
+
+def draw_comparison(reports: Mapping[str, GradientReport], path: Path) -> None:
+    """Draw the lag curves of several reports over each other.
+
+    Args:
+        reports: By the name that the legend gives.
+        path: The PNG to write.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    figure = _figure(path, (9, 5.5))
+    axes: Any = figure.subplots()
+    lowest = 1e-4
+    for name, report in reports.items():
+        of_rows = _rows_by_lag(report.top)
+        (line,) = axes.plot([max(v, 1e-12) for v in report.top.curve], lw=1.6, label=f"{name}: {report.verdict.kind}")
+        axes.fill_between(
+            range(len(of_rows)), of_rows.amin(1), of_rows.amax(1), color=line.get_color(), alpha=0.12, lw=0
+        )
+        lowest = min(lowest, max(1e-9, min(report.top.curve) / 3))
+    axes.axhline(1e-3, color=MUTED, lw=0.8, ls=":")
+    axes.set(yscale="log", xlabel="lag k", title="gradient left of a loss at lag k; bands: lowest and highest row")
+    axes.set_ylim(bottom=lowest)
+    axes.legend(fontsize=9, frameon=False)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _figure(path: Path, size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            f"{path.name} needs matplotlib, which is not installed; pip install 'throughtime[plot]'"
+        ) from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _rows_by_lag(lane: LaneReport) -> torch.Tensor:
+    """Return φ_k / φ_0 of each row for k ≥ 0, (K, B), of what a logarithmic axis can show."""
+    of_rows = lane.lag.curve_of_rows[lane.lag.lags >= 0].double()
+    return (of_rows / of_rows[0]).clamp(min=1e-12)
 
 
 def _draw_matrix(axes: "Axes", lane: LaneReport) -> None:
@@ -60,8 +99,7 @@ def _draw_matrix(axes: "Axes", lane: LaneReport) -> None:
 
 def _draw_curves(axes: "Axes", report: GradientReport) -> None:
     for lane in report.lanes:
-        of_rows = lane.lag.curve_of_rows[lane.lag.lags >= 0].double()
-        of_rows = (of_rows / of_rows[0]).clamp(min=1e-12)
+        of_rows = _rows_by_lag(lane)
         lags = range(len(of_rows))
         is_top = lane is report.top
         (line,) = axes.plot(lags, [max(v, 1e-12) for v in lane.curve], lw=1.8 if is_top else 1.0, label=lane.name)

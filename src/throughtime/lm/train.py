@@ -22,7 +22,7 @@ from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, TENSORBOARD, Run, check_new, create_run, open_run
 from throughtime.lm.tensorboard import Board, board, check_library
 from throughtime.lm.tokenizer import sequence_names
-from throughtime.training import Budget, Clipping, Loop, Rollback, Sequences, Streams, Validation, Windows
+from throughtime.training import Budget, Clipping, Loop, Probe, Rollback, Sequences, Streams, Validation, Windows
 from throughtime.training import StepReport as LoopReport
 from throughtime.training.checkpoint import load, save, save_json
 
@@ -68,6 +68,7 @@ class TrainingOptions:
             is off: the last weights are the run's.
         patience: How many measurements without an improvement end training; 0 is off.
         rollbacks: How many times a loss that diverges is answered by going back one or two hundred steps and halving the rate.
+        gradients_every: Steps between two measurements by the probe that training is given; 0 is off.
         seed: Seed of everything random.
         split: Share of the text, from its start, that is trained on.
         include: Which files of a folder are read.
@@ -108,6 +109,7 @@ class TrainingOptions:
     eval_every: int = 0
     patience: int = 0
     rollbacks: int = 3
+    gradients_every: int = 0
     seed: int = 1
     split: float = 0.9
     include: str = "*"
@@ -127,13 +129,15 @@ class TrainingOptions:
             raise InputError(f"--lr {self.lr}: expected a number above 0")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"--weight-decay {self.weight_decay}: expected 0 or more")
-        for name in ("eval_every", "patience", "rollbacks"):
+        for name in ("eval_every", "patience", "rollbacks", "gradients_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number, or 0 for off")
         if self.patience and not self.eval_every:
             raise InputError(
                 "--patience needs measurements to lose it over; add --eval-every, for example --eval-every 500"
             )
+        if self.gradients_every and self.cell == "mlp":
+            raise InputError("--gradients-every: an mlp carries no state; expected a recurrent cell, or leave it out")
         for name in ("warmup", "split", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected a share from 0 to below 1")
@@ -269,6 +273,7 @@ def train(
     observer: Observer | None = None,
     on_encoding: Callable[[int, int], None] | None = None,
     on_event: OnEvent | None = None,
+    probe: Probe | None = None,
 ) -> TrainingSummary:
     """Train a language model on text.
 
@@ -279,6 +284,7 @@ def train(
         observer: Called after each step.
         on_encoding: Called with (bytes done, bytes in all) while the text is read.
         on_event: Called after each measurement along the way, and when training went back after a divergence.
+        probe: Measures scalars every `options.gradients_every` steps; they go to metrics.jsonl.
 
     Raises:
         InputError: Text, folder or options can't be used.
@@ -302,13 +308,16 @@ def train(
     if device.type == "cpu":
         check_fits(config, options.batch, options.bptt, options.level)
     torch.manual_seed(options.seed)
-    loop = _make_loop(LanguageModel(config).to(device), windows, corpus, options, device)
+    loop = _make_loop(LanguageModel(config).to(device), windows, corpus, options, device, probe)
     run = create_run(folder, asdict(options), config, corpus.tokenizer)  # only now: what can't be made leaves no run
     return _finish(run, loop, corpus, observer, on_event)
 
 
 def resume(
-    run_folder: str | Path, observer: Observer | None = None, on_event: OnEvent | None = None
+    run_folder: str | Path,
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    probe: Probe | None = None,
 ) -> TrainingSummary:
     """Go on with a run that was stopped, exactly where its last checkpoint left it.
 
@@ -326,7 +335,7 @@ def resume(
         raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
     corpus = run.corpus()
     windows = _make_windows(corpus, options)
-    loop = _make_loop(LanguageModel(run.model_config).to(device), windows, corpus, options, device)
+    loop = _make_loop(LanguageModel(run.model_config).to(device), windows, corpus, options, device, probe)
     loop.restore(*load(run.folder / CHECKPOINT))
     if loop.is_finished and run.results is not None:
         raise InputError(f"{run.folder}: this run is complete, its budget is spent; to train longer, start another one")
@@ -342,8 +351,18 @@ def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
 
 
 def _make_loop(
-    model: LanguageModel, windows: Windows, corpus: Corpus, options: TrainingOptions, device: torch.device
+    model: LanguageModel,
+    windows: Windows,
+    corpus: Corpus,
+    options: TrainingOptions,
+    device: torch.device,
+    probe: Probe | None,
 ) -> Loop:
+    if options.gradients_every and probe is None:
+        raise InputError(
+            f"gradients_every = {options.gradients_every}: expected a probe to measure with; give probe= too"
+        )
+
     def validate(model: nn.Module, should_stop: Callable[[], bool]) -> float | None:
         assert isinstance(model, LanguageModel)
         return validation_loss(model, corpus.held_out, corpus.tokenizer.eos_id, should_stop)
@@ -363,6 +382,8 @@ def _make_loop(
         validate_every=options.eval_every,
         patience=options.patience,
         rollbacks=options.rollbacks,
+        probe=probe,
+        probe_every=options.gradients_every,
     )
 
 
@@ -471,9 +492,11 @@ class _Recorder:
         if self._observer is not None:
             self._observer(full)
         now = time.monotonic()
-        if report.step == 1 or report.progress >= 1 or now - self._written >= _METRICS_EVERY:
+        if report.step == 1 or report.progress >= 1 or report.scalars or now - self._written >= _METRICS_EVERY:
             self._written = now
-            self._write(asdict(full))
+            record = asdict(full)
+            scalars = record.pop("scalars")
+            self._write(record | scalars)
 
     def event(self, event: Rollback | Validation) -> None:
         """Write down, and pass on, that training was measured or went back."""

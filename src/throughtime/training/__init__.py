@@ -4,7 +4,7 @@ from throughtime.training.averaging import exponential_average
 from throughtime.training.checkpoint import CheckpointError
 from throughtime.training.clipping import Clipping, ClipReport
 from throughtime.training.guard import DivergedError, LossWatch, NonFiniteError
-from throughtime.training.loop import Loop, Rollback, StepReport, Validate, Validation, Windows
+from throughtime.training.loop import Loop, Probe, Rollback, StepReport, Validate, Validation, Windows
 from throughtime.training.schedule import Budget, warmup_cosine
 from throughtime.training.sequences import Sequences
 from throughtime.training.tbptt import Streams, detach
@@ -18,6 +18,7 @@ __all__ = [
     "Loop",
     "LossWatch",
     "NonFiniteError",
+    "Probe",
     "Rollback",
     "Sequences",
     "StepReport",

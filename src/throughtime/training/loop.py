@@ -61,6 +61,7 @@ class StepReport:
         clip_share: Share of all steps that were.
         learning_rate: What the step was taken with.
         tokens_per_second: Positions read per second, lately.
+        scalars: What the loop's probe measured at this step, by name; empty at most steps.
     """
 
     step: int
@@ -75,6 +76,7 @@ class StepReport:
     clip_share: float
     learning_rate: float
     tokens_per_second: float
+    scalars: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,16 @@ class Validate(Protocol):
         ...
 
 
+class Probe(Protocol):
+    """Measures something on a window that is about to be trained on, and changes nothing."""
+
+    def __call__(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, state: Any = None, lengths: Tensor | None = None
+    ) -> dict[str, float | None]:
+        """Return numbers by name; `None` is one that can't be told there."""
+        ...
+
+
 @dataclass
 class Loop:
     """A training under way.
@@ -141,6 +153,8 @@ class Loop:
         patience: How many validations without an improvement end training; 0 is off.
         rollbacks: How many times a divergence (a loss or gradient that is no number, or a jump of the loss) is answered by going
             back to a state one or two hundred steps before and halving the learning rate; the next one ends training.
+        probe: Measures scalars along the way, which the step's report has; its time counts.
+        probe_every: Steps between two of its measurements.
 
     Example:
         >>> import numpy as np, torch
@@ -180,6 +194,8 @@ class Loop:
     validate_every: int = 0
     patience: int = 0
     rollbacks: int = 0
+    probe: Probe | None = None
+    probe_every: int = 0
 
     step: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
@@ -334,6 +350,8 @@ class Loop:
             self.state = None
         window = self.windows.window_at(self.step)
         inputs, targets, *lengths = (tensor.to(self.device, non_blocking=True) for tensor in window)
+        is_probed = self.probe is not None and self.probe_every and (self.step + 1) % self.probe_every == 0
+        scalars = self.probe(self.model, inputs, targets, self.state, *lengths) if is_probed and self.probe else {}
 
         output, state = self.model(inputs, self.state, *lengths)
         loss = self.loss(output, targets)
@@ -358,7 +376,7 @@ class Loop:
         positions = int(window[2].sum()) if lengths else targets.shape[0] * targets.shape[1]
         pace = positions / took
         self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * pace if self._tokens_per_second else pace
-        return self._report(raw, norm, bool(clipped), rate)
+        return self._report(raw, norm, bool(clipped), rate, scalars)
 
     def _rate_progress(self) -> float:
         """Progress by which the learning rate is set: the middle of the step, where steps can be counted beforehand."""
@@ -366,7 +384,9 @@ class Loop:
             return self.progress
         return min((self.step + 0.5) / self.budget.total_steps(len(self.windows)), 1.0)
 
-    def _report(self, raw: float, norm: float, clipped: bool, rate: float) -> StepReport:
+    def _report(
+        self, raw: float, norm: float, clipped: bool, rate: float, scalars: dict[str, float | None]
+    ) -> StepReport:
         progress = self.progress
         return StepReport(
             step=self.step,
@@ -381,6 +401,7 @@ class Loop:
             clip_share=self.clip_share,
             learning_rate=rate,
             tokens_per_second=self._tokens_per_second,
+            scalars=scalars,
         )
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,117 @@
+"""`throughtime compare-gradients`: several cells or runs, measured the same way, in one table and one picture."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from throughtime.app.gradients import Subject, find_subject, measure_subject, overlay
+from throughtime.app.terminal import number
+from throughtime.errors import InputError
+
+if TYPE_CHECKING:
+    from throughtime.insight.gradient_flow import Horizon
+    from throughtime.insight.report import GradientReport
+
+MARKS = "abcdefghijklmnopqrstuvwxyz"
+NAME = "compare-gradients"
+
+
+def read_subjects(names: Sequence[str], **options: Any) -> dict[str, Subject]:
+    """Return what names stand for: the folder of a run, or a cell, as in `lstm` or `lstm@forget:3`.
+
+    Args:
+        names: Two or more, each different.
+        options: As in `Subject`; `hidden` and `layers` are for the cells among them.
+
+    Raises:
+        InputError: There are too few or too many, or one twice, or a size is given and all are runs.
+    """
+    if not 2 <= len(names) <= len(MARKS):
+        raise InputError(
+            f"{len(names)} given; expected from 2 to {len(MARKS)} runs or cells, such as: lstm lstm@forget:3"
+        )
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise InputError(f"{twice} is given twice; expected different runs or cells")
+    sizes = {flag: options.pop(flag) for flag in ("hidden", "layers")}
+    are_runs = [Path(name).is_dir() for name in names]
+    for flag, value in sizes.items():
+        if value is not None and all(are_runs):
+            raise InputError(f"--{flag} {value}: a run has its own; expected it with a cell among them")
+    subjects = {}
+    for name, is_run in zip(names, are_runs, strict=True):
+        if is_run:
+            subjects[name] = Subject(run=Path(name), **options)
+            continue
+        cell, _, init = name.partition("@")
+        subjects[name] = Subject(cell=cell, init=init or None, **sizes, **options)
+    return subjects
+
+
+def compare(subjects: dict[str, Subject]) -> "dict[str, GradientReport]":
+    """Measure every subject."""
+    reports = {}
+    for name, subject in subjects.items():
+        try:
+            reports[name] = measure_subject(subject, find_subject(subject), with_trials=False)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    return reports
+
+
+def print_comparison(reports: "dict[str, GradientReport]", console: Console) -> None:
+    """Print the curves over each other, and a row of figures for each."""
+    first = next(iter(reports.values()))
+    console.print(Text(f"gradient left of a loss at lag k, top layer, over {first.lags} lags", "bold"))
+    curves = [(mark, report.top.curve) for mark, report in zip(MARKS, reports.values(), strict=False)]
+    for line in overlay(curves):
+        console.print(line, soft_wrap=True)
+    width = min(26, max(len(name) for name in reports))
+    console.print(f"\n   {'':{width}}  {'verdict':9}{'1/2':>6}{'1/100':>7}{'1/1000':>8}{'×/step':>8}{'κ':>6}{'λ₁':>7}")
+    for mark, (name, report) in zip(MARKS, reports.items(), strict=False):
+        kind = report.verdict.kind
+        shown = name if len(name) <= width else "…" + name[1 - width :]
+        line = f"{mark}  {shown:{width}}  {kind:9}{_figures(report)}"
+        console.print(Text(line, "green" if kind == "healthy" else ""), soft_wrap=True)
+
+
+def write_comparison(reports: "dict[str, GradientReport]", folder: Path) -> list[str]:
+    """Write compare-gradients.json and .png; return what to say about them.
+
+    Raises:
+        InputError: The folder can't be written.
+    """
+    from throughtime.insight.plots import draw_comparison
+
+    text = json.dumps(comparison_record(reports), ensure_ascii=False, indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{NAME}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise InputError(f"--out {folder}: can't be written: {error.strerror}; give another folder") from error
+    try:
+        draw_comparison(reports, folder / f"{NAME}.png")
+    except InputError as error:
+        return [f"wrote {NAME}.json to {folder}", str(error)]
+    return [f"wrote {NAME}.json and {NAME}.png to {folder}"]
+
+
+def comparison_record(reports: "dict[str, GradientReport]") -> dict[str, Any]:
+    """Return a comparison as JSON holds it: the report of each, by name."""
+    return {"subjects": {name: report.to_json() for name, report in reports.items()}}
+
+
+def _figures(report: "GradientReport") -> str:
+    top = report.top
+    half, hundredth, thousandth = (_lag(reach) for reach in top.horizons)
+    decay = "–" if math.isnan(top.decay) else f"{top.decay:.3f}"
+    largest = number(top.exponents[0], 2) if top.exponents else "–"
+    return f"{half:>6}{hundredth:>7}{thousandth:>8}{decay:>8}{top.agreement:>6.2f}{largest:>7}"
+
+
+def _lag(reach: "Horizon") -> str:
+    return "beyond" if reach.lag == math.inf else f"{reach.lag:.0f}"
