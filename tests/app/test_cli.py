@@ -106,7 +106,7 @@ class TestTrain:
             "bptt": 8, "optimizer": "sgd", "lr": 0.01, "weight_decay": 0.001, "warmup": 0.1, "clip": 0.5, "clip_value": 0.2,
             "seed": 7, "split": 0.8, "include": "*.txt", "device": "cpu", "mode": "sentence", "sequence": "file",
             "min_count": 3, "window": 5,
-            "ema": 0.9, "eval_every": 2, "patience": 2, "rollbacks": 1, "embedding_dropout": 0.1,
+            "ema": 0.9, "eval_every": 2, "patience": 2, "rollbacks": 1, "embedding_dropout": 0.1, "gradients_every": 2,
         }  # fmt: skip
         flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         texts = tmp_path / "texts"
