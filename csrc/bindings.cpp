@@ -11,6 +11,7 @@
 #include <string>
 #include <tuple>
 
+#include "cotangents.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "rows.h"
@@ -262,6 +263,23 @@ void bind_variant(nb::module_& module, const char* name) {
 #undef THROUGHTIME_ADDRESS
 }
 
+template <class T>
+void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSet::*norms)(const Cotangents<T>&)) {
+  module.def(
+      name,
+      [norms](int threads, bool reverse, long steps, long batch, long hidden, long gates, long losses, long lags,
+              Address loss_steps, Address h_to_a, Address c_to_a, Address h_to_h, Address h_to_c, Address c_to_c,
+              Address weight_hh, Address grad_output, Address out) {
+        nb::gil_scoped_release release;
+        check((active->*norms)({threads, reverse, steps, batch, hidden, gates, losses, lags,
+                                at<const int64_t>(loss_steps), at<const T>(h_to_a), at<const T>(c_to_a),
+                                at<const T>(h_to_h), at<const T>(h_to_c), at<const T>(c_to_c), at<const T>(weight_hh),
+                                at<const T>(grad_output), at<T>(out)}));
+      },
+      "threads"_a, "reverse"_a, "steps"_a, "batch"_a, "hidden"_a, "gates"_a, "losses"_a, "lags"_a, "loss_steps"_a,
+      "h_to_a"_a, "c_to_a"_a, "h_to_h"_a, "h_to_c"_a, "c_to_c"_a, "weight_hh"_a, "grad_output"_a, "norms"_a);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -285,4 +303,6 @@ NB_MODULE(_native, module) {
   bind<Bf16>(module, "LayoutBf16");
   bind_variant<float>(module, "VariantF32");
   bind_variant<double>(module, "VariantF64");
+  bind_cotangents<float>(module, "cotangent_norms_f32", &InstructionSet::cotangent_norms_f32);
+  bind_cotangents<double>(module, "cotangent_norms_f64", &InstructionSet::cotangent_norms_f64);
 }

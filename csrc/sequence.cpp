@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "cells.h"
+#include "cotangents.h"
 #include "dense.h"
 #include "memory.h"
 #include "member.h"
@@ -613,6 +614,7 @@ constexpr Kernels<E> kernels{forward_sizes<E>,
 #define THROUGHTIME_NAME_OF(name) #name
 #define THROUGHTIME_NAME(name) THROUGHTIME_NAME_OF(name)
 const InstructionSet instruction_set{THROUGHTIME_NAME(THROUGHTIME_ISA), kernels<float>, kernels<double>,
-                                      kernels<Bf16>, &variants_f32, &variants_f64};
+                                      kernels<Bf16>, &variants_f32, &variants_f64, cotangent_norms,
+                                      cotangent_norms};
 
 }  // namespace throughtime::THROUGHTIME_ISA

@@ -113,6 +113,9 @@ struct Kernels {
 template <class T>
 struct VariantKernels;  // variants.h
 
+template <class T>
+struct Cotangents;  // cotangents.h
+
 struct InstructionSet {
   const char* name;
   Kernels<float> f32;
@@ -120,6 +123,8 @@ struct InstructionSet {
   Kernels<Bf16> bf16;
   const VariantKernels<float>* variants_f32;
   const VariantKernels<double>* variants_f64;
+  bool (*cotangent_norms_f32)(const Cotangents<float>&);
+  bool (*cotangent_norms_f64)(const Cotangents<double>&);
 };
 
 namespace avx512_bf16 {

@@ -21,6 +21,7 @@ from torch import Tensor
 from throughtime.cells import Parameters
 from throughtime.errors import InputError
 from throughtime.insight.recording import Lane, Recording
+from throughtime.kernels import cotangents
 from throughtime.shapes import Outputs, StepState
 
 BLOCK_ELEMENTS = 1 << 25  # numbers that a block of losses may keep at a time: 128 MiB of float32
@@ -198,6 +199,30 @@ def sweep(
         if lane.passes_on is not None:
             for part in stack:
                 part.mul_(lane.passes_on[t][:, None])
+
+
+def native_norms(
+    recording: Recording, grad_outputs: Outputs, losses: Sequence[int], lags: int
+) -> list[Float[Tensor, "S K B"]] | None:
+    """Return what sweeping every lane for the norms of its stack comes to, by loss and lag, from the native kernel.
+
+    `None` where that doesn't serve: in deep stacks, with resets, in reverse with lengths, in cells without linear factors.
+    """
+    lanes = recording.lanes
+    if len(recording.layers) > 1 or not all(
+        cotangents.serves(lane.parameters.weight_hh) and lane.passes_on is None and lane.linearised is not None
+        for lane in lanes
+    ):
+        return None
+    found = []
+    for lane, gradients in zip(lanes, _masked(grad_outputs, recording).chunk(len(lanes), dim=2), strict=True):
+        factors = lane.linearised
+        assert factors is not None
+        weight_hh = lane.parameters.weight_hh
+        found.append(
+            cotangents.norms(weight_hh, factors.recurrent, factors.direct, gradients, losses, lags, lane.reverse)
+        )
+    return found
 
 
 def _weight_gradients(lane: Lane, stack: StepState, t: int) -> Parameters:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from throughtime.cells import Parameters
 from throughtime.errors import InputError
-from throughtime.insight.adjoint import Rows, Span, Watch, carry, total_adjoint
+from throughtime.insight.adjoint import Rows, Span, Watch, carry, native_norms, total_adjoint
 from throughtime.insight.recording import Lane, Recording
 from throughtime.shapes import Outputs, StepState
 
@@ -140,9 +140,13 @@ def lag_matrix(
             gather()
         return watch(lane, span)
 
-    kept = sum(len(lane.states) for lane in recording.lanes) * batch
-    carry(recording, grad_outputs, losses, lags, watch_and_gather, per_row=kept)
-    gather()
+    native = native_norms(recording, grad_outputs, losses, lags)
+    if native is not None:
+        collected = {lane.name: [norms] for lane, norms in zip(recording.lanes, native, strict=True)}
+    else:
+        kept = sum(len(lane.states) for lane in recording.lanes) * batch
+        carry(recording, grad_outputs, losses, lags, watch_and_gather, per_row=kept)
+        gather()
     matrices = []
     for depth, lanes in enumerate(recording.layers):
         two_sided = recording.bidirectional and depth < len(recording.layers) - 1
