@@ -19,6 +19,7 @@ from throughtime.insight.report import GradientReport
 
 LONGEST = 400  # steps of a sequence that a reader can look at one by one
 DECADES = 6  # of the lag matrix, below its largest entry
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def matrix_data(report: GradientReport) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def matrix_data(report: GradientReport) -> dict[str, Any]:
         [9, 20]
     """
     lag = report.top.lag
-    log = lag.matrix.double().clamp(min=1e-30).log10()
+    log = _finite(lag.matrix).clamp(min=1e-30).log10()
     high = log.max().item()
     distance = lag.losses[:, None] - torch.arange(lag.steps)
     followed = (distance >= 0) & (distance <= lag.lags[-1])
@@ -94,14 +95,20 @@ def _fields(lane: Lane) -> list[dict[str, Any]]:
 
 def _quantised(values: Tensor) -> dict[str, Any]:
     """Return values as bytes 0 … 255 from their lowest to their highest."""
+    values = _finite(values)
     low, high = values.min().item(), values.max().item()
-    scaled = (values.double() - low) / ((high - low) or 1.0) * 255
+    scaled = (values - low) / ((high - low) or 1.0) * 255
     return {"low": low, "high": high, **_packed(scaled.round(), np.uint8)}
 
 
 def _packed(values: Tensor, kind: Any) -> dict[str, Any]:
     array = torch.nan_to_num(values, nan=0.0).numpy().astype(kind)
     return {"shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode("ascii")}
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return values in float64 with infinity at float32's edge, and zero for what is no number: JSON has neither."""
+    return values.double().nan_to_num(nan=0.0, posinf=_LARGEST, neginf=-_LARGEST).clamp(-_LARGEST, _LARGEST)
 
 
 def _numbers(values: Tensor) -> list[float | None]:

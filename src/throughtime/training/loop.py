@@ -125,7 +125,7 @@ class Probe(Protocol):
     """Measures something on a window that is about to be trained on, and changes nothing."""
 
     def __call__(
-        self, model: nn.Module, inputs: Tensor, targets: Tensor, state: Any = None, lengths: Tensor | None = None
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, state: Any = None, lengths: Tensor | None = None, /
     ) -> dict[str, float | None]:
         """Return numbers by name; `None` is one that can't be told there."""
         ...
