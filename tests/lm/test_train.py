@@ -13,7 +13,7 @@ from tensorboardX.proto import event_pb2
 
 import throughtime
 from throughtime import InputError
-from throughtime.lm import TrainingOptions, evaluate, generate, open_run, resume, train
+from throughtime.lm import LanguageModel, TrainingOptions, evaluate, generate, open_run, resume, train
 from throughtime.training import NonFiniteError
 from throughtime.training.checkpoint import load
 
@@ -72,8 +72,17 @@ def test_options_train(text, tmp_path, options, cell, optimizer):
     assert math.isfinite(summary.evaluation.nats_per_token)
 
 
+def test_weights_may_start_uniformly(text, tmp_path):
+    train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1, "init_range": 0.05, "lr": 1e-9}))
+    weights, _ = load(tmp_path / "run" / "model.safetensors")
+    assert all(0 < tensor.abs().max() <= 0.05 + 1e-6 for tensor in weights.values())
+    assert weights["recurrent.weight_hh_l0"].std() == pytest.approx(0.05 / 3**0.5, rel=0.1)
+
+
 MANNERS = {
     "stream": {"dropout": 0.2},
+    "bfloat16": {"dropout": 0.2, "dtype": "bfloat16", "schedule": "linear", "lr_decay": 0.9},
+    "nt-asgd": {"optimizer": "nt-asgd", "lr": 30.0, "eval_every": 2, "nonmonotone": 1, "schedule": "constant"},
     "sentence": {"mode": "sentence", "dropout": 0.2, "bptt": 20, "eval_every": 7},
     "words": {"level": "word", "batch": 2, "bptt": 8, "ema": 0.9, "layers": 2, "dropout": 0.3, "locked": True},
     "bpe": {
@@ -149,14 +158,14 @@ def test_the_averaged_weights_are_the_runs(text, tmp_path):
 
 
 def test_a_divergence_is_rolled_back_said_and_written_down(text, tmp_path, monkeypatch):
-    honest = throughtime.lm.train.__globals__["_next_token_loss"]
+    honest = LanguageModel.loss
     calls = []
 
-    def spoilt(logits, targets):
+    def spoilt(model, h, targets):
         calls.append(1)
-        return honest(logits, targets) * (math.nan if len(calls) == 12 else 1)
+        return honest(model, h, targets) * (math.nan if len(calls) == 12 else 1)
 
-    monkeypatch.setitem(throughtime.lm.train.__globals__, "_next_token_loss", spoilt)
+    monkeypatch.setattr(LanguageModel, "loss", spoilt)
     happened = []
     summary = train([text], tmp_path / "run", TrainingOptions(**SMALL), on_event=happened.append)
     assert (summary.rollbacks, summary.steps) == (1, 30)
@@ -193,7 +202,7 @@ def test_a_model_that_cant_be_made_leaves_no_run(text, tmp_path, monkeypatch):
 
 
 def test_a_first_loss_that_is_no_number_leaves_the_start_to_go_back_to(text, tmp_path, monkeypatch):
-    monkeypatch.setitem(throughtime.lm.train.__globals__, "_next_token_loss", lambda y, _: y.sum() * math.nan)
+    monkeypatch.setattr(LanguageModel, "loss", lambda model, h, targets: h.sum() * math.nan)
     with pytest.raises(NonFiniteError, match="at step 1"):
         train([text], tmp_path / "run", TrainingOptions(**SMALL))
     assert load(tmp_path / "run" / "checkpoint" / "latest.safetensors")[1]["step"] == 0
@@ -201,14 +210,14 @@ def test_a_first_loss_that_is_no_number_leaves_the_start_to_go_back_to(text, tmp
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch):
     monkeypatch.setattr(throughtime.training.Loop.run, "__defaults__", (None, None, 0.0, None))  # save after every step
-    honest = throughtime.lm.train.__globals__["_next_token_loss"]
+    honest = LanguageModel.loss
     calls = []
 
-    def spoilt(logits, targets):
+    def spoilt(model, h, targets):
         calls.append(1)
-        return honest(logits, targets) * (math.inf if len(calls) == 6 else 1)
+        return honest(model, h, targets) * (math.inf if len(calls) == 6 else 1)
 
-    monkeypatch.setitem(throughtime.lm.train.__globals__, "_next_token_loss", spoilt)
+    monkeypatch.setattr(LanguageModel, "loss", spoilt)
     with pytest.raises(NonFiniteError, match="the loss became inf at step 6"):
         train([text], tmp_path / "run", TrainingOptions(**SMALL | {"rollbacks": 0}))
     monkeypatch.undo()
@@ -258,6 +267,16 @@ OPTIONS = [
     ({"lr": math.nan}, "--lr nan: expected"),
     ({"weight_decay": -1.0}, "--weight-decay -1.0: expected"),
     ({"warmup": 1.0}, "--warmup 1.0: expected a share"),
+    ({"final_lr": 1.0}, "--final-lr 1.0: expected a share"),
+    ({"schedule": "linaer"}, "unknown schedule 'linaer'; did you mean 'linear'"),
+    ({"lr_decay": 0.0}, "--lr-decay 0.0: expected a factor"),
+    ({"lr_decay_after": -1.0}, "--lr-decay-after -1.0: expected a number of epochs"),
+    ({"dtype": "bfloat"}, "unknown dtype 'bfloat'; did you mean 'bfloat16'"),
+    ({"momentum": 1.0}, "--momentum 1.0: expected a share"),
+    ({"init_range": -0.1}, "--init-range -0.1: expected a number above 0"),
+    ({"optimizer": "nt-asgd"}, "--optimizer nt-asgd averages from where .*; expected --eval-every"),
+    ({"optimizer": "nt-asgd", "eval_every": 5, "ema": 0.9}, "and no --ema"),
+    ({"optimizer": "nt-asgd", "eval_every": 5, "nonmonotone": 0}, "--nonmonotone of at least 1"),
     ({"split": 1.5}, "--split 1.5: expected a share"),
     ({"steps": 0}, "--steps 0: expected"),
     ({"minutes": -1.0}, "--minutes -1.0: expected"),

@@ -18,6 +18,8 @@ from throughtime.training import (
     Loop,
     LossWatch,
     NonFiniteError,
+    NonMonotone,
+    Schedule,
     Streams,
 )
 
@@ -80,21 +82,26 @@ def test_state_is_carried_detached_and_renewed_each_epoch():
     assert not any(tensor.requires_grad for state in seen if state for tensor in state)
 
 
+def sgd(parameters, lr):
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)])
-def test_resumed_at_any_step_equals_uninterrupted(cell, optimizer):
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, sgd])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resumed_at_any_step_equals_uninterrupted(cell, optimizer, dtype):
     """Weights, optimiser, random numbers, carried state: all of it, bit for bit, wherever training was cut."""
-    whole = make_loop(cell, optimizer=optimizer)
+    whole = make_loop(cell, optimizer=optimizer, dtype=dtype)
     whole.run()
     expected, expected_state = everything(whole)
     for stop in range(1, 12):
-        first = make_loop(cell, optimizer=optimizer)
+        first = make_loop(cell, optimizer=optimizer, dtype=dtype)
         for _ in range(stop):
             first.model.train()
             first._step()
         tensors, state = first.checkpoint()
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        second = make_loop(cell, optimizer=optimizer)
+        second = make_loop(cell, optimizer=optimizer, dtype=dtype)
         torch.manual_seed(99)
         second.restore(tensors, state)
         second.run()
@@ -103,6 +110,88 @@ def test_resumed_at_any_step_equals_uninterrupted(cell, optimizer):
         assert actual.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(actual[name], tensor), f"{name} differs after a stop at step {stop}"
+
+
+def test_bfloat16_is_what_is_computed_in_and_float32_what_is_kept():
+    loop = make_loop("lstm", dtype=torch.bfloat16)
+    seen = []
+    loop.loss = lambda output, targets: (
+        seen.append(output.dtype),
+        nn.functional.cross_entropy(output.flatten(0, 1).float(), targets.flatten()),
+    )[1]
+    loop.run()
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loop.model.parameters()} == {torch.float32}
+    same = make_loop("lstm")
+    same.run()
+    assert not torch.equal(loop.model.output.weight, same.model.output.weight)
+    torch.testing.assert_close(loop.model.output.weight, same.model.output.weight, rtol=0, atol=0.02)
+
+
+def test_forward_is_called_instead_of_the_model():
+    loop = make_loop(steps=3)
+    forward = loop.model.forward
+    loop.forward = lambda ids, state: forward(ids, state)
+    loop.model.forward = None
+    assert loop.run()
+
+
+def test_groups_may_learn_faster():
+    loop = make_loop(steps=2)
+    loop.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "rate_factor": 3.0})
+    loop.run()
+    first, second = loop.optimizer.param_groups
+    assert second["lr"] == 3 * first["lr"] > 0
+
+
+def nt_asgd(losses: list[float], steps: int = 12) -> Loop:
+    """A loop that averages as NT-ASGD does, and is told what it would have measured after each two steps."""
+    told = iter(losses)
+    return make_loop(
+        steps=steps,
+        optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
+        schedule=Schedule("constant", warmup=0.0),
+        nonmonotone=2,
+        validate=lambda model, should_stop: next(told),
+        validate_every=2,
+    )
+
+
+def test_weights_are_averaged_from_where_validation_stops_improving():
+    loop = nt_asgd([5.0, 4.0, 4.5, 4.1, 3.9, 3.8])  # none of them is worse than the best of all but the last two
+    loop.run()
+    assert loop.trained is loop.model
+    loop = nt_asgd([5.0, 4.0, 4.5, 4.3, 4.1, 3.9])  # 4.1, after ten steps, is worse than 4.0
+    kept = []
+    loop.run(lambda report: kept.append(loop.model.output.weight.detach().clone()))
+    assert len(kept) == 12
+    torch.testing.assert_close(loop.trained.output.weight, torch.stack(kept[10:]).mean(0))
+    assert not torch.equal(loop.trained.output.weight, loop.model.output.weight)
+
+
+def test_averaging_that_began_or_not_is_resumed():
+    losses = [5.0, 4.0, 4.5, 4.3, 4.1, 3.9]
+    whole = nt_asgd(losses)
+    whole.run()
+    expected, expected_state = everything(whole)
+    for stop in (3, 7, 9, 11):
+        first = nt_asgd(losses)
+        first.run(lambda report, stop=stop: os.kill(os.getpid(), signal.SIGINT) if report.step == stop else None)
+        tensors, state = first.checkpoint()
+        second = nt_asgd(losses[first.step // 2 :])
+        second.restore({name: tensor.clone() for name, tensor in tensors.items()}, state)
+        second.run()
+        actual, actual_state = everything(second)
+        assert actual_state == expected_state
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_the_trigger_looks_at_all_but_the_last_measurements():
+    trigger = NonMonotone(interval=3)
+    assert not any(map(trigger.is_met_by, (4.0, 9.0, 9.0, 9.0)))  # the first of them is too few to tell
+    assert not trigger.is_met_by(4.0)
+    assert trigger.is_met_by(4.1)
 
 
 def test_a_foreign_checkpoint_is_refused():

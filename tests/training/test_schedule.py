@@ -3,16 +3,43 @@
 import pytest
 
 from throughtime import InputError
-from throughtime.training import Budget, warmup_cosine
+from throughtime.training import Budget, Schedule
 
 
-def test_the_rate_rises_then_falls():
-    factors = [warmup_cosine(p / 100, warmup=0.1, final=0.05) for p in range(101)]
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_the_rate_rises_then_falls(shape):
+    schedule = Schedule(shape, warmup=0.1, final=0.05)
+    factors = [schedule.factor(p / 100) for p in range(101)]
     assert factors[0] == 0
     assert max(factors) == factors[10] == 1
     assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[100] == pytest.approx(0.05)
-    assert warmup_cosine(0, warmup=0) == 1
+    assert factors[55] == pytest.approx(0.525)
+    assert factors[100] == factors[-1] == pytest.approx(0.05)
+    assert Schedule(shape, warmup=0).factor(0) == 1
+
+
+def test_the_rate_decays_by_epochs():
+    """Zaremba et al.'s small model: four epochs at the full rate, then half as much in each."""
+    schedule = Schedule("constant", warmup=0.0, decay=0.5, decay_after=4)
+    rates = [schedule.factor(epoch / 13, epoch) for epoch in range(13)]
+    assert rates == [1, 1, 1, 1, *(0.5**n for n in range(1, 10))]
+    assert schedule.factor(0.4, 5.99) == schedule.factor(0.4, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"shape": "cosinus"}, "unknown schedule 'cosinus'; did you mean 'cosine'"),
+        ({"warmup": 1.0}, "--warmup 1.0: expected a share"),
+        ({"final": -0.1}, "--final-lr -0.1: expected a share"),
+        ({"decay": 0.0}, "--lr-decay 0.0: expected a factor"),
+        ({"decay": 1.5}, "--lr-decay 1.5: expected a factor"),
+        ({"decay_after": -1.0}, "--lr-decay-after -1.0: expected a number of epochs"),
+    ],
+)
+def test_impossible_schedules(given, message):
+    with pytest.raises(InputError, match=message):
+        Schedule(**given)
 
 
 def test_progress_of_each_kind():

@@ -203,6 +203,9 @@ def train(
     embedding_dropout: Annotated[
         float | None, _choice("--embedding-dropout", "P", "0", MODEL, "Share of the vocabulary unseen in a window.")
     ] = None,
+    init_range: Annotated[
+        float | None, _choice("--init-range", "R", "0", MODEL, "Start every weight from U(−R, R); 0 is our own way.")
+    ] = None,
     minutes: Annotated[float | None, _choice("--minutes", "M", "3", BUDGET, "Training time.")] = None,
     epochs: Annotated[float | None, _choice("--epochs", "E", "", BUDGET, "Passes over the training text.")] = None,
     steps: Annotated[int | None, _choice("--steps", "N", "", BUDGET, "Updates of the weights.")] = None,
@@ -211,9 +214,27 @@ def train(
     ] = None,
     bptt: Annotated[int | None, _choice("--bptt", "T", "64", OPTIMISATION, "Steps of truncated BPTT.")] = None,
     optimizer: Annotated[
-        str | None, _choice("--optimizer", "NAME", "adamw", OPTIMISATION, "adamw, adam or sgd.")
+        str | None, _choice("--optimizer", "NAME", "adamw", OPTIMISATION, "adamw, adam, sgd or nt-asgd.")
+    ] = None,
+    momentum: Annotated[float | None, _choice("--momentum", "M", "0.9", OPTIMISATION, "Momentum of sgd.")] = None,
+    nonmonotone: Annotated[
+        int | None,
+        _choice("--nonmonotone", "N", "5", OPTIMISATION, "Measurements that nt-asgd waits for a better one."),
     ] = None,
     lr: Annotated[float | None, _choice("--lr", "X", "0.01", OPTIMISATION, "Learning rate at its peak.")] = None,
+    schedule: Annotated[
+        str | None, _choice("--schedule", "NAME", "cosine", OPTIMISATION, "cosine, linear or constant.")
+    ] = None,
+    final_lr: Annotated[
+        float | None, _choice("--final-lr", "P", "0.02", OPTIMISATION, "Share of the learning rate at the end.")
+    ] = None,
+    lr_decay: Annotated[
+        float | None,
+        _choice("--lr-decay", "X", "1", OPTIMISATION, "Factor on the rate for each epoch after --lr-decay-after."),
+    ] = None,
+    lr_decay_after: Annotated[
+        float | None, _choice("--lr-decay-after", "E", "0", OPTIMISATION, "Epochs at the full rate.")
+    ] = None,
     weight_decay: Annotated[float | None, _choice("--weight-decay", "X", "0.01", OPTIMISATION, "Weight decay.")] = None,
     warmup: Annotated[float | None, _choice("--warmup", "P", "0.02", OPTIMISATION, "Share of warm-up.")] = None,
     clip: Annotated[
@@ -247,6 +268,9 @@ def train(
     seed: Annotated[
         int | None,
         _choice("--seed", "S", "1", OPTIMISATION, "Seed of everything random.", callback=_checked_seed),
+    ] = None,
+    dtype: Annotated[
+        str | None, _choice("--dtype", "NAME", "float32", OPTIMISATION, "float32 or bfloat16, to compute in.")
     ] = None,
     device: Annotated[str | None, _choice("--device", "NAME", "auto", OPTIMISATION, "auto, cpu, cuda or mps.")] = None,
     tensorboard: Annotated[

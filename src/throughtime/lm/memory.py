@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 
 from throughtime.errors import InputError
+from throughtime.lm.loss import logits_held
 from throughtime.lm.model import LanguageModel, ModelConfig
 
 _COPIES = 4  # of each weight: itself, its gradient, and an optimiser's two moments
-_LOGITS = 4  # of their size: the logits, their logarithmic softmax, the gradient, and a one-hot input
+_LOGITS = 3  # of those held at a time: themselves, their gradient, and either in bfloat16
 _FLOAT = 4  # bytes
 
 
@@ -16,7 +17,7 @@ def bytes_to_train(config: ModelConfig, batch: int, window: int) -> int:
     """Return about how many bytes it takes to train a model on windows (T, B)."""
     with torch.device("meta"):  # no memory is taken and nothing is drawn
         weights = LanguageModel(config).parameter_count
-    return _FLOAT * (_COPIES * weights + _LOGITS * batch * window * config.vocabulary_size)
+    return _FLOAT * (_COPIES * weights + _LOGITS * logits_held(batch * window, config.vocabulary_size))
 
 
 def free_bytes() -> int | None:

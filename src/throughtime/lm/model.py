@@ -12,6 +12,7 @@ from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
 from throughtime.lm.dropout import LockedDropout, LockedStack, embedding_mask
 from throughtime.lm.fixed_window import FixedWindow
+from throughtime.lm.loss import linear_cross_entropy
 from throughtime.shapes import Lengths, Logits, Outputs, TokenIds
 
 State = tuple[Tensor, ...]
@@ -117,6 +118,11 @@ class LanguageModel(nn.Module):
             nn.init.normal_(self.embedding.weight, std=self.config.embedding_size**-0.5)
             self.output.weight = self.embedding.weight
 
+    def draw_uniformly(self, bound: float) -> None:
+        """Draw every weight from U(−bound, bound), as Zaremba et al. (2014) start."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
     def forward(
         self, ids: TokenIds, state: State | None = None, lengths: Lengths | None = None
     ) -> tuple[Logits, State]:
@@ -152,6 +158,13 @@ class LanguageModel(nn.Module):
         if self.projection is not None:
             h = self.projection(h)
         return linear(h, self.output.weight, self.output.bias)
+
+    def loss(self, h: Outputs, targets: TokenIds) -> Tensor:
+        """Return the mean of −ln p of targets (T, B) in nats, from what `hidden` returned; targets of −100 don't count."""
+        h = self.dropout(h)
+        if self.projection is not None:
+            h = self.projection(h)
+        return linear_cross_entropy(h.flatten(0, 1), self.output.weight, self.output.bias, targets.flatten())
 
     def _embedding(self) -> Tensor | None:
         """Return the embedding (V, E), some rows dropped while training."""

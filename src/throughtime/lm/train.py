@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from throughtime.errors import InputError, unknown_name
 from throughtime.lm.corpus import Corpus, build_corpus
@@ -22,11 +21,12 @@ from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, TENSORBOARD, Run, check_new, create_run, open_run
 from throughtime.lm.tensorboard import Board, board, check_library
 from throughtime.lm.tokenizer import sequence_names
-from throughtime.training import Budget, Clipping, Loop, Probe, Rollback, Sequences, Streams, Validation, Windows
+from throughtime.training import Budget, Clipping, Loop, Probe, Rollback, Schedule, Sequences, Streams, Validation, Windows
 from throughtime.training import StepReport as LoopReport
 from throughtime.training.checkpoint import load, save, save_json
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd", "nt-asgd")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODES = ("stream", "sentence")
 _METRICS_EVERY = 1.0  # seconds
 
@@ -52,13 +52,23 @@ class TrainingOptions:
         dropout: Probability of dropping an activation between layers and before the output.
         locked: Whether the same activations are dropped at every step of a window.
         embedding_dropout: Probability of dropping a token's embedding, wherever it occurs in a window.
+        init_range: Where above 0, every weight starts from U(−r, r), as in Zaremba et al. (2014), instead of our own way.
+        dtype: What training computes in: "float32" or "bfloat16", by torch.autocast; the weights, which are what is evaluated and
+            saved, are float32 in both.
         minutes: Budget in minutes of training; 3 if no budget is given.
         epochs: Budget in passes over the text.
         steps: Budget in updates.
         batch: B, streams or sequences trained on side by side.
         bptt: T, steps of truncated BPTT.
-        optimizer: "adamw", "adam" or "sgd" (with momentum 0.9).
+        optimizer: "adamw", "adam", "sgd", or "nt-asgd" (Merity et al., 2018): SGD without momentum whose weights are averaged from
+            the measurement on that is worse than the best of all but the last `nonmonotone`.
+        momentum: Of "sgd".
+        nonmonotone: n of "nt-asgd".
         lr: Learning rate at its peak.
+        schedule: How the rate goes down: "cosine", "linear" or "constant".
+        final_lr: Share of the peak at which a cosine or a line ends.
+        lr_decay: Factor on the rate for each epoch begun after the first `lr_decay_after`; 1 is none.
+        lr_decay_after: Epochs at the full rate.
         weight_decay: Decoupled (adamw) or as an L2 penalty, on matrices only.
         warmup: Share of the budget in which the learning rate rises.
         clip: Largest global gradient norm; 0 is off.
@@ -94,13 +104,21 @@ class TrainingOptions:
     dropout: float = 0.0
     locked: bool = False
     embedding_dropout: float = 0.0
+    init_range: float = 0.0
+    dtype: str = "float32"
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
     batch: int = 32
     bptt: int = 64
     optimizer: str = "adamw"
+    momentum: float = 0.9
+    nonmonotone: int = 5
     lr: float = 1e-2
+    schedule: str = "cosine"
+    final_lr: float = 0.02
+    lr_decay: float = 1.0
+    lr_decay_after: float = 0.0
     weight_decay: float = 0.01
     warmup: float = 0.02
     clip: float = 1.0
@@ -122,6 +140,8 @@ class TrainingOptions:
         self.tokenization  # noqa: B018 a name or a number that can't be raises
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        if self.dtype not in DTYPES:
+            raise unknown_name("dtype", self.dtype, DTYPES)
         for name in ("batch", "bptt"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
@@ -138,13 +158,21 @@ class TrainingOptions:
             )
         if self.gradients_every and self.cell == "mlp":
             raise InputError("--gradients-every: an mlp carries no state; expected a recurrent cell, or leave it out")
-        for name in ("warmup", "split", "ema"):
+        if self.optimizer == "nt-asgd" and (self.ema or not self.eval_every or self.nonmonotone < 1):
+            raise InputError(
+                "--optimizer nt-asgd averages from where measurements no longer improve; expected --eval-every, such as "
+                "--eval-every 500, --nonmonotone of at least 1, and no --ema"
+            )
+        if not 0 <= self.init_range < math.inf:
+            raise InputError(f"--init-range {self.init_range}: expected a number above 0, or 0 for off")
+        for name in ("split", "ema", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected a share from 0 to below 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to 2^63 − 1")
         self.budget  # noqa: B018 a budget that can't be raises
         self.clipping  # noqa: B018
+        self.rates  # noqa: B018
         self.model_config(vocabulary_size=1)
 
     @property
@@ -157,6 +185,11 @@ class TrainingOptions:
     def clipping(self) -> Clipping:
         """How gradients are clipped."""
         return Clipping(self.clip, self.clip_value)
+
+    @property
+    def rates(self) -> Schedule:
+        """How the learning rate goes along training."""
+        return Schedule(self.schedule, self.warmup, self.final_lr, self.lr_decay, self.lr_decay_after)
 
     @property
     def tokenization(self) -> Tokenization:
@@ -308,7 +341,10 @@ def train(
     if device.type == "cpu":
         check_fits(config, options.batch, options.bptt, options.level)
     torch.manual_seed(options.seed)
-    loop = _make_loop(LanguageModel(config).to(device), windows, corpus, options, device, probe)
+    model = LanguageModel(config)
+    if options.init_range:
+        model.draw_uniformly(options.init_range)
+    loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
     run = create_run(folder, asdict(options), config, corpus.tokenizer)  # only now: what can't be made leaves no run
     return _finish(run, loop, corpus, observer, on_event)
 
@@ -371,13 +407,16 @@ def _make_loop(
         model=model,
         windows=windows,
         optimizer=_make_optimizer(model, options),
-        loss=_next_token_loss,
+        forward=model.hidden,
+        loss=model.loss,
         budget=options.budget,
         learning_rate=options.lr,
-        warmup=options.warmup,
+        schedule=options.rates,
         clipping=options.clipping,
         device=device,
+        dtype=DTYPES[options.dtype],
         average=options.ema,
+        nonmonotone=options.nonmonotone if options.optimizer == "nt-asgd" else 0,
         validate=validate if options.eval_every else None,
         validate_every=options.eval_every,
         patience=options.patience,
@@ -387,11 +426,6 @@ def _make_loop(
     )
 
 
-def _next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean −ln p of the targets (T, B) under logits (T, B, V); targets of −100 don't count."""
-    return cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
 def _make_optimizer(model: LanguageModel, options: TrainingOptions) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
@@ -399,8 +433,8 @@ def _make_optimizer(model: LanguageModel, options: TrainingOptions) -> torch.opt
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=options.lr, momentum=0.9)
+    if options.optimizer in ("sgd", "nt-asgd"):
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum if options.optimizer == "sgd" else 0.0)
     kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=options.lr, betas=(0.9, 0.99), fused=True)
 

@@ -1,11 +1,11 @@
 """Training of any model that returns (output, state): truncated BPTT, clipping, schedules, checkpoints, and the loop."""
 
-from throughtime.training.averaging import exponential_average
+from throughtime.training.averaging import NonMonotone, exponential_average, mean
 from throughtime.training.checkpoint import CheckpointError
 from throughtime.training.clipping import Clipping, ClipReport
 from throughtime.training.guard import DivergedError, LossWatch, NonFiniteError
 from throughtime.training.loop import Loop, Probe, Rollback, StepReport, Validate, Validation, Windows
-from throughtime.training.schedule import Budget, warmup_cosine
+from throughtime.training.schedule import Budget, Schedule
 from throughtime.training.sequences import Sequences
 from throughtime.training.tbptt import Streams, detach
 
@@ -18,8 +18,10 @@ __all__ = [
     "Loop",
     "LossWatch",
     "NonFiniteError",
+    "NonMonotone",
     "Probe",
     "Rollback",
+    "Schedule",
     "Sequences",
     "StepReport",
     "Streams",
@@ -28,5 +30,5 @@ __all__ = [
     "Windows",
     "detach",
     "exponential_average",
-    "warmup_cosine",
+    "mean",
 ]

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from throughtime.training.averaging import exponential_average
+from throughtime.training.averaging import NonMonotone, exponential_average, mean
 from throughtime.training.checkpoint import CheckpointError
 from throughtime.training.clipping import Clipping
 from throughtime.training.guard import LossWatch, NonFiniteError, check_finite
-from throughtime.training.schedule import Budget, warmup_cosine
+from throughtime.training.schedule import Budget, Schedule
 from throughtime.training.tbptt import detach
 
 _SNAPSHOT_EVERY = 100  # steps between two states kept in memory, to roll back to
@@ -142,12 +142,16 @@ class Loop:
         optimizer: A torch optimiser over the model's parameters.
         loss: `loss(output, targets)`, a scalar.
         budget: How long.
-        learning_rate: Its peak; warm-up and cosine follow the budget's progress.
-        warmup: Share of the budget that the warm-up takes.
-        final: Factor on the learning rate at the end.
+        learning_rate: Its peak. A parameter group of the optimiser that has a "rate_factor" learns that much faster.
+        schedule: How the learning rate goes along the budget.
         clipping: How gradients are clipped.
         device: Where the model is.
+        dtype: What the model computes in, by torch.autocast where it isn't float32; its weights, and what is validated, stay as
+            they are.
+        forward: What is called instead of the model itself, where the loss reads something else than the model's output.
         average: Decay of an exponential moving average of the weights; 0 is none. The average is what is validated.
+        nonmonotone: After how many validations without an improvement the weights are averaged from then on (NT-ASGD, Merity et
+            al., 2018); 0 is never.
         validate: Measures the model on other data.
         validate_every: Steps between two validations.
         patience: How many validations without an improvement end training; 0 is off.
@@ -185,11 +189,13 @@ class Loop:
     loss: Callable[[Tensor, Tensor], Tensor]
     budget: Budget
     learning_rate: float
-    warmup: float = 0.02
-    final: float = 0.02
+    schedule: Schedule = field(default_factory=Schedule)
     clipping: Clipping = field(default_factory=Clipping)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    forward: Callable[..., tuple[Any, Any]] | None = None
     average: float = 0.0
+    nonmonotone: int = 0
     validate: Validate | None = None
     validate_every: int = 0
     patience: int = 0
@@ -214,6 +220,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._average = exponential_average(self.model, self.average) if self.average else None
+        self._trigger = NonMonotone(self.nonmonotone)
 
     @property
     def trained(self) -> nn.Module:
@@ -310,6 +317,8 @@ class Loop:
         is_best = value < self.best
         if is_best:
             self.best, self.best_step, self._without_improvement = value, self.step, 0
+        if self.nonmonotone and self._average is None and self._trigger.is_met_by(value):
+            self._average = mean(self.model)
         return Validation(self.step, self.seconds, value, is_best)
 
     def _roll_back(self, error: NonFiniteError) -> Rollback:
@@ -343,9 +352,9 @@ class Loop:
         began = time.perf_counter()
         if self.rollbacks and (not self._snapshots or self.step % _SNAPSHOT_EVERY == 0):
             self._keep_snapshot()
-        rate = self._peak * warmup_cosine(self._rate_progress(), self.warmup, self.final)
+        rate = self._peak * self.schedule.factor(self._rate_progress(), self.step / len(self.windows))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_factor", 1.0)
         if self.windows.begins_epoch(self.step):
             self.state = None
         window = self.windows.window_at(self.step)
@@ -353,8 +362,10 @@ class Loop:
         is_probed = self.probe is not None and self.probe_every and (self.step + 1) % self.probe_every == 0
         scalars = self.probe(self.model, inputs, targets, self.state, *lengths) if is_probed and self.probe else {}
 
-        output, state = self.model(inputs, self.state, *lengths)
-        loss = self.loss(output, targets)
+        forward = self.model if self.forward is None else self.forward
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output, state = forward(inputs, self.state, *lengths)
+            loss = self.loss(output, targets)
         self.optimizer.zero_grad()
         loss.backward()
         clip = self.clipping.apply(self.model.parameters())
@@ -431,6 +442,7 @@ class Loop:
             "without_improvement": self._without_improvement,
             "rolled_back": self.rolled_back,
             "rate_factor": self._rate_factor,
+            "validations": self._trigger.losses,
             "clipped_steps": self._clipped_steps,
             "optimizer": optimizer_state,
         }
@@ -444,6 +456,9 @@ class Loop:
         """
         try:
             self.model.load_state_dict(_under("model.", tensors))
+            self._trigger = NonMonotone(self.nonmonotone, list(state.get("validations", ())))
+            if self.nonmonotone:  # averaging may have begun since, or not yet
+                self._average = mean(self.model) if "average.n_averaged" in tensors else None
             if self._average is not None:
                 self._average.load_state_dict(_under("average.", tensors))
             self._restore_optimizer(tensors, state["optimizer"])

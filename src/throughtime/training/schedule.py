@@ -3,25 +3,63 @@
 import math
 from dataclasses import dataclass
 
-from throughtime.errors import InputError
+from throughtime.errors import InputError, unknown_name
+
+SHAPES = ("cosine", "linear", "constant")
 
 
-def warmup_cosine(progress: float, warmup: float = 0.02, final: float = 0.02) -> float:
-    """Return the factor on the peak learning rate: a linear rise, then half a cosine down (Loshchilov & Hutter, 2017).
+@dataclass(frozen=True)
+class Schedule:
+    """The factor on the peak learning rate along training: a linear rise, a way down, and a decay by epochs.
 
-    Args:
-        progress: Share of the training done, 0 … 1.
-        warmup: Share of the training that the rise takes, 0 … 1.
-        final: Factor at the end.
+    Attributes:
+        shape: The way down: "cosine" is half a cosine (Loshchilov & Hutter, 2017), "linear" a straight line, "constant" none.
+        warmup: Share of the training that the rise takes, from 0 to below 1.
+        final: Factor at the end of a cosine or a line.
+        decay: Factor for each epoch begun after the first `decay_after`; 1 is none (Zaremba et al., 2014).
+        decay_after: Epochs at the full rate.
+
+    Raises:
+        InputError: There is no such shape, or a share or a factor is out of range.
 
     Example:
-        >>> [round(warmup_cosine(p, warmup=0.1, final=0.0), 2) for p in (0.05, 0.1, 0.55, 1.0)]
+        >>> [round(Schedule(warmup=0.1, final=0.0).factor(p), 2) for p in (0.05, 0.1, 0.55, 1.0)]
         [0.5, 1.0, 0.5, 0.0]
+        >>> zaremba_small = Schedule("constant", warmup=0.0, decay=0.5, decay_after=4)
+        >>> [zaremba_small.factor(epoch / 13, epoch) for epoch in (0, 3.9, 4, 5.5)]
+        [1.0, 1.0, 0.5, 0.25]
     """
-    if progress < warmup:
-        return progress / warmup
-    along = (progress - warmup) / (1 - warmup) if warmup < 1 else 1.0
-    return final + (1 - final) * (1 + math.cos(math.pi * min(along, 1.0))) / 2
+
+    shape: str = "cosine"
+    warmup: float = 0.02
+    final: float = 0.02
+    decay: float = 1.0
+    decay_after: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise unknown_name("schedule", self.shape, SHAPES)
+        for flag, share in (("--warmup", self.warmup), ("--final-lr", self.final)):
+            if not 0 <= share < 1:
+                raise InputError(f"{flag} {share}: expected a share from 0 to below 1")
+        if not 0 < self.decay <= 1:
+            raise InputError(f"--lr-decay {self.decay}: expected a factor above 0, at most 1")
+        if not 0 <= self.decay_after < math.inf:
+            raise InputError(f"--lr-decay-after {self.decay_after}: expected a number of epochs, 0 or more")
+
+    def factor(self, progress: float, epoch: float = 0.0) -> float:
+        """Return the factor.
+
+        Args:
+            progress: Share of the training done, 0 … 1.
+            epoch: Passes over the data so far.
+        """
+        decayed = self.decay ** max(math.floor(epoch) + 1 - self.decay_after, 0)
+        if progress < self.warmup:
+            return decayed * progress / self.warmup
+        along = min((progress - self.warmup) / (1 - self.warmup), 1.0)
+        down = {"cosine": (1 + math.cos(math.pi * along)) / 2, "linear": 1 - along, "constant": 1.0}[self.shape]
+        return decayed * (self.final + (1 - self.final) * down)
 
 
 @dataclass(frozen=True)
