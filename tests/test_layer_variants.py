@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import throughtime
-from throughtime.ops import _draw
+from throughtime.ops import draw_mask
 
 SERVING = [name for name in BACKENDS if name != "torch"]
 LAYERS = {
@@ -95,7 +95,7 @@ def test_a_stored_random_state_goes_on_with_the_same_masks():
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.9, 0.999999])
 def test_masks_are_drawn_with_their_probability(probability):
-    mask = _draw(probability, (101, 33, 61), torch.device("cpu"))
+    mask = draw_mask(probability, (101, 33, 61), torch.device("cpu"))
     assert mask.shape == (101, 33, 61)
     assert abs(mask.double().mean().item() - probability) < 0.004
     if 0.1 < probability < 0.99:  # neighbours share a random number, and are independent all the same

@@ -271,13 +271,13 @@ def _draw_masks(stack: Stack, input: Tensor, initial: Tensors) -> Tensors:
         if probability and stack.zoneout_is_expected:
             masks.append(torch.full((), probability, dtype=state.dtype, device=state.device))
         elif probability:
-            masks.append(_draw(probability, (input.shape[0], *state.shape), state.device))
+            masks.append(draw_mask(probability, (input.shape[0], *state.shape), state.device))
     if stack.recurrent_dropout:
         masks.append(dropout(torch.ones_like(h), stack.recurrent_dropout))
     return masks
 
 
-def _draw(probability: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def draw_mask(probability: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return a mask that is true with `probability`, to 1/65,536: four elements a random number, as drawing them is slow."""
     count, levels = math.prod(shape), 1 << 16
     numbers = torch.randint(-(1 << 63), (1 << 63) - 1, ((count + 3) // 4,), device=device)

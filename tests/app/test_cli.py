@@ -118,9 +118,30 @@ class TestTrain:
         assert throughtime("train", texts, "--out", tmp_path / "run", *flags, "--tied", "--locked").code == 0
         record = throughtime("info", tmp_path / "run", "--json").json
         assert record["options"] == given | {
+            "preset": None,
             "tied": True, "minutes": None, "epochs": None, "vocabulary": None, "split_punctuation": True, "locked": True,
             "tensorboard": False,
         }  # fmt: skip
+
+    def test_a_time_chooses_the_rest_and_says_so(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+        ended = throughtime("train", text, "--out", tmp_path / "run", "--minutes", 0.002, "--hidden", 9)
+        assert ended.code == 0
+        assert "chosen for 0.002 minutes of 0.0 MB" in ended.err
+        options = throughtime("info", tmp_path / "run", "--json").json["options"]
+        assert (options["hidden"], options["final_lr"]) == (9, 0.0)
+
+    def test_a_recipe_by_name(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+        small = ("--hidden", 4, "--embedding", 4, "--steps", 2, "--batch", 2, "--bptt", 3)
+        ended = throughtime("train", text, "--out", tmp_path / "run", "--preset", "zaremba-small", *small)
+        assert ended.code == 0
+        assert "chosen" not in ended.err
+        options = throughtime("info", tmp_path / "run", "--json").json["options"]
+        assert (options["preset"], options["lr"], options["init_range"], options["hidden"]) == (
+            "zaremba-small",
+            20.0,
+            0.1,
+            4,
+        )
 
     def test_measurements_along_the_way_are_said(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
         ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL, "--eval-every", 6)

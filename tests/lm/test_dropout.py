@@ -6,7 +6,21 @@ import torch
 import throughtime
 from throughtime import InputError
 from throughtime.lm import LanguageModel, ModelConfig
-from throughtime.lm.dropout import LockedDropout, LockedStack, embedding_mask
+from throughtime.lm.dropout import Dropout, LockedDropout, LockedStack, embedding_mask
+
+
+def test_elements_are_dropped_one_by_one():
+    x = torch.ones(300, 50, 7, requires_grad=True)
+    torch.manual_seed(1)
+    y = Dropout(0.3)(x)
+    assert y.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert (y == 0).float().mean() == pytest.approx(0.3, abs=0.01)
+    assert (y[1:] == y[:1]).float().mean() == pytest.approx(0.3**2 + 0.7**2, abs=0.01)  # steps don't know of each other
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(1)
+    assert torch.equal(Dropout(0.3)(x), y)
+    assert torch.equal(Dropout(0.3).eval()(x), x)
 
 
 def test_one_mask_for_all_steps():

@@ -153,6 +153,16 @@ def train(
         typer.Option(metavar="FILE.toml", help="Read options from a file; flags override it.", show_default=False),
     ] = None,
     as_json: Json = False,
+    preset: Annotated[
+        str | None,
+        _choice(
+            "--preset",
+            "NAME",
+            "",
+            MODEL,
+            "A recipe: char-rnn, zaremba-small, -medium, -large, awd-lstm or nanogpt-cpu; flags override it.",
+        ),
+    ] = None,
     level: Annotated[
         str | None, _choice("--level", "NAME", "char", DATA, "A token is a char, a byte, a word or a bpe token.")
     ] = None,
@@ -660,11 +670,20 @@ def demo(
 
 def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, Any]) -> "TrainingSummary":
     from throughtime.app.progress import display, observed, probe_gradients, said
-    from throughtime.lm.train import TrainingOptions
+    from throughtime.lm.presets import for_minutes
+    from throughtime.lm.reading import find_files
+    from throughtime.lm.train import TrainingOptions, read_toml
     from throughtime.lm.train import train as start
 
-    options = TrainingOptions.from_toml(config, given) if config else TrainingOptions.from_values(given)
+    source = f"--config {config}" if config else ""
+    values = read_toml(config, given) if config else given
+    include = TrainingOptions.from_values(values, source).include  # before anything is looked up, all of it is checked
+    files = (file for file, _ in find_files(paths, include))
+    values, reason = for_minutes(values, sum(file.stat().st_size for file in files if file.is_file()))
+    options = TrainingOptions.from_values(values, source)
     with display(options.level) as shown, _stoppable(out):
+        if reason is not None:
+            shown.say(reason)
         probe = probe_gradients if options.gradients_every else None
         return start(paths, out, options, observed(shown, out), shown.reading, said(shown), probe)
 

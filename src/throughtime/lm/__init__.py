@@ -15,6 +15,7 @@ from throughtime.lm.evaluate import (
 )
 from throughtime.lm.generate import Beam, Sampling, beam_search, generate
 from throughtime.lm.model import LanguageModel, ModelConfig, cell_names
+from throughtime.lm.presets import PRESETS, for_minutes
 from throughtime.lm.run import Run, open_run
 from throughtime.lm.score import Hypothesis, rerank, score_lines
 from throughtime.lm.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, level_names, tokenizer_from_json
@@ -22,6 +23,7 @@ from throughtime.lm.train import StepReport, TrainingOptions, TrainingSummary, r
 from throughtime.lm.words import WordTokenizer
 
 __all__ = [
+    "PRESETS",
     "Beam",
     "BpeTokenizer",
     "ByteTokenizer",
@@ -49,6 +51,7 @@ __all__ = [
     "cell_names",
     "evaluate",
     "evaluate_adaptively",
+    "for_minutes",
     "generate",
     "level_names",
     "loss_by_position",

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from throughtime import init
 from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
-from throughtime.lm.dropout import LockedDropout, LockedStack, embedding_mask
+from throughtime.lm.dropout import Dropout, LockedDropout, LockedStack, embedding_mask
 from throughtime.lm.fixed_window import FixedWindow
 from throughtime.lm.loss import linear_cross_entropy
 from throughtime.shapes import Lengths, Logits, Outputs, TokenIds
@@ -97,7 +97,7 @@ class LanguageModel(nn.Module):
         inputs = config.embedding_size or config.vocabulary_size
         self.embedding = nn.Embedding(config.vocabulary_size, inputs) if config.embedding_size else None
         self.recurrent = _make_recurrent(config, inputs)
-        self.dropout = LockedDropout(config.dropout) if config.locked else nn.Dropout(config.dropout)
+        self.dropout = LockedDropout(config.dropout) if config.locked else Dropout(config.dropout)
         width = config.hidden_size
         self.projection = None
         if config.tied:

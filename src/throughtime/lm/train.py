@@ -18,6 +18,7 @@ from throughtime.lm.encoding import Tokenization
 from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
+from throughtime.lm.presets import preset
 from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, TENSORBOARD, Run, check_new, create_run, open_run
 from throughtime.lm.tensorboard import Board, board, check_library
 from throughtime.lm.tokenizer import sequence_names
@@ -28,6 +29,7 @@ from throughtime.training.checkpoint import load, save, save_json
 OPTIMIZERS = ("adamw", "adam", "sgd", "nt-asgd")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODES = ("stream", "sentence")
+_BUDGETS = ("minutes", "epochs", "steps")
 _METRICS_EVERY = 1.0  # seconds
 
 
@@ -36,6 +38,7 @@ class TrainingOptions:
     """All that training can be told.
 
     Attributes:
+        preset: A recipe of `presets.PRESETS`; options that are given win over its own.
         level: A token is a "char", a "byte", a "word" or a "bpe" token.
         mode: "stream" carries the state through the whole text; at "sentence", each line or file is a sequence of its own that ends
             with an end-of-sequence token, and the state is new for each.
@@ -89,6 +92,7 @@ class TrainingOptions:
         InputError: A value is out of its range; the message names the command line's flag.
     """
 
+    preset: str | None = None
     level: str = "char"
     mode: str = "stream"
     sequence: str = "line"
@@ -137,6 +141,8 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise unknown_name("mode", self.mode, MODES)
+        if self.preset is not None:
+            preset(self.preset)
         self.tokenization  # noqa: B018 a name or a number that can't be raises
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
@@ -218,7 +224,7 @@ class TrainingOptions:
 
     @classmethod
     def from_values(cls, values: dict[str, Any], source: str = "") -> "TrainingOptions":
-        """Make options of names and values, checked.
+        """Make options of names and values, checked; a preset's stand for those that aren't given.
 
         Args:
             values: By field name.
@@ -233,6 +239,11 @@ class TrainingOptions:
             if name not in kinds:
                 raise InputError(f"{prefix}{unknown_name('option', name, kinds)}")
             _check_type(prefix, name, value, kinds[name])
+        if (name := values.get("preset")) is not None:
+            recipe = preset(name)
+            if any(values.get(budget) is not None for budget in _BUDGETS):
+                recipe = {name: value for name, value in recipe.items() if name not in _BUDGETS}
+            values = recipe | values
         return cls(**values)
 
     @classmethod
@@ -242,17 +253,26 @@ class TrainingOptions:
         Raises:
             InputError: The file can't be read, is not TOML, or holds an unknown or unfit option.
         """
-        path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"--config {path}: can't be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"--config {path}: not TOML: {error}") from error
-        overrides = overrides or {}
-        if any(overrides.get(name) is not None for name in ("minutes", "epochs", "steps")):
-            values = {name: value for name, value in values.items() if name not in ("minutes", "epochs", "steps")}
-        return cls.from_values(values | overrides, source=f"--config {path}")
+        return cls.from_values(read_toml(path, overrides), source=f"--config {path}")
+
+
+def read_toml(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the names and values of a TOML file, and `overrides`, which win; a budget among them is the only one.
+
+    Raises:
+        InputError: The file can't be read, or is not TOML.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: not TOML: {error}") from error
+    overrides = overrides or {}
+    if any(overrides.get(name) is not None for name in _BUDGETS):
+        values = {name: value for name, value in values.items() if name not in _BUDGETS}
+    return values | overrides
 
 
 @dataclass(frozen=True)

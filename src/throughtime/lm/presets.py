@@ -1,0 +1,152 @@
+"""What to train: published recipes by name, and what a budget of minutes is best spent on."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from throughtime.errors import InputError, unknown_name
+from throughtime.ops import backends
+
+_ZAREMBA = {
+    "level": "word",
+    "cell": "lstm",
+    "layers": 2,
+    "batch": 20,
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "rollbacks": 0,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "char-rnn": {
+        "level": "char", "cell": "lstm", "hidden": 128, "layers": 2, "embedding": 0, "batch": 50, "bptt": 50, "epochs": 50.0,
+        "optimizer": "adam", "lr": 2e-3, "weight_decay": 0.0, "warmup": 0.0, "schedule": "constant", "lr_decay": 0.97,
+        "lr_decay_after": 10.0, "clip": 0.0, "clip_value": 5.0,
+    },
+    "zaremba-small": _ZAREMBA | {
+        "hidden": 200, "embedding": 200, "bptt": 20, "epochs": 13.0, "lr": 20.0, "clip": 0.25, "lr_decay": 0.5,
+        "lr_decay_after": 4.0, "init_range": 0.1,
+    },
+    "zaremba-medium": _ZAREMBA | {
+        "hidden": 650, "embedding": 650, "bptt": 35, "epochs": 39.0, "lr": 35.0, "clip": 5 / 35, "lr_decay": 1 / 1.2,
+        "lr_decay_after": 6.0, "init_range": 0.05, "dropout": 0.5,
+    },
+    "zaremba-large": _ZAREMBA | {
+        "hidden": 1500, "embedding": 1500, "bptt": 35, "epochs": 55.0, "lr": 35.0, "clip": 10 / 35, "lr_decay": 1 / 1.15,
+        "lr_decay_after": 14.0, "init_range": 0.04, "dropout": 0.65,
+    },
+    "awd-lstm": {
+        "level": "word", "cell": "lstm", "hidden": 1150, "layers": 3, "embedding": 400, "tied": True, "batch": 20, "bptt": 70,
+        "epochs": 500.0, "optimizer": "nt-asgd", "nonmonotone": 5, "eval_every": 664, "lr": 30.0, "clip": 0.25,
+        "weight_decay": 1.2e-6, "warmup": 0.0, "schedule": "constant", "dropout": 0.4, "locked": True, "embedding_dropout": 0.1,
+        "rollbacks": 0,
+    },
+    "nanogpt-cpu": {
+        "level": "char", "cell": "lstm", "hidden": 256, "layers": 1, "batch": 12, "bptt": 64, "steps": 2000, "optimizer": "adamw",
+        "lr": 1e-2, "schedule": "cosine", "warmup": 0.05, "final_lr": 0.0, "clip": 1.0, "weight_decay": 0.01,
+    },
+}  # fmt: skip
+"""Recipes by name, as options of training; what is given beside a name wins.
+
+- "char-rnn": Karpathy (2015), the defaults of char-rnn's `train.lua`: 2 × 128, dropout 0, RMSprop 2e-3 with decay 0.97 from
+  epoch 10, entries clipped to 5. RMSprop is replaced by Adam.
+- "zaremba-small", "zaremba-medium", "zaremba-large": Zaremba, Sutskever & Vinyals (2014), "Recurrent neural network
+  regularization", section 4.1: 2 × 200, 650 and 1500, dropout 0, 0.5, 0.65 (there of the embedding too). Their loss is a sum over
+  T steps and ours a mean, so a rate of 1 is T here, and a norm of 5 or 10 is that over T.
+- "awd-lstm": Merity, Keskar & Socher (2018), Penn Treebank: 3 × 1150 on embeddings of 400, tied, locked dropout, NT-ASGD with one
+  measurement an epoch of its 664 steps. Its layers are all 1150 wide here, its window's length isn't drawn, and of its several
+  dropouts h's 0.4 and the embedding's 0.1 are here; add the weight dropout and the penalties of activations by flags.
+- "nanogpt-cpu": the budget of nanoGPT's README for a CPU, 2,000 steps of 12 × 64 characters, spent on an LSTM.
+"""
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Return the options of a recipe.
+
+    Raises:
+        InputError: There is no such recipe.
+
+    Example:
+        >>> preset("zaremba-small")["hidden"]
+        200
+    """
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return dict(PRESETS[name])
+
+
+class Size(NamedTuple):
+    """A model for a time, as measured: a row of the table that a budget of minutes is looked up in.
+
+    Attributes:
+        minutes: The longest time that it is for.
+        hidden: H of one layer of LSTM.
+        pace: Characters a second, trained on in bfloat16 with two threads of a machine with AVX512-BF16.
+    """
+
+    minutes: float
+    hidden: int
+    pace: int
+
+
+SIZES = (Size(0.75, 256, 100_000), Size(1.5, 320, 75_000), Size(5.0, 384, 60_000), Size(float("inf"), 512, 40_000))
+# Dropout by how often the text is read: what the held-out loss was lowest with on tiny Shakespeare; docs/log.md has the runs.
+DROPOUTS = ((2.0, 0.0), (4.0, 0.1), (8.0, 0.25), (14.0, 0.35), (float("inf"), 0.5))
+_RECIPE = {
+    "batch": 32,
+    "bptt": 64,
+    "optimizer": "adamw",
+    "lr": 1e-2,
+    "schedule": "cosine",
+    "warmup": 0.02,
+    "final_lr": 0.0,
+}
+_SAID = ("hidden", "dropout", "dtype", "batch", "bptt", "lr")
+
+
+class Choice(NamedTuple):
+    """Options, and why.
+
+    Attributes:
+        options: What training is told: what was given, and what was chosen beside it.
+        reason: A line for the reader; `None` where nothing was chosen.
+    """
+
+    options: dict[str, Any]
+    reason: str | None
+
+
+def for_minutes(given: Mapping[str, Any], text_bytes: int) -> Choice:
+    """Choose size, batch, window, rates, dropout and dtype for a time; each option that is given stays.
+
+    The larger the time, the larger the model; the more often it will see the text, the more dropout. The table is that of an LSTM
+    of characters or bytes on a CPU: for another cell, level or device, with a preset, or with a budget that is no time, nothing
+    is chosen.
+
+    Args:
+        given: Options of training by name, those that the user gave.
+        text_bytes: Size of the text.
+
+    Example:
+        >>> for_minutes({"minutes": 3.0, "batch": 16}, 1_115_394).options["batch"]
+        16
+    """
+    fixed = {name: value for name, value in given.items() if value is not None}
+    others = any(name in fixed for name in ("preset", "steps", "epochs"))
+    is_measured = fixed.get("level", "char") in ("char", "byte") and fixed.get("cell", "lstm") == "lstm"
+    if others or not is_measured or fixed.get("device", "auto") not in ("auto", "cpu"):
+        return Choice(fixed, None)
+    minutes = fixed.get("minutes", 3.0)
+    if not isinstance(minutes, int | float) or not 0 < minutes < float("inf"):
+        raise InputError(f"--minutes {minutes}: expected a number above 0")
+    size = next(size for size in SIZES if minutes <= size.minutes)
+    passes = 60 * minutes * size.pace / max(text_bytes * fixed.get("split", 0.9), 1)
+    dropout = next(dropout for most, dropout in DROPOUTS if passes < most)
+    dtype = "bfloat16" if "avx512_bf16" in backends().get("native", "") else "float32"
+    chosen = _RECIPE | {"hidden": size.hidden, "dropout": dropout, "dtype": dtype, "minutes": float(minutes)}
+    chosen = {name: value for name, value in chosen.items() if name not in fixed}
+    flags = "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items() if name in _SAID)
+    why = f"chosen for {minutes:g} minutes of {text_bytes / 1e6:,.1f} MB, read about {passes:,.0f} times by two cores"
+    return Choice(chosen | fixed, f"{why}: {flags}; a flag overrides its own")

@@ -1,0 +1,105 @@
+"""Recipes hold options that exist and can be; a time chooses what nobody gave."""
+
+from dataclasses import fields
+
+import pytest
+
+import throughtime.lm.presets as presets
+from throughtime import InputError
+from throughtime.lm import TrainingOptions, open_run, train
+from throughtime.lm.presets import PRESETS, SIZES, for_minutes, preset
+
+NAMES = {field.name for field in fields(TrainingOptions)}
+SHAKESPEARE = 1_115_394  # bytes
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_option_of_a_recipe_exists_and_can_be(name):
+    assert PRESETS[name].keys() <= NAMES
+    options = TrainingOptions.from_values({"preset": name})
+    assert all(getattr(options, option) == value for option, value in PRESETS[name].items())
+    assert TrainingOptions.from_values({**vars(options)}) == options  # as it is read back from a run
+
+
+def test_what_is_given_beside_a_recipe_wins():
+    options = TrainingOptions.from_values({"preset": "zaremba-small", "hidden": 7, "steps": 3})
+    assert (options.hidden, options.embedding, options.steps, options.epochs) == (7, 200, 3, None)
+
+
+def test_zaremba_small_is_the_published_one():
+    """Of the loss summed over 20 steps, the rate is 1 and the norm at most 5; after 4 epochs the rate is halved in each."""
+    options = TrainingOptions.from_values({"preset": "zaremba-small"})
+    assert options.lr / options.bptt == 1
+    assert options.clip * options.bptt == 5
+    rates = [options.rates.factor(epoch / 13, epoch) for epoch in range(13)]
+    assert rates == [1, 1, 1, 1, *(0.5**n for n in range(1, 10))]
+
+
+def test_an_unknown_recipe_is_refused():
+    for make in (
+        preset,
+        lambda name: TrainingOptions(preset=name),
+        lambda name: TrainingOptions.from_values({"preset": name}),
+    ):
+        with pytest.raises(InputError, match="unknown preset 'zaremba'; did you mean 'zaremba-"):
+            make("zaremba")
+
+
+def test_a_recipe_trains_and_is_written_down(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog .\n" * 200)
+    small = {"hidden": 6, "embedding": 5, "batch": 4, "bptt": 8, "steps": 12, "eval_every": 4}
+    for name in ("awd-lstm", "zaremba-medium", "char-rnn"):
+        embedding = {"embedding": 0} if name == "char-rnn" else {}
+        train([text], tmp_path / name, TrainingOptions.from_values({"preset": name, **small, **embedding}))
+        assert open_run(tmp_path / name).options["preset"] == name
+
+
+@pytest.mark.parametrize("minutes", [0.01, 0.5, 1.0, 3.0, 10.0, 1e5])
+@pytest.mark.parametrize("size", [0, 100, SHAKESPEARE, 10**12])
+def test_every_time_and_size_has_options(minutes, size):
+    options, reason = for_minutes({"minutes": minutes}, size)
+    assert options.keys() <= NAMES
+    assert TrainingOptions.from_values(options).minutes == minutes
+    assert f"--hidden {options['hidden']}" in reason
+
+
+def test_more_time_means_a_larger_model_and_more_passes_more_dropout():
+    sizes = [for_minutes({"minutes": minutes}, SHAKESPEARE).options["hidden"] for minutes in (0.5, 1.0, 3.0, 10.0)]
+    assert sizes == sorted(set(sizes))
+    drops = [for_minutes({"minutes": 3.0}, size).options["dropout"] for size in (10**9, 3 * 10**6, 10**6, 10**5)]
+    assert drops == sorted(drops)
+    assert drops[0] == 0 < drops[-1]
+    assert [size.minutes for size in SIZES] == sorted(size.minutes for size in SIZES)
+    assert SIZES[-1].minutes == float("inf")
+
+
+def test_what_is_given_is_not_chosen():
+    given = {"minutes": 3.0, "hidden": 11, "dropout": 0.0, "dtype": "float32", "lr": None}
+    options, reason = for_minutes(given, SHAKESPEARE)
+    assert (options["hidden"], options["dropout"], options["dtype"]) == (11, 0.0, "float32")
+    assert "--hidden" not in reason
+    assert options["lr"] == for_minutes({}, SHAKESPEARE).options["lr"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"steps": 3}, {"epochs": 1.0}, {"preset": "char-rnn"}, {"cell": "gru"}, {"level": "word"}, {"device": "cuda"}],
+)
+def test_what_the_table_was_not_measured_for_is_left_alone(given):
+    assert for_minutes(given, SHAKESPEARE) == (given, None)
+
+
+def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch):
+    for description, dtype in (
+        ("C++ kernels for the CPU, avx512_bf16", "bfloat16"),
+        ("C++ kernels for the CPU, avx2", "float32"),
+    ):
+        monkeypatch.setattr(presets, "backends", lambda description=description: {"native": description})
+        assert for_minutes({}, SHAKESPEARE).options["dtype"] == dtype
+
+
+def test_a_time_that_cant_be_is_refused():
+    for minutes in (0, -1.0, float("nan"), float("inf"), "3"):
+        with pytest.raises(InputError, match=r"--minutes .*: expected a number above 0"):
+            for_minutes({"minutes": minutes}, SHAKESPEARE)
