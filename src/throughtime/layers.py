@@ -7,12 +7,11 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime.cells import find
 from throughtime.errors import unknown_name
-from throughtime.ops import Stack, backends, run_stack, run_stack_packed
+from throughtime.ops import Stack, backends, draw_mask, run_stack, run_stack_packed
 
 _ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 
@@ -245,7 +244,11 @@ class Recurrent(nn.Module):
         """Return `all_weights`, those in each `weight_hh` dropped while training."""
         if not self.weight_drop or not self.training:
             return self.all_weights
-        return [[row[0], dropout(row[1], self.weight_drop), *row[2:]] for row in self.all_weights]
+        p = self.weight_drop
+        dropped = [
+            (row[1] / (1 - p)).masked_fill(draw_mask(p, row[1].shape, row[1].device), 0) for row in self.all_weights
+        ]
+        return [[row[0], weight, *row[2:]] for row, weight in zip(self.all_weights, dropped, strict=True)]
 
     def _run_unbatched(
         self,

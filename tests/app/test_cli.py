@@ -108,7 +108,7 @@ class TestTrain:
             "min_count": 3, "window": 5,
             "ema": 0.9, "eval_every": 2, "patience": 2, "rollbacks": 1, "embedding_dropout": 0.1, "gradients_every": 2,
             "momentum": 0.5, "nonmonotone": 3, "schedule": "linear", "final_lr": 0.1, "lr_decay": 0.5, "lr_decay_after": 1.0,
-            "init_range": 0.2, "dtype": "bfloat16",
+            "init_range": 0.2, "weight_drop": 0.2, "dtype": "bfloat16",
         }  # fmt: skip
         flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         texts = tmp_path / "texts"

@@ -15,7 +15,9 @@ def test_elements_are_dropped_one_by_one():
     y = Dropout(0.3)(x)
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert (y == 0).float().mean() == pytest.approx(0.3, abs=0.01)
-    assert (y[1:] == y[:1]).float().mean() == pytest.approx(0.3**2 + 0.7**2, abs=0.01)  # steps don't know of each other
+    assert (y[1:] == y[:-1]).float().mean() == pytest.approx(
+        0.3**2 + 0.7**2, abs=0.01
+    )  # steps don't know of each other
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
     torch.manual_seed(1)

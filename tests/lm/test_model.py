@@ -97,3 +97,13 @@ def test_devices():
     for name in ("cudaa", "xpu:7"):
         with pytest.raises(InputError, match=f"--device {name}: can't be used here; expected one of auto, cpu"):
             device_named(name)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "rnn_relu", "lstm", "gru"])
+@pytest.mark.parametrize("locked", [False, True])
+def test_recurrent_weights_are_dropped_while_training(cell, locked):
+    torch.manual_seed(0)
+    config = ModelConfig(5, cell, hidden_size=6, num_layers=2, dropout=1e-9, locked=locked, weight_drop=0.5)
+    model, ids = LanguageModel(config), torch.zeros(8, 2, dtype=torch.int64)
+    assert not torch.allclose(model(ids)[0], model(ids)[0])
+    assert torch.equal(model.eval()(ids)[0], model(ids)[0])

@@ -283,6 +283,8 @@ OPTIONS = [
     ({"steps": 5, "epochs": 1.0}, "--epochs and --steps: expected exactly one"),
     ({"clip": -1.0}, "--clip -1.0: expected"),
     ({"dropout": 1.0}, "--dropout 1.0: expected"),
+    ({"weight_drop": 1.0}, "--weight-drop 1.0: expected a probability"),
+    ({"weight_drop": 0.1, "cell": "mlp"}, "--weight-drop drops recurrent weights, and --cell mlp has none"),
     ({"ema": 1.0}, "--ema 1.0: expected a share"),
     ({"eval_every": -1}, "--eval-every -1: expected"),
     ({"patience": 3}, "--patience needs measurements to lose it over; add --eval-every"),

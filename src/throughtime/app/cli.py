@@ -213,6 +213,9 @@ def train(
     embedding_dropout: Annotated[
         float | None, _choice("--embedding-dropout", "P", "0", MODEL, "Share of the vocabulary unseen in a window.")
     ] = None,
+    weight_drop: Annotated[
+        float | None, _choice("--weight-drop", "P", "0", MODEL, "Share of the recurrent weights dropped in a window.")
+    ] = None,
     init_range: Annotated[
         float | None, _choice("--init-range", "R", "0", MODEL, "Start every weight from U(−R, R); 0 is our own way.")
     ] = None,
@@ -685,7 +688,7 @@ def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, A
         if reason is not None:
             shown.say(reason)
         probe = probe_gradients if options.gradients_every else None
-        return start(paths, out, options, observed(shown, out), shown.reading, said(shown), probe)
+        return start(paths, out, options, observed(shown, out, reason), shown.reading, said(shown), probe)
 
 
 def _resume(run: Path) -> "TrainingSummary":

@@ -54,14 +54,16 @@ def display(unit: str) -> Display:
     return LiveLine(unit) if messages().is_terminal else PlainLines(unit)
 
 
-def observed(shown: Display, run: Path) -> Callable[["StepReport"], None]:
-    """Return an observer for training that says what is trained, on what, before it shows the first step."""
+def observed(shown: Display, run: Path, reason: str | None = None) -> Callable[["StepReport"], None]:
+    """Return an observer for training that says what is trained, on what, and why that, before it shows the first step."""
     said = False
 
     def observe(report: "StepReport") -> None:
         nonlocal said
         if not said:
             shown.say(headline(open_run(run)))
+            if reason is not None:
+                shown.say(reason)
             said = True
         shown(report)
 

@@ -106,6 +106,7 @@ def describe_model(run: "Run") -> str:
     extras += (" locked" if config.locked and config.dropout else "") + (
         f", embedding dropout {config.embedding_dropout:g}" if config.embedding_dropout else ""
     )
+    extras += f", weight drop {config.weight_drop:g}" if config.weight_drop else ""
     return f"{config.cell.upper().replace('_', ' ')}, {layers}{inputs}{extras}: {_parameter_count(run):,} parameters"
 
 
@@ -146,6 +147,7 @@ def _describe_options(options: dict[str, Any]) -> str:
         "dropout",
         "locked",
         "embedding_dropout",
+        "weight_drop",
     )
     given = {name: value for name, value in options.items() if name not in told and value is not None}
     return "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())

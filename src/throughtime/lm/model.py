@@ -40,6 +40,7 @@ class ModelConfig:
         embedding_dropout: Probability of dropping a token's embedding, wherever the token occurs in a window.
         tied: Whether the output layer's weights are the embedding's (Press & Wolf, 2017). Where `embedding_size` differs
             from `hidden_size`, h is first projected to the embedding's width.
+        weight_drop: Probability of dropping an element of W_hh, the same in all of a window, while training (Merity et al., 2018).
 
     Raises:
         InputError: A size, a name or a combination can't be.
@@ -55,6 +56,7 @@ class ModelConfig:
     window: int = 8
     locked: bool = False
     embedding_dropout: float = 0.0
+    weight_drop: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cell not in cell_names():
@@ -68,11 +70,17 @@ class ModelConfig:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InputError(f"{flag} {value}: expected a whole number, at least {least}")
-        for flag, value in (("--dropout", self.dropout), ("--embedding-dropout", self.embedding_dropout)):
+        for flag, value in (
+            ("--dropout", self.dropout),
+            ("--embedding-dropout", self.embedding_dropout),
+            ("--weight-drop", self.weight_drop),
+        ):
             if not 0 <= value < 1:
                 raise InputError(f"{flag} {value}: expected a probability from 0 to below 1")
         if self.embedding_dropout and not self.embedding_size:
             raise InputError("--embedding-dropout needs an embedding; add --embedding, for example --embedding 128")
+        if self.weight_drop and self.cell == "mlp":
+            raise InputError("--weight-drop drops recurrent weights, and --cell mlp has none; leave one of them out")
         if self.tied and not self.embedding_size:
             raise InputError("--tied needs an embedding to share; add --embedding, for example --embedding 128")
 
@@ -192,11 +200,13 @@ def _make_recurrent(config: ModelConfig, inputs: int) -> Recurrent | LockedStack
 
 def _make_layers(config: ModelConfig, inputs: int, num_layers: int, dropout: float) -> Recurrent:
     sizes = inputs, config.hidden_size, num_layers
+    drop = config.weight_drop
     if config.cell == "lstm":
-        return LSTM(*sizes, dropout=dropout)
+        return LSTM(*sizes, dropout=dropout, weight_drop=drop)
     if config.cell == "gru":
-        return GRU(*sizes, dropout=dropout)
-    return RNN(*sizes, nonlinearity="relu" if config.cell == "rnn_relu" else "tanh", dropout=dropout)
+        return GRU(*sizes, dropout=dropout, weight_drop=drop)
+    nonlinearity = "relu" if config.cell == "rnn_relu" else "tanh"
+    return RNN(*sizes, nonlinearity=nonlinearity, dropout=dropout, weight_drop=drop)
 
 
 def device_named(name: str) -> torch.device:

@@ -55,6 +55,7 @@ class TrainingOptions:
         dropout: Probability of dropping an activation between layers and before the output.
         locked: Whether the same activations are dropped at every step of a window.
         embedding_dropout: Probability of dropping a token's embedding, wherever it occurs in a window.
+        weight_drop: Probability of dropping an element of W_hh, the same in all of a window.
         init_range: Where above 0, every weight starts from U(−r, r), as in Zaremba et al. (2014), instead of our own way.
         dtype: What training computes in: "float32" or "bfloat16", by torch.autocast; the weights, which are what is evaluated and
             saved, are float32 in both.
@@ -108,6 +109,7 @@ class TrainingOptions:
     dropout: float = 0.0
     locked: bool = False
     embedding_dropout: float = 0.0
+    weight_drop: float = 0.0
     init_range: float = 0.0
     dtype: str = "float32"
     minutes: float | None = None
@@ -220,6 +222,7 @@ class TrainingOptions:
             self.window,
             self.locked,
             self.embedding_dropout,
+            self.weight_drop,
         )
 
     @classmethod
