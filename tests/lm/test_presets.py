@@ -65,8 +65,9 @@ def test_every_time_and_size_has_options(minutes, size):
 
 
 def test_more_time_means_a_larger_model_and_more_passes_more_dropout():
-    sizes = [for_minutes({"minutes": minutes}, SHAKESPEARE).options["hidden"] for minutes in (0.5, 1.0, 3.0, 10.0)]
-    assert sizes == sorted(set(sizes))
+    assert [size.pace for size in SIZES] == sorted((size.pace for size in SIZES), reverse=True)
+    assert for_minutes({"minutes": 10.0}, SHAKESPEARE).options["hidden"] == SIZES[-1].hidden
+    assert for_minutes({"minutes": 0.5}, SHAKESPEARE).options["hidden"] == SIZES[0].hidden
     drops = [for_minutes({"minutes": 3.0}, size).options["dropout"] for size in (10**9, 3 * 10**6, 10**6, 10**5)]
     assert drops == sorted(drops)
     assert drops[0] == 0 < drops[-1]
