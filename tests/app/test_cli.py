@@ -208,7 +208,7 @@ class TestTrain:
     ) -> None:
         from throughtime.app import progress
 
-        def stop_at_five(shown: object, run: Path) -> Callable[[object], None]:
+        def stop_at_five(shown: object, run: Path, reason: str | None) -> Callable[[object], None]:
             def observe(report: object) -> None:
                 if report.step == 5:
                     signal.raise_signal(signal.SIGINT)
