@@ -81,6 +81,7 @@ def test_what_is_given_is_not_chosen():
     assert (options["hidden"], options["dropout"], options["dtype"]) == (11, 0.0, "float32")
     assert "--hidden" not in reason
     assert options["lr"] == for_minutes({}, SHAKESPEARE).options["lr"]
+    assert for_minutes(options, SHAKESPEARE) == (options, None)  # as from a run's own file of options
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,8 @@ def for_minutes(given: Mapping[str, Any], text_bytes: int) -> Choice:
         "minutes": float(minutes),
     }
     chosen = {name: value for name, value in chosen.items() if name not in fixed}
+    if not chosen:
+        return Choice(fixed, None)
     flags = "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items() if name in _SAID)
     why = f"chosen for {minutes:g} minutes of {text_bytes / 1e6:,.1f} MB, read about {passes:,.0f} times by two cores"
     return Choice(chosen | fixed, f"{why}: {flags}; a flag overrides its own")
