@@ -685,8 +685,6 @@ def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, A
     values, reason = for_minutes(values, sum(file.stat().st_size for file in files if file.is_file()))
     options = TrainingOptions.from_values(values, source)
     with display(options.level) as shown, _stoppable(out):
-        if reason is not None:
-            shown.say(reason)
         probe = probe_gradients if options.gradients_every else None
         return start(paths, out, options, observed(shown, out, reason), shown.reading, said(shown), probe)
 

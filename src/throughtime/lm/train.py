@@ -22,7 +22,18 @@ from throughtime.lm.presets import preset
 from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, TENSORBOARD, Run, check_new, create_run, open_run
 from throughtime.lm.tensorboard import Board, board, check_library
 from throughtime.lm.tokenizer import sequence_names
-from throughtime.training import Budget, Clipping, Loop, Probe, Rollback, Schedule, Sequences, Streams, Validation, Windows
+from throughtime.training import (
+    Budget,
+    Clipping,
+    Loop,
+    Probe,
+    Rollback,
+    Schedule,
+    Sequences,
+    Streams,
+    Validation,
+    Windows,
+)
 from throughtime.training import StepReport as LoopReport
 from throughtime.training.checkpoint import load, save, save_json
 
