@@ -360,7 +360,11 @@ class Loop:
         window = self.windows.window_at(self.step)
         inputs, targets, *lengths = (tensor.to(self.device, non_blocking=True) for tensor in window)
         is_probed = self.probe is not None and self.probe_every and (self.step + 1) % self.probe_every == 0
-        scalars = self.probe(self.model, inputs, targets, self.state, *lengths) if is_probed and self.probe else {}
+        scalars = (
+            self.probe(self.model, inputs, targets, self._state_of_weights(), *lengths)
+            if is_probed and self.probe
+            else {}
+        )
 
         forward = self.model if self.forward is None else self.forward
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -388,6 +392,12 @@ class Loop:
         pace = positions / took
         self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * pace if self._tokens_per_second else pace
         return self._report(raw, norm, bool(clipped), rate, scalars)
+
+    def _state_of_weights(self) -> Any:
+        """Return the carried state in the dtype of the weights, for what runs outside autocast."""
+        if self.state is None or self.dtype == torch.float32:
+            return self.state
+        return tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in self.state)
 
     def _rate_progress(self) -> float:
         """Progress by which the learning rate is set: the middle of the step, where steps can be counted beforehand."""
