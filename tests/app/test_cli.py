@@ -22,6 +22,7 @@ UNSAID = {  # defaults that depend, or that are said in another way
     "tied": "no-tied",
     "locked": "no-locked",
     "tensorboard": "no-tensorboard",
+    "layer_norm": "no-layer-norm",
     "vocabulary": "10000 words, 2000 bpe tokens",
     "split_punctuation": "split-punctuation",
     "embedding": "0, H for words and bpe",
@@ -108,19 +109,24 @@ class TestTrain:
             "min_count": 3, "window": 5,
             "ema": 0.9, "eval_every": 2, "patience": 2, "rollbacks": 1, "embedding_dropout": 0.1, "gradients_every": 2,
             "momentum": 0.5, "nonmonotone": 3, "schedule": "linear", "final_lr": 0.1, "lr_decay": 0.5, "lr_decay_after": 1.0,
-            "init_range": 0.2, "weight_drop": 0.2, "dtype": "bfloat16",
+            "init_range": 0.2, "weight_drop": 0.2, "recurrent_dropout": 0.1, "zoneout": 0.0, "ar": 2.0, "tar": 1.0,
+            "dtype": "bfloat16",
         }  # fmt: skip
         flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         texts = tmp_path / "texts"
         texts.mkdir()
         for number in range(3):
             (texts / f"{number}.txt").write_bytes(text.read_bytes())
-        assert throughtime("train", texts, "--out", tmp_path / "run", *flags, "--tied", "--locked").code == 0
+        assert (
+            throughtime("train", texts, "--out", tmp_path / "run", *flags, "--tied", "--locked", "--layer-norm").code
+            == 0
+        )
         record = throughtime("info", tmp_path / "run", "--json").json
         assert record["options"] == given | {
             "preset": None,
             "tied": True, "minutes": None, "epochs": None, "vocabulary": None, "split_punctuation": True, "locked": True,
             "tensorboard": False,
+            "layer_norm": True,
         }  # fmt: skip
 
     def test_a_time_chooses_the_rest_and_says_so(self, throughtime: Call, text: Path, tmp_path: Path) -> None:

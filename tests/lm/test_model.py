@@ -1,9 +1,12 @@
 """The language model's shapes, state and options."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from throughtime import InputError
+from throughtime.layers import Recurrent
 from throughtime.lm import LanguageModel, ModelConfig, cell_names
 from throughtime.lm.model import device_named
 
@@ -107,3 +110,40 @@ def test_recurrent_weights_are_dropped_while_training(cell, locked):
     model, ids = LanguageModel(config), torch.zeros(8, 2, dtype=torch.int64)
     assert not torch.allclose(model(ids)[0], model(ids)[0])
     assert torch.equal(model.eval()(ids)[0], model(ids)[0])
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_activation_regularisation_is_its_formula(cell):
+    """α mean(ĥ²) + β mean((h_t − h_{t−1})²), only while training (Merity et al., 2017)."""
+    config = ModelConfig(5, cell, hidden_size=6, dropout=0.5, ar=2.0, tar=3.0)
+    model, plain = LanguageModel(config), LanguageModel(replace(config, ar=0.0, tar=0.0))
+    plain.load_state_dict(model.state_dict())
+    ids, targets = torch.randint(0, 5, (2, 7, 3))
+    h, _ = model.hidden(ids)
+    torch.manual_seed(1)
+    dropped = model.dropout(h)
+    torch.manual_seed(1)
+    loss = model.loss(h, targets)
+    torch.manual_seed(1)
+    expected = plain.loss(h, targets) + 2 * (dropped**2).mean() + 3 * ((h[1:] - h[:-1]) ** 2).mean()
+    torch.testing.assert_close(loss, expected)
+    assert loss > plain.loss(h, targets) + 0.1
+    torch.testing.assert_close(model.eval().loss(h, targets), plain.eval().loss(h, targets))
+    short = targets.clone()
+    short[4:, 1:] = -100  # rows that end: what is past it counts in no mean
+    model.train().dropout.p = plain.train().dropout.p = 0.0
+    here = torch.tensor([[True, True, True]] * 4 + [[True, False, False]] * 3)
+    expected = plain.loss(h, short) + 2 * h[here].square().mean() + 3 * h.diff(dim=0)[here[1:]].square().mean()
+    torch.testing.assert_close(model.loss(h, short), expected)
+    assert torch.isfinite(model.train().loss(h[:1], targets[:1]))  # a window of one step has no change
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_regularisation_reaches_every_layer(cell, locked):
+    given = {"layer_norm": True, "zoneout": 0.1, "recurrent_dropout": 0.2, "weight_drop": 0.3}
+    config = ModelConfig(5, cell, hidden_size=6, num_layers=2, dropout=0.1, locked=locked, **given)
+    layers = [part for part in LanguageModel(config).modules() if isinstance(part, Recurrent)]
+    assert sum(layer.num_layers for layer in layers) == 2
+    for layer in layers:
+        assert {name: getattr(layer, name) for name in given} == given

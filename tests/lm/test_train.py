@@ -284,7 +284,13 @@ OPTIONS = [
     ({"clip": -1.0}, "--clip -1.0: expected"),
     ({"dropout": 1.0}, "--dropout 1.0: expected"),
     ({"weight_drop": 1.0}, "--weight-drop 1.0: expected a probability"),
-    ({"weight_drop": 0.1, "cell": "mlp"}, "--weight-drop drops recurrent weights, and --cell mlp has none"),
+    ({"weight_drop": 0.1, "cell": "mlp"}, "--weight-drop is for recurrent layers, and --cell mlp has none"),
+    ({"layer_norm": True, "cell": "mlp"}, "--layer-norm is for recurrent layers"),
+    ({"zoneout": 0.1, "gradients_every": 5}, "--gradients-every can't look into layers with --zoneout"),
+    ({"zoneout": 1.0}, "--zoneout 1.0: expected a probability"),
+    ({"recurrent_dropout": -0.1}, "--recurrent-dropout -0.1: expected a probability"),
+    ({"ar": -1.0}, "--ar -1.0: expected a weight of 0 or more"),
+    ({"tar": math.inf}, "--tar inf: expected a weight of 0 or more"),
     ({"ema": 1.0}, "--ema 1.0: expected a share"),
     ({"eval_every": -1}, "--eval-every -1: expected"),
     ({"patience": 3}, "--patience needs measurements to lose it over; add --eval-every"),
@@ -468,3 +474,21 @@ def test_what_a_probe_measures_is_in_the_metrics(text, tmp_path):
 def test_an_mlp_has_no_gradients_to_follow():
     with pytest.raises(InputError, match="an mlp carries no state"):
         TrainingOptions(cell="mlp", gradients_every=3)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_regularised_training_is_resumed_to_the_bit(text, tmp_path, cell):
+    options = {"layer_norm": True, "zoneout": 0.1, "recurrent_dropout": 0.2, "weight_drop": 0.1, "ar": 2.0, "tar": 1.0}
+    options = TrainingOptions(**SMALL | {"steps": 12}, cell=cell, layers=2, dropout=0.1, **options)
+    whole = train([text], tmp_path / "whole", options)
+
+    def stop(report):
+        if report.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert train([text], tmp_path / "cut", options, stop).interrupted
+    assert resume(tmp_path / "cut").steps == 12
+    wanted, _ = load(whole.run / "checkpoint" / "latest.safetensors")
+    found, _ = load(tmp_path / "cut" / "checkpoint" / "latest.safetensors")
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())

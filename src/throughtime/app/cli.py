@@ -216,6 +216,17 @@ def train(
     weight_drop: Annotated[
         float | None, _choice("--weight-drop", "P", "0", MODEL, "Share of the recurrent weights dropped in a window.")
     ] = None,
+    recurrent_dropout: Annotated[
+        float | None, _choice("--recurrent-dropout", "P", "0", MODEL, "Share of h hidden from W_hh, all of a window.")
+    ] = None,
+    zoneout: Annotated[
+        float | None, _choice("--zoneout", "P", "0", MODEL, "Share of the state that stays as it is in a step.")
+    ] = None,
+    layer_norm: Annotated[
+        bool | None, _choice("--layer-norm/--no-layer-norm", "", "no-layer-norm", MODEL, "Normalise the layers.")
+    ] = None,
+    ar: Annotated[float | None, _choice("--ar", "A", "0", MODEL, "Weight of h's mean square in the loss (AR).")] = None,
+    tar: Annotated[float | None, _choice("--tar", "B", "0", MODEL, "Weight of its change's mean square (TAR).")] = None,
     init_range: Annotated[
         float | None, _choice("--init-range", "R", "0", MODEL, "Start every weight from U(−R, R); 0 is our own way.")
     ] = None,

@@ -106,7 +106,16 @@ def describe_model(run: "Run") -> str:
     extras += (" locked" if config.locked and config.dropout else "") + (
         f", embedding dropout {config.embedding_dropout:g}" if config.embedding_dropout else ""
     )
-    extras += f", weight drop {config.weight_drop:g}" if config.weight_drop else ""
+    named = {
+        "weight_drop": "weight drop",
+        "recurrent_dropout": "recurrent dropout",
+        "zoneout": "zoneout",
+        "ar": "AR",
+        "tar": "TAR",
+    }
+    for option, name in named.items():
+        extras += f", {name} {getattr(config, option):g}" if getattr(config, option) else ""
+    extras += ", layer norm" if config.layer_norm else ""
     return f"{config.cell.upper().replace('_', ' ')}, {layers}{inputs}{extras}: {_parameter_count(run):,} parameters"
 
 
@@ -148,6 +157,11 @@ def _describe_options(options: dict[str, Any]) -> str:
         "locked",
         "embedding_dropout",
         "weight_drop",
+        "recurrent_dropout",
+        "zoneout",
+        "layer_norm",
+        "ar",
+        "tar",
     )
     given = {name: value for name, value in options.items() if name not in told and value is not None}
     return "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())

@@ -1,6 +1,7 @@
 """The language model: tokens in, a recurrent stack (or a fixed window), logits of the next token out."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,11 @@ class ModelConfig:
         tied: Whether the output layer's weights are the embedding's (Press & Wolf, 2017). Where `embedding_size` differs
             from `hidden_size`, h is first projected to the embedding's width.
         weight_drop: Probability of dropping an element of W_hh, the same in all of a window, while training (Merity et al., 2018).
+        recurrent_dropout: Probability of hiding a unit of h from W_hh, the same in all of a window, while training.
+        zoneout: Probability with which a unit of the state keeps its old value in a step, while training.
+        layer_norm: Whether W_ih x, W_hh h and an LSTM's c are normalised, see `throughtime.LSTM`.
+        ar: α of `LanguageModel.loss`.
+        tar: β of `LanguageModel.loss`.
 
     Raises:
         InputError: A size, a name or a combination can't be.
@@ -57,6 +63,11 @@ class ModelConfig:
     locked: bool = False
     embedding_dropout: float = 0.0
     weight_drop: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    layer_norm: bool = False
+    ar: float = 0.0
+    tar: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cell not in cell_names():
@@ -74,13 +85,21 @@ class ModelConfig:
             ("--dropout", self.dropout),
             ("--embedding-dropout", self.embedding_dropout),
             ("--weight-drop", self.weight_drop),
+            ("--recurrent-dropout", self.recurrent_dropout),
+            ("--zoneout", self.zoneout),
         ):
             if not 0 <= value < 1:
                 raise InputError(f"{flag} {value}: expected a probability from 0 to below 1")
         if self.embedding_dropout and not self.embedding_size:
             raise InputError("--embedding-dropout needs an embedding; add --embedding, for example --embedding 128")
-        if self.weight_drop and self.cell == "mlp":
-            raise InputError("--weight-drop drops recurrent weights, and --cell mlp has none; leave one of them out")
+        for flag, value in (("--ar", self.ar), ("--tar", self.tar)):
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{flag} {value}: expected a weight of 0 or more; 0 is off")
+        for name in ("weight_drop", "recurrent_dropout", "zoneout", "layer_norm"):
+            if getattr(self, name) and self.cell == "mlp":
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for recurrent layers, and --cell mlp has none; leave one of them out"
+                )
         if self.tied and not self.embedding_size:
             raise InputError("--tied needs an embedding to share; add --embedding, for example --embedding 128")
 
@@ -168,11 +187,24 @@ class LanguageModel(nn.Module):
         return linear(h, self.output.weight, self.output.bias)
 
     def loss(self, h: Outputs, targets: TokenIds) -> Tensor:
-        """Return the mean of −ln p of targets (T, B) in nats, from what `hidden` returned; targets of −100 don't count."""
-        h = self.dropout(h)
+        """Return the mean of −ln p of targets (T, B) in nats, from what `hidden` returned; targets of −100 don't count.
+
+        While training, α mean(ĥ²) and β mean((h_t − h_{t−1})²) are added, with ĥ what dropout leaves of h and means over units and
+        the steps that count: activation regularisation and its temporal kind (AR and TAR; Merity et al., 2017).
+        """
+        raw, h = h, self.dropout(h)
+        penalty = self._penalty(raw, h, targets >= 0) if self.training else 0.0
         if self.projection is not None:
             h = self.projection(h)
-        return linear_cross_entropy(h.flatten(0, 1), self.output.weight, self.output.bias, targets.flatten())
+        return linear_cross_entropy(h.flatten(0, 1), self.output.weight, self.output.bias, targets.flatten()) + penalty
+
+    def _penalty(self, raw: Outputs, dropped: Outputs, counts: Tensor) -> Tensor | float:
+        penalty = 0.0
+        if self.config.ar:
+            penalty = penalty + self.config.ar * _mean_square(dropped, counts)
+        if self.config.tar:
+            penalty = penalty + self.config.tar * _mean_square(raw.diff(dim=0), counts[1:])
+        return penalty
 
     def _embedding(self) -> Tensor | None:
         """Return the embedding (V, E), some rows dropped while training."""
@@ -185,6 +217,11 @@ class LanguageModel(nn.Module):
     def parameter_count(self) -> int:
         """How many weights there are; shared ones count once."""
         return sum(p.numel() for p in self.parameters())
+
+
+def _mean_square(x: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean square of x (T, B, H) over the steps (T, B) that count, 0 if none does."""
+    return (x.float().square().mean(-1) * counts).sum() / counts.sum().clamp_min(1)
 
 
 def _make_recurrent(config: ModelConfig, inputs: int) -> Recurrent | LockedStack | FixedWindow:
@@ -200,13 +237,18 @@ def _make_recurrent(config: ModelConfig, inputs: int) -> Recurrent | LockedStack
 
 def _make_layers(config: ModelConfig, inputs: int, num_layers: int, dropout: float) -> Recurrent:
     sizes = inputs, config.hidden_size, num_layers
-    drop = config.weight_drop
+    options: dict[str, Any] = {
+        "dropout": dropout,
+        "layer_norm": config.layer_norm,
+        "zoneout": config.zoneout,
+        "recurrent_dropout": config.recurrent_dropout,
+        "weight_drop": config.weight_drop,
+    }
     if config.cell == "lstm":
-        return LSTM(*sizes, dropout=dropout, weight_drop=drop)
+        return LSTM(*sizes, **options)
     if config.cell == "gru":
-        return GRU(*sizes, dropout=dropout, weight_drop=drop)
-    nonlinearity = "relu" if config.cell == "rnn_relu" else "tanh"
-    return RNN(*sizes, nonlinearity=nonlinearity, dropout=dropout, weight_drop=drop)
+        return GRU(*sizes, **options)
+    return RNN(*sizes, nonlinearity="relu" if config.cell == "rnn_relu" else "tanh", **options)
 
 
 def device_named(name: str) -> torch.device:

@@ -67,6 +67,11 @@ class TrainingOptions:
         locked: Whether the same activations are dropped at every step of a window.
         embedding_dropout: Probability of dropping a token's embedding, wherever it occurs in a window.
         weight_drop: Probability of dropping an element of W_hh, the same in all of a window.
+        recurrent_dropout: Probability of hiding a unit of h from W_hh, the same in all of a window.
+        zoneout: Probability with which a unit of the state keeps its old value in a step.
+        layer_norm: Whether recurrent layers are normalised.
+        ar: Weight of the mean square of h, added to the loss (AR).
+        tar: Weight of the mean square of its change in a step (TAR).
         init_range: Where above 0, every weight starts from U(−r, r), as in Zaremba et al. (2014), instead of our own way.
         dtype: What training computes in: "float32" or "bfloat16", by torch.autocast; the weights, which are what is evaluated and
             saved, are float32 in both.
@@ -121,6 +126,11 @@ class TrainingOptions:
     locked: bool = False
     embedding_dropout: float = 0.0
     weight_drop: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    layer_norm: bool = False
+    ar: float = 0.0
+    tar: float = 0.0
     init_range: float = 0.0
     dtype: str = "float32"
     minutes: float | None = None
@@ -161,6 +171,8 @@ class TrainingOptions:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
+        if self.gradients_every and self.zoneout:
+            raise InputError("--gradients-every can't look into layers with --zoneout; leave one of them out")
         for name in ("batch", "bptt"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
@@ -234,6 +246,11 @@ class TrainingOptions:
             self.locked,
             self.embedding_dropout,
             self.weight_drop,
+            self.recurrent_dropout,
+            self.zoneout,
+            self.layer_norm,
+            self.ar,
+            self.tar,
         )
 
     @classmethod
