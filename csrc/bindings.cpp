@@ -71,10 +71,10 @@ struct TypedLayout : Layout {
   using T = Arithmetic<E>;
 
   TypedLayout(int cell, bool reverse, int threads, long steps, long batch, long hidden, long projected, Address rows,
-              Address first_row, Address order, Address reset)
+              Address first_row, Address order, Address reset, bool is_packed)
       : Layout{static_cast<Cell>(cell), reverse, threads, 0, steps, steps, batch, hidden, projected,
                at<const int64_t>(rows), at<const int64_t>(first_row), at<const int64_t>(order),
-               at<const uint8_t>(reset)} {}
+               at<const uint8_t>(reset), is_packed} {}
 
   Layout between(long begin, long end) const {
     Layout part = *this;
@@ -108,12 +108,12 @@ struct TypedLayout : Layout {
                                 at<const T>(bias), at<const int64_t>(ids)}));
   }
 
-  void backward(long begin, long end, Address gates, Address kept, Address output, Address grad_output, Address grad_h,
+  void backward(long begin, long end, long first_row, Address gates, Address kept, Address output, Address grad_output, Address grad_h,
                 Address grad_c, Address grad_initial_h, Address grad_initial_c, Address initial_h, Address initial_c,
                 long first_grad_row, long grad_stride, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
                 Address weight_hh, Address weight_n, Address weight_hr) const {
     nb::gil_scoped_release release;
-    check(kernels<E>().backward({between(begin, end), at<const E>(gates), at<const E>(kept), at<const E>(output),
+    check(kernels<E>().backward({between(begin, end), first_row, at<const E>(gates), at<const E>(kept), at<const E>(output),
                                  at<const E>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h),
                                  at<T>(grad_initial_c), at<const E>(initial_h), at<const E>(initial_c), first_grad_row,
                                  grad_stride, at<E>(grad_gates), at<E>(h_prev), at<E>(extra), at<E>(grad_hidden),
@@ -135,9 +135,9 @@ void bind(nb::module_& module, const char* name) {
   using T = Arithmetic<E>;
   using L = TypedLayout<E>;
   nb::class_<L>(module, name)
-      .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address>(), "cell"_a,
+      .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address, bool>(), "cell"_a,
            "reverse"_a, "threads"_a, "steps"_a, "batch"_a, "hidden"_a, "projected"_a, "rows"_a, "first_row"_a,
-           "order"_a, "reset"_a)
+           "order"_a, "reset"_a, "is_packed"_a)
       .def("forward_sizes", [](const L& s) { return sizes(kernels<E>().forward_sizes(s)); })
       .def("backward_sizes", [](const L& s) { return sizes(kernels<E>().backward_sizes(s)); })
       .def("pack_forward", &L::pack_forward)

@@ -135,6 +135,7 @@ class Member {
     return (layout_.first_row ? layout_.first_row[t] : t * layout_.batch) + rank(row);
   }
   long padded_row(long t, long row) const { return t * layout_.batch + column(row); }
+  long output_row(long t, long row) const { return layout_.is_packed ? packed_row(t, row) : padded_row(t, row); }
   long before(long t) const { return layout_.reverse ? t + 1 : t - 1; }
 
   // In reverse the boundary before step t + 1 is met before step t.

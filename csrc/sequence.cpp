@@ -109,7 +109,7 @@ template <class E, Cell cell>
 class ForwardMember : Member<E> {
   using T = Arithmetic<E>;
   using Base = Member<E>;
-  using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::padded_row;
+  using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::output_row;
   using V = Vector<T>;
   static constexpr long W = lanes<T>;
 
@@ -163,8 +163,8 @@ class ForwardMember : Member<E> {
     return s_.x + (s_.ids ? s_.ids[packed_row(t, row)] * G * s_.hidden : gates_place(t, row));
   }
   E* gates(long t, long row) const { return s_.gates + gates_place(t, row); }
-  E* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
-  E* output(long t, long row) const { return s_.output + padded_row(t, row) * s_.width(); }
+  E* kept(long t, long row) const { return s_.kept + (packed_row(t, row) - s_.first_row) * s_.hidden; }
+  E* output(long t, long row) const { return s_.output + output_row(t, row) * s_.width(); }
 
   // h at full width, of which `h` is what the products take.
   const T* state(Rows<E> h, long row) const {
@@ -177,7 +177,7 @@ class ForwardMember : Member<E> {
   void put_h(long t, long row, long unit, V h) {
     store(next_.at(row) + unit, h);
     if constexpr (is_narrow<E>) store(buffers_.state.at(row) + unit, h);
-    store(output(t, row) + unit, h, s_.width() - unit);
+    if (s_.output) store(output(t, row) + unit, h, s_.width() - unit);
   }
 
   void step(long t, long count) {
@@ -320,7 +320,7 @@ template <class E, Cell cell>
 class BackwardMember : Member<E> {
   using T = Arithmetic<E>;
   using Base = Member<E>;
-  using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::padded_row;
+  using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::output_row;
   using V = Vector<T>;
   static constexpr long W = lanes<T>;
 
@@ -373,20 +373,21 @@ class BackwardMember : Member<E> {
   }
 
   long grad_row(long t, long row) const { return packed_row(t, row) - s_.first_grad_row; }
-  const E* gates(long t, long row) const { return s_.gates + packed_row(t, row) * G * s_.hidden; }
-  const E* kept(long t, long row) const { return s_.kept + packed_row(t, row) * s_.hidden; }
+  long row_of(long t, long row) const { return packed_row(t, row) - s_.first_row; }
+  const E* gates(long t, long row) const { return s_.gates + row_of(t, row) * G * s_.hidden; }
+  const E* kept(long t, long row) const { return s_.kept + row_of(t, row) * s_.hidden; }
   E* grad_gates(long t, long row) const {
     return s_.grad_gates + grad_row(t, row) * s_.grad_stride;
   }
   const E* h_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_h + column(row) * s_.width();
-    return s_.output + padded_row(Base::before(t), row) * s_.width();
+    return s_.output + output_row(Base::before(t), row) * s_.width();
   }
   const E* c_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_c + column(row) * s_.hidden;
     return kept(Base::before(t), row);
   }
-  const E* grad_output(long t, long row) const { return s_.grad_output + padded_row(t, row) * s_.width(); }
+  const E* grad_output(long t, long row) const { return s_.grad_output + output_row(t, row) * s_.width(); }
 
   // What reaches h_t: from later steps, and from the step's own loss.
   V reaching(long row, long unit, const E* own_loss) const {
@@ -418,7 +419,7 @@ class BackwardMember : Member<E> {
   void step_rnn(long t, long count) {
     const long H = s_.hidden;
     for (long row = 0; row < count; ++row) {
-      const E* h = s_.output + padded_row(t, row) * H;
+      const E* h = s_.output + output_row(t, row) * H;
       const E* loss = own_loss(t, row);
       E* grad = grad_gates(t, row);
       for (long unit = own_.begin; unit < own_.end; unit += W) {

@@ -41,6 +41,7 @@ struct Layout {
   const int64_t* first_row;  // (T,) or null
   const int64_t* order;      // (B,) rank -> column of the batch, or null
   const uint8_t* reset;      // (T, B) or null
+  bool is_packed;            // whether output and its gradient are packed, too, instead of (T, B, P)
 
   long width() const { return projected ? projected : hidden; }
 };
@@ -51,9 +52,9 @@ struct Forward : Layout {
   using T = Arithmetic<E>;
   T* x;            // packed (., G*H): W_ih x on entry, arbitrary on return; with ids, a table (V, G*H), not written to
   E* gates;        // packed (., G*H): the gates' values on return; may be the memory of x; or null
-  long first_row;  // the packed row at which x and gates begin
+  long first_row;  // the packed row at which x, gates and kept begin
   E* kept;         // packed (., H): LSTM c, GRU (reset after) u; or null
-  E* output;       // (T, B, P); rows past a row's end are not written
+  E* output;       // (T, B, P), rows past a row's end are not written; or packed; or null
   T *h, *c;        // (B, P), (B, H): state before this call on entry, after it on return
   const E *initial_h, *initial_c;
   const E *weight_hh, *weight_n, *weight_hr;  // packed by pack_forward
@@ -64,8 +65,9 @@ struct Forward : Layout {
 template <class E>
 struct Backward : Layout {
   using T = Arithmetic<E>;
-  const E *gates, *kept, *output;  // as `forward` left them; `gates` from row 0
-  const E* grad_output;            // (T, B, P) or null
+  long first_row;                  // the packed row at which gates and kept begin
+  const E *gates, *kept, *output;  // as `forward` left them; of an LSTM, kept holds the step before the first one, too
+  const E* grad_output;            // like output, or null
   T *grad_h, *grad_c;              // (B, P), (B, H): gradient of the state after this call on entry, before on return
   T *grad_initial_h, *grad_initial_c;  // (B, .): resets add to them; null without resets
   const E *initial_h, *initial_c;

@@ -164,7 +164,7 @@ struct VariantForwardBuffers {
 template <class T, Cell cell>
 class VariantForward : VariantMember<T> {
   using Base = VariantMember<T>;
-  using Base::active, Base::mine, Base::meet, Base::column, Base::padded_row, Base::gates, Base::kept, Base::row_of,
+  using Base::active, Base::mine, Base::meet, Base::column, Base::output_row, Base::gates, Base::kept, Base::row_of,
       Base::each_own_unit, Base::optional, Base::is_normalised, Base::s_, Base::own_, Base::own_h_, Base::GH_;
   using V = Vector<T>;
   static constexpr long W = lanes<T>;
@@ -223,7 +223,7 @@ class VariantForward : VariantMember<T> {
       h = keep * h_before(row, unit) + (T(1) - keep) * h;
     }
     put(row, unit, h, 1 - now_);
-    store(s_.output + padded_row(t, row) * s_.width() + unit, h, s_.width() - unit);
+    if (s_.output) store(s_.output + output_row(t, row) * s_.width() + unit, h, s_.width() - unit);
   }
 
   V h_before(long row, long unit) const { return load(buffers_.h[now_].at(row) + unit); }
@@ -420,7 +420,7 @@ struct VariantBackwardBuffers {
 template <class T, Cell cell>
 class VariantBackward : VariantMember<T> {
   using Base = VariantMember<T>;
-  using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::padded_row, Base::gates, Base::kept,
+  using Base::active, Base::mine, Base::meet, Base::column, Base::packed_row, Base::output_row, Base::gates, Base::kept,
       Base::row_of, Base::each_own_unit, Base::norm, Base::is_normalised, Base::rows_at, Base::s_, Base::own_,
       Base::own_h_, Base::GH_;
   using V = Vector<T>;
@@ -503,7 +503,7 @@ class VariantBackward : VariantMember<T> {
 
   const T* h_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_h + column(row) * s_.width();
-    return s_.output + padded_row(Base::before(t), row) * s_.width();
+    return s_.output + output_row(Base::before(t), row) * s_.width();
   }
   const T* c_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_c + column(row) * s_.hidden;
@@ -514,7 +514,7 @@ class VariantBackward : VariantMember<T> {
   V reaching(long t, long row, long unit) {
     T* buffer = buffers_.dh.at(row) + unit;
     V dh = load(buffer);
-    if (s_.grad_output) dh += load(s_.grad_output + padded_row(t, row) * s_.width() + unit, s_.width() - unit);
+    if (s_.grad_output) dh += load(s_.grad_output + output_row(t, row) * s_.width() + unit, s_.width() - unit);
     if (!Base::zones_h()) {
       store(buffer, V{});
       return dh;

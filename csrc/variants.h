@@ -23,18 +23,19 @@ struct Variant : Layout {
 
   const T *initial_h = nullptr, *initial_c = nullptr;
 
-  // Packed; they begin at first_row. Written by the forward pass, read by both.
+  // Packed; they begin at first_row. Written by the forward pass, read by both. Of an LSTM, `kept` holds the step before the
+  // first one, too, where the backward pass reads it.
   long first_row = 0;
   T* x = nullptr;      // (., G*H): W_ih x on entry; may be the memory of `gates`, but not with layer normalisation
   T* gates = nullptr;  // (., G*H): the gates' values; of an RNN its h, before zoneout
   T* u = nullptr;      // (., G*H) with layer normalisation, or null: W_hh h
   T* norms = nullptr;  // (., norms_width) with layer normalisation, or null: mean and scale of x, of u, and of c or of U_n (r * h)
   T* kept = nullptr;   // (., H): LSTM c, GRU (reset after) what r multiplies; or null
-  T* output = nullptr;  // (T, B, P); rows past a row's end are not written
+  T* output = nullptr;  // (T, B, P), rows past a row's end are not written; or packed; forward: or null
 
   T *h = nullptr, *c = nullptr;  // forward: (B, P), (B, H), state before this call on entry, after it on return
 
-  const T* grad_output = nullptr;              // (T, B, P) or null
+  const T* grad_output = nullptr;              // like output, or null
   T *grad_h = nullptr, *grad_c = nullptr;      // gradient of the state after this call on entry, before it on return
   T *grad_initial_h = nullptr, *grad_initial_c = nullptr;  // resets add to them
 

@@ -25,6 +25,7 @@ def check_forward(
     extra: Sequence[str] = (),
     masks: Sequence[Tensor] = (),
     mask_names: Sequence[str] = (),
+    batch_sizes: Tensor | None = None,
 ) -> None:
     """Check the arguments of a pass through one layer in one direction.
 
@@ -32,7 +33,7 @@ def check_forward(
         cell: For the message.
         gates: How many it has.
         state_size: How many tensors its state has; a cell with two may have a projection.
-        input: (T, B, I), floating, or token ids (T, B), int64.
+        input: (T, B, I), floating, or token ids (T, B), int64; packed, (N, I) or (N,).
         initial: [h_0] or [h_0, c_0], each (B, ·), of the input's dtype, or any where that is token ids.
         parameters: As torch has them.
         dtypes: What theirs may be, the likeliest first; empty for any. It is one for all of them.
@@ -41,12 +42,13 @@ def check_forward(
         extra: Names of the parameters of a variant, which come last.
         masks: A variant's masks.
         mask_names: Their names.
+        batch_sizes: (T,) int64 of packed input, or `None`.
 
     Raises:
         TypeError: An argument isn't a tensor, or not one of numbers that can be differentiated.
         ValueError: Shape, dtype, device or value don't fit.
     """
-    check_input(input)
+    check_input(input, batch_sizes)
     own = len(parameters) - len(extra)
     if not 2 <= own <= 5:
         expected = ", ".join([_PARAMETERS, *extra])
@@ -61,8 +63,10 @@ def check_forward(
         )
     if "weight_hr" in names and state_size < 2:
         raise ValueError(f"weight_hr is given; a {cell} has no projection")
-    steps, batch = input.shape[:2]
-    features = input.shape[2] if input.is_floating_point() else parameters[0].shape[1]
+    steps, batch = steps_and_batch(input, batch_sizes)
+    if batch_sizes is not None and (lengths is not None or reset is not None):
+        raise ValueError("lengths or reset are given; packed input takes neither, its batch_sizes tell the lengths")
+    features = input.shape[-1] if input.is_floating_point() else parameters[0].shape[1]
     dtype = parameters[0].dtype if not dtypes or parameters[0].dtype in dtypes else dtypes[0]
     rows = parameters[1].shape[0]
     if rows == 0 or rows % gates:
@@ -103,20 +107,38 @@ def check_devices(input: Tensor, **others: Sequence[Tensor | None]) -> None:
                 raise ValueError(f"{name} is on {tensor.device}, but the input is on {input.device}")
 
 
-def check_input(input: Tensor) -> None:
-    """Check that the input is a dense floating tensor (T, B, I), or token ids (T, B)."""
-    if isinstance(input, Tensor) and input.dtype == torch.int64 and input.dim() == 2:
+def check_input(input: Tensor, batch_sizes: Tensor | None = None) -> None:
+    """Check that the input is a dense floating tensor (T, B, I), or token ids (T, B); packed, (N, I) or (N,), and its sizes."""
+    dims = 3 if batch_sizes is None else 2
+    if not (isinstance(input, Tensor) and input.dtype == torch.int64 and input.dim() == dims - 1):
+        _check_kind("input", input, dims, "(T, B, I)" if batch_sizes is None else "packed (N, I)")
+    if batch_sizes is None:
         return
-    _check_kind("input", input, 3, "(T, B, I)")
+    shape = tuple(batch_sizes.shape) if isinstance(batch_sizes, Tensor) and batch_sizes.dim() == 1 else ("T",)
+    check_tensor("batch_sizes", batch_sizes, shape, torch.int64, torch.device("cpu"))
+    is_sorted = bool((batch_sizes[1:] <= batch_sizes[:-1]).all())
+    if len(batch_sizes) == 0 or not is_sorted or int(batch_sizes[-1]) < 1 or int(batch_sizes.sum()) != len(input):
+        raise ValueError(
+            f"batch_sizes are {batch_sizes.tolist()}; expected a number for each step, none greater than the one before, "
+            f"at least 1, and in sum {len(input)}, the rows of input"
+        )
+
+
+def steps_and_batch(input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int]:
+    """Return T and B."""
+    if batch_sizes is not None:
+        return len(batch_sizes), int(batch_sizes[0])
+    steps, batch = input.shape[:2]
+    return steps, batch
 
 
 def check_token_ids(ids: Tensor, vocabulary_size: int, is_real: Tensor | None = None) -> None:
     """Refuse ids that name no row of a table.
 
     Args:
-        ids: (T, B).
+        ids: (T, B), or packed (N,).
         vocabulary_size: V; ids must lie in 0 … V − 1.
-        is_real: Which of them matter (T, B), or `None` for all.
+        is_real: Which of them matter, or `None` for all.
 
     Raises:
         IndexError: There is such an id.
@@ -132,9 +154,10 @@ def check_token_ids(ids: Tensor, vocabulary_size: int, is_real: Tensor | None = 
     wrong = (ids < 0) | (ids >= vocabulary_size)
     places = (wrong if is_real is None else wrong & is_real).nonzero()
     if len(places):
-        step, row = places[0].tolist()
+        place = tuple(places[0].tolist())
+        where = f"at step {place[0]} of row {place[1]}" if ids.dim() == 2 else f"in row {place[0]} of the packed input"
         raise IndexError(
-            f"token id {int(ids[step, row])} at step {step} of row {row}; expected 0 to {vocabulary_size - 1}, "
+            f"token id {int(ids[place])} {where}; expected 0 to {vocabulary_size - 1}, "
             f"since there are {vocabulary_size} rows to choose from"
         )
 
@@ -153,9 +176,9 @@ def check_backward(
     Args:
         input: As in `check_forward`.
         initial: As in `check_forward`.
-        grad_output: (T, B, P) or `None`.
+        grad_output: Like output, or `None`.
         grad_final: Shaped like `initial`.
-        output: (T, B, P).
+        output: (T, B, P), or of packed input (N, P).
         saved: What the forward pass kept.
         saved_shapes: Their shapes.
 
@@ -164,7 +187,8 @@ def check_backward(
         ValueError: A shape, dtype or device doesn't fit.
     """
     like = initial[0].dtype, input.device
-    shape = (*input.shape[:2], initial[0].shape[1])
+    places = input.shape[:-1] if input.is_floating_point() else input.shape
+    shape = (*places, initial[0].shape[1])
     check_tensor("output", output, shape, *like)
     if grad_output is not None:
         check_tensor("grad_output", grad_output, shape, *like)

@@ -6,7 +6,7 @@ product before it, and the weights' gradients are one product after it. Both go 
 what one writes is still in the cache when the other reads it, and the backward pass needs little memory of its own.
 
 Rows are sorted by length inside, and only real steps have a place in the arrays (torch's PackedSequence order):
-time and memory are proportional to the sum of the lengths.
+time and memory are proportional to the sum of the lengths. Input and output may come and go in that order: packed.
 
 In bfloat16 products multiply bfloat16 and sum float32; state, biases, pointwise arithmetic and the sums of the weights'
 gradients are float32. Output and what is kept are bfloat16, parameters and their gradients bfloat16 or float32.
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.arguments import check_backward, check_forward, check_input
+from throughtime.arguments import check_backward, check_forward, check_input, steps_and_batch
 
 try:
     _native: Any = import_module("throughtime.kernels._native")
@@ -117,6 +117,7 @@ def forward(
     reset: Tensor | None = None,
     reverse: bool = False,
     keep: bool = True,
+    batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run one layer in one direction.
 
@@ -131,11 +132,15 @@ def forward(
         reset: Where a new sequence begins (T, B), bool.
         reverse: Run from the last step to the first.
         keep: Whether a backward pass will follow.
+        batch_sizes: Of packed input, how many rows take part in each step (T,), int64, as in torch's PackedSequence. Then input
+            is (N, I) or ids (N,), N the sum over them, the rows of the state are sorted in the same order, and there are
+            neither `lengths` nor `reset`.
 
     Returns:
-        The output (T, B, P), zero past a row's end; the final state; and what `backward` needs (empty unless `keep`).
+        The output (T, B, P), zero past a row's end, or packed (N, P); the final state; and what `backward` needs (empty unless
+        `keep`).
     """
-    call = _Call(cell, input, initial, parameters, lengths, reset, reverse)
+    call = _Call(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)
     weights, rows, layout = call.weights, call.rows, call.layout
     packed = _pack_forward(call)
     x = rows.compact(input)
@@ -154,7 +159,7 @@ def forward(
     scratch = None if is_shared or ids is not None else _new(weights.weight_ih, longest, width)
     for stretch in reversed(stretches) if reverse else stretches:
         first, last = stretch.first_row, stretch.last_row
-        gates_here = None if gates is None else gates[first:last]
+        gates_here, kept_here = (None if array is None else array[first:last] for array in (gates, kept))
         if ids is not None:
             assert isinstance(product, _TableRows)
             a = product.table
@@ -163,7 +168,7 @@ def forward(
             assert a is not None
             product.write(x[first:last], a)
         layout.forward(
-            *(stretch.begin, stretch.end, a.data_ptr(), _address([gates_here]), first, _address([kept])),
+            *(stretch.begin, stretch.end, a.data_ptr(), _address([gates_here]), first, _address([kept_here])),
             output.data_ptr(),
             *_addresses(final),
             *_addresses(call.initial),
@@ -186,6 +191,7 @@ def backward(
     reset: Tensor | None = None,
     reverse: bool = False,
     needs_input: bool = True,
+    batch_sizes: Tensor | None = None,
 ) -> Gradient:
     """Backpropagate through time.
 
@@ -202,8 +208,9 @@ def backward(
         reset: As in `forward`.
         reverse: As in `forward`.
         needs_input: Whether the input's gradient is wanted; token ids have none.
+        batch_sizes: As in `forward`.
     """
-    call = _Call(cell, input, initial, parameters, lengths, reset, reverse)
+    call = _Call(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)
     rows, layout = call.rows, call.layout
     kept = [(rows.count, width) for width in saved_widths(cell, call.weights.hidden)]
     check_backward(input, call.initial, grad_output, grad_final, output, saved, kept)
@@ -219,7 +226,7 @@ def backward(
     work = _new_workspace(cell, call, max(s.last_row - s.first_row for s in stretches))
     for stretch in stretches if reverse else reversed(stretches):
         layout.backward(
-            *(stretch.begin, stretch.end, _address(saved[:1]), _address(saved[1:]), output.data_ptr()),
+            *(stretch.begin, stretch.end, 0, _address(saved[:1]), _address(saved[1:]), output.data_ptr()),
             0 if grad_output is None else grad_output.data_ptr(),
             *_addresses(grad_state),
             *_addresses(grad_anew),
@@ -285,11 +292,20 @@ class _Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Which rows take part in which step, longest first; with every row in every step, nothing need be said."""
+    """Which rows take part in which step, longest first; with every row in every step, nothing need be said.
+
+    Where `batch_sizes` say it, arrays come and go packed.
+    """
 
     steps: int
     batch: int
     lengths: Tensor | None
+    batch_sizes: Tensor | None = None
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether some rows end before the last step."""
+        return self.lengths is not None or self.batch_sizes is not None
 
     @cached_property
     def _plan(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -308,11 +324,13 @@ class _Rows:
     @property
     def rows(self) -> Tensor | None:
         """How many take part in each step (T,)."""
-        return None if self.lengths is None else self._plan[1]
+        return self.batch_sizes if self.lengths is None else self._plan[1]
 
-    @property
+    @cached_property
     def first_row(self) -> Tensor | None:
         """Where a step's rows begin in packed arrays (T,)."""
+        if self.batch_sizes is not None:
+            return self.batch_sizes.cumsum(0) - self.batch_sizes
         return None if self.lengths is None else self._plan[2]
 
     @property
@@ -320,20 +338,23 @@ class _Rows:
         """Row of the padded (T · B, ·) array, for each row of the packed one."""
         return self._plan[3]
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Rows of a packed array: the sum of the lengths."""
+        if self.batch_sizes is not None:
+            return int(self.batch_sizes.sum())
         return self.steps * self.batch if self.lengths is None else len(self.index)
 
-    def compact(self, padded: Tensor) -> Tensor:
-        """(T, B, ·), or ids (T, B), to packed."""
-        flat = padded.resolve_neg().flatten(0, 1)
+    def compact(self, input: Tensor) -> Tensor:
+        """(T, B, ·), or ids (T, B), to packed; what is packed stays so."""
+        is_packed = input.dim() == (2 if input.is_floating_point() else 1)
+        flat = input.resolve_neg() if is_packed else input.resolve_neg().flatten(0, 1)
         if self.lengths is not None:
             return torch.index_select(flat, 0, self.index, out=_new(flat, self.count, *flat.shape[1:]))
         return flat if flat.stride(-1) == 1 else flat.contiguous()  # the products step over rows, not within one
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
-        """Packed to (T, B, ·), with zeros elsewhere."""
+        """Packed to (T, B, ·), with zeros elsewhere, or to what is packed itself."""
         if self.lengths is None:
             return packed.view(shape)
         padded = new_zeros(packed, self.steps * self.batch, shape[-1])
@@ -362,37 +383,42 @@ class _Call:
         lengths: Tensor | None,
         reset: Tensor | None,
         reverse: bool,
+        batch_sizes: Tensor | None = None,
         extra: Sequence[str] = (),
         masks: Sequence[Tensor] = (),
         mask_names: Sequence[str] = (),
     ) -> None:
-        check_input(input)
+        check_input(input, batch_sizes)
         self.reads_ids = not input.is_floating_point()
         self.like = initial[0] if self.reads_ids and initial else input
         self.dtype = self.like.dtype
         if (reason := refusal(cell, self.like)) is not None:
             raise NotImplementedError(f"input can't be served: {reason}")
-        steps, batch = input.shape[:2]
         self.arithmetic = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         base = cell.partition("+")[0]
         states, dtypes = 2 if base == "lstm" else 1, (self.dtype, self.arithmetic)
         check_forward(
             *(cell, _gate_count(cell), states, input, initial, parameters, dtypes, lengths, reset),
-            *(extra, masks, mask_names),
+            *(extra, masks, mask_names, batch_sizes),
         )
+        steps, batch = steps_and_batch(input, batch_sizes)
         self.initial = [_plain(s) for s in initial]
         own = parameters[: len(parameters) - len(extra)]
         self.weights = _read_weights(cell, own, self.reads_ids).to(self.arithmetic)
         _check_memory(input=[input], initial=self.initial, parameters=self.weights[3:])
         if lengths is not None and bool((lengths == steps).all()):
             lengths = None
-        self.rows = _Rows(steps, batch, lengths)
+        self._is_packed = batch_sizes is not None
+        if batch_sizes is not None:
+            batch_sizes = None if int(batch_sizes[-1]) == batch else batch_sizes.contiguous()
+        self.rows = _Rows(steps, batch, lengths, batch_sizes)
         self.reset = None if reset is None else reset.contiguous()
         self.reverse = reverse
         self.layout = _kind(self.dtype)(
             *(_CELLS[base], bool(reverse), torch.get_num_threads(), steps, batch),
             *(self.weights.hidden, self.weights.projected),
             *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
+            batch_sizes is not None,
         )
 
     @property
@@ -402,6 +428,8 @@ class _Call:
 
     def new_output(self) -> Tensor:
         """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
+        if self._is_packed:
+            return _new(self.like, self.rows.count, self.width)
         shape = (self.rows.steps, self.rows.batch, self.width)
         return _new(self.like, *shape) if self.rows.lengths is None else new_zeros(self.like, *shape)
 
@@ -444,7 +472,7 @@ def _new_workspace(cell: str, call: _Call, rows: int) -> _Workspace:
     width = _gradient_width(cell, hidden)
     # Rows away from powers of two, where reading down a column would meet the same few sets of the cache.
     grad_gates = _new(call.like, rows, width + _APART)[:, :width]
-    is_cut = call.rows.lengths is not None or call.reset is not None
+    is_cut = call.rows.is_ragged or call.reset is not None
     extra = new(hidden, cell == "gru_reset_before" or bool(projected))
     return _Workspace(grad_gates, new(call.width, is_cut), extra, new(projected, bool(projected)))
 
@@ -498,11 +526,12 @@ class _Sums:
 
     def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
         """H before each of the stretch's rows, in pieces: (first row, h)."""
-        steps, batch, width = output.shape
-        begin, end = stretch.begin, stretch.end
         if work.h_prev is not None:
             yield 0, work.h_prev[: stretch.last_row - stretch.first_row]
             return
+        steps, batch, width = self.call.rows.steps, self.call.rows.batch, output.shape[-1]
+        output = output.view(steps, batch, width)
+        begin, end = stretch.begin, stretch.end
         start = steps - 1 if self.call.reverse else 0
         if begin <= start < end:
             yield (start - begin) * batch, self.call.initial[0]

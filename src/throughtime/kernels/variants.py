@@ -69,6 +69,7 @@ def forward(
     reverse: bool,
     keep: bool,
     masks: list[Tensor],
+    batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run one layer in one direction.
 
@@ -81,9 +82,10 @@ def forward(
         reset: As in `cpu.forward`.
         reverse: As in `cpu.forward`.
         keep: As in `cpu.forward`.
-        masks: Those of `throughtime.cells.Masks` that the cell takes.
+        masks: Those of `throughtime.cells.Masks` that the cell takes, of packed input in the order of its rows.
+        batch_sizes: As in `cpu.forward`.
     """
-    request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks)
+    request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks, batch_sizes)
     call, spec, loop = request.call, request.spec, request.loop
     rows, hidden = call.rows, call.weights.hidden
     width = call.weights.gates * hidden
@@ -125,9 +127,10 @@ def backward(
     reverse: bool,
     needs_input: bool,
     masks: list[Tensor],
+    batch_sizes: Tensor | None = None,
 ) -> Gradient:
     """Backpropagate through time; the arguments are those of `forward`, and of `cpu.backward`."""
-    request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks)
+    request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks, batch_sizes)
     call, spec, loop = request.call, request.spec, request.loop
     kept = [(call.rows.count, width) for width in saved_widths(cell, call.weights.hidden)]
     check_backward(input, call.initial, grad_output, grad_final, output, saved, kept)
@@ -170,12 +173,13 @@ class _Request:
         reset: Tensor | None,
         reverse: bool,
         masks: list[Tensor],
+        batch_sizes: Tensor | None,
     ) -> None:
         self.spec = spec = _read(cell)
         count, names = len(parameters) - len(spec.extra), [name for name in _MASKS if name in spec.variants]
         self.call = call = cpu._Call(
             *(cell, input, initial, parameters, lengths, reset, reverse),
-            *(spec.extra, masks, names),
+            *(batch_sizes, spec.extra, masks, names),
         )
         self.extra = {n: cpu._plain(t) for n, t in zip(spec.extra, parameters[count:], strict=True)}
         self.masks = {n: cpu._plain(t) for n, t in zip(names, masks, strict=True)}
