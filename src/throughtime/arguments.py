@@ -114,8 +114,8 @@ def check_input(input: Tensor, batch_sizes: Tensor | None = None) -> None:
         _check_kind("input", input, dims, "(T, B, I)" if batch_sizes is None else "packed (N, I)")
     if batch_sizes is None:
         return
-    shape = tuple(batch_sizes.shape) if isinstance(batch_sizes, Tensor) and batch_sizes.dim() == 1 else ("T",)
-    check_tensor("batch_sizes", batch_sizes, shape, torch.int64, torch.device("cpu"))
+    steps = batch_sizes.numel() if isinstance(batch_sizes, Tensor) else 0
+    check_tensor("batch_sizes", batch_sizes, (steps,), torch.int64, torch.device("cpu"))
     is_sorted = bool((batch_sizes[1:] <= batch_sizes[:-1]).all())
     if len(batch_sizes) == 0 or not is_sorted or int(batch_sizes[-1]) < 1 or int(batch_sizes.sum()) != len(input):
         raise ValueError(
