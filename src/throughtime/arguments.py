@@ -170,6 +170,7 @@ def check_backward(
     output: Tensor,
     saved: Sequence[Tensor],
     saved_shapes: Sequence[tuple[int, ...]],
+    saved_dtype: torch.dtype | None = None,
 ) -> None:
     """Check what a backward pass needs beyond the forward pass's arguments, which have been checked.
 
@@ -181,6 +182,7 @@ def check_backward(
         output: (T, B, P), or of packed input (N, P).
         saved: What the forward pass kept.
         saved_shapes: Their shapes.
+        saved_dtype: Their dtype, if not the output's.
 
     Raises:
         TypeError: An argument isn't a tensor.
@@ -201,7 +203,7 @@ def check_backward(
             f"saved has {len(saved)} tensors; expected the {len(saved_shapes)} that a forward pass with keep=True returns"
         )
     for index, (tensor, expected) in enumerate(zip(saved, saved_shapes, strict=True)):
-        check_tensor(f"saved[{index}]", tensor, expected, *like)
+        check_tensor(f"saved[{index}]", tensor, expected, saved_dtype or output.dtype, input.device)
 
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

@@ -12,11 +12,13 @@ In bfloat16 products multiply bfloat16 and sum float32; state, biases, pointwise
 gradients are float32. Output and what is kept are bfloat16, parameters and their gradients bfloat16 or float32.
 
 Kept for the backward pass, in elements per real step, besides input and output: LSTM 5 H, GRU 4 H, GRU with the reset
-gate before the product 3 H, RNN none.
+gate before the product 3 H, RNN none. With `recompute_every` only the state, at the steps where a segment begins: the backward
+pass computes the rest again, a segment at a time. Segments are whole stretches, so that every sum is taken in the same order
+and gradients are the same to the bit.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -118,6 +120,7 @@ def forward(
     reverse: bool = False,
     keep: bool = True,
     batch_sizes: Tensor | None = None,
+    recompute_every: int = 0,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run one layer in one direction.
 
@@ -135,47 +138,23 @@ def forward(
         batch_sizes: Of packed input, how many rows take part in each step (T,), int64, as in torch's PackedSequence. Then input
             is (N, I) or ids (N,), N the sum over them, the rows of the state are sorted in the same order, and there are
             neither `lengths` nor `reset`.
+        recompute_every: Keep only the state, in every so many steps, rounded up to whole stretches; `backward` computes the
+            rest again. 0 keeps it all.
 
     Returns:
         The output (T, B, P), zero past a row's end, or packed (N, P); the final state; and what `backward` needs (empty unless
         `keep`).
     """
     call = _Call(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)
-    weights, rows, layout = call.weights, call.rows, call.layout
-    packed = _pack_forward(call)
-    x = rows.compact(input)
-    width = weights.gates * weights.hidden
-    output = call.new_output()
-    final = [s.to(call.arithmetic, copy=True) for s in call.initial]
-    product = input_product(call)
-    ids = x if call.reads_ids and cell != "gru_reset_before" else None  # that cell writes to W_ih x
-    stretches = list(rows.stretches(width, call.arithmetic.itemsize))
-    keep = keep and not cell.startswith("rnn")
-    gates = _new(call.like, rows.count, width) if keep else None
-    kept = _new(call.like, rows.count, weights.hidden) if keep and cell in ("lstm", "gru") else None
-    # W_ih x of a stretch; where it has the gates' dtype, they take its place.
-    is_shared = gates is not None and call.dtype == call.arithmetic
-    longest = max(s.last_row - s.first_row for s in stretches)
-    scratch = None if is_shared or ids is not None else _new(weights.weight_ih, longest, width)
-    for stretch in reversed(stretches) if reverse else stretches:
-        first, last = stretch.first_row, stretch.last_row
-        gates_here, kept_here = (None if array is None else array[first:last] for array in (gates, kept))
-        if ids is not None:
-            assert isinstance(product, _TableRows)
-            a = product.table
-        else:
-            a = gates_here if scratch is None else scratch[: last - first]
-            assert a is not None
-            product.write(x[first:last], a)
-        layout.forward(
-            *(stretch.begin, stretch.end, a.data_ptr(), _address([gates_here]), first, _address([kept_here])),
-            output.data_ptr(),
-            *_addresses(final),
-            *_addresses(call.initial),
-            *(_address([p]) for p in packed),
-            _address([ids]),
-        )
-    return output, [s.to(call.dtype) for s in final], [t for t in (gates, kept) if t is not None]
+    loop, output = _ForwardLoop(cell, call, input), call.new_output()
+    state = [s.to(call.arithmetic, copy=True) for s in call.initial]
+    if keep and recompute_every and saved_widths(cell, 1):
+        segments = call.segments(_gradient_width(cell, call.weights.hidden), recompute_every)
+        saved = run_segments(call, segments, state, lambda stretches: loop.run(stretches, state, output))
+    else:
+        saved = loop.new_saved(call.rows.count) if keep else []
+        loop.run(call.stretches(call.weights.gates * call.weights.hidden), state, output, saved)
+    return output, [s.to(call.dtype) for s in state], saved
 
 
 def backward(
@@ -192,6 +171,7 @@ def backward(
     reverse: bool = False,
     needs_input: bool = True,
     batch_sizes: Tensor | None = None,
+    recompute_every: int = 0,
 ) -> Gradient:
     """Backpropagate through time.
 
@@ -209,11 +189,13 @@ def backward(
         reverse: As in `forward`.
         needs_input: Whether the input's gradient is wanted; token ids have none.
         batch_sizes: As in `forward`.
+        recompute_every: As in `forward`.
     """
     call = _Call(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)
-    rows, layout = call.rows, call.layout
-    kept = [(rows.count, width) for width in saved_widths(cell, call.weights.hidden)]
-    check_backward(input, call.initial, grad_output, grad_final, output, saved, kept)
+    rows, layout, widths = call.rows, call.layout, saved_widths(cell, call.weights.hidden)
+    recompute_every = recompute_every if widths else 0
+    segments = call.segments(_gradient_width(cell, call.weights.hidden), recompute_every)
+    call.check_backward(input, grad_output, grad_final, output, saved, widths, segments if recompute_every else None)
     output, saved = _plain(output), [_plain(tensor) for tensor in saved]
     _check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
     packed = _pack_backward(call)
@@ -222,24 +204,99 @@ def backward(
     grad_output = None if grad_output is None else _plain(grad_output)
     grad_state = [g.to(call.arithmetic, copy=True, memory_format=torch.contiguous_format) for g in grad_final]
     grad_anew = [torch.zeros_like(g) for g in grad_state] if reset is not None else []
-    stretches = list(rows.stretches(_gradient_width(cell, call.weights.hidden), call.arithmetic.itemsize))
-    work = _new_workspace(cell, call, max(s.last_row - s.first_row for s in stretches))
-    for stretch in stretches if reverse else reversed(stretches):
-        layout.backward(
-            *(stretch.begin, stretch.end, 0, _address(saved[:1]), _address(saved[1:]), output.data_ptr()),
-            0 if grad_output is None else grad_output.data_ptr(),
-            *_addresses(grad_state),
-            *_addresses(grad_anew),
-            *_addresses(call.initial),
-            *(stretch.first_row, work.grad_gates.stride(0)),
-            *(_address([t]) for t in work),
-            *(_address([p]) for p in packed),
-        )
-        sums.add(stretch, work, output)
+    work = _new_workspace(cell, call, max(s.last_row - s.first_row for segment in segments for s in segment))
+    loop, states = _ForwardLoop(cell, call, input, x) if recompute_every else None, saved
+    for number, segment in call.backward_order(segments):
+        if loop is not None:
+            saved = loop.again(segment, [s[number] for s in states])
+        first_row = segment[0].first_row if loop is not None else 0
+        for _, stretch in call.backward_order(segment):
+            layout.backward(
+                *(stretch.begin, stretch.end, first_row, _address(saved[:1]), _address(saved[1:]), output.data_ptr()),
+                0 if grad_output is None else grad_output.data_ptr(),
+                *_addresses(grad_state),
+                *_addresses(grad_anew),
+                *_addresses(call.initial),
+                *(stretch.first_row, work.grad_gates.stride(0)),
+                *(_address([t]) for t in work),
+                *(_address([p]) for p in packed),
+            )
+            sums.add(stretch, work, output)
     if grad_anew:
         grad_state = [a + b for a, b in zip(grad_state, grad_anew, strict=True)]
     grad_input = None if sums.input is None else rows.spread(sums.input, input.shape)
     return Gradient(grad_input, [g.to(call.dtype) for g in grad_state], sums.to_list(parameters[0].dtype))
+
+
+def run_segments(
+    call: "_Call", segments: list[list["_Stretch"]], state: list[Tensor], run: Callable[[list["_Stretch"]], None]
+) -> list[Tensor]:
+    """Run the forward loop segment by segment; return the states before each of them, (segments, B, ·)."""
+    states = [s.new_empty((len(segments), *s.shape)) for s in state]
+    for number, segment in call.forward_order(segments):
+        for before, s in zip(states, state, strict=True):
+            before[number] = s
+        run(segment)
+    return states
+
+
+class _ForwardLoop:
+    """The forward pass over any of a call's steps, its weights packed."""
+
+    def __init__(self, cell: str, call: "_Call", input: Tensor, x: Tensor | None = None) -> None:
+        self.cell, self.call = cell, call
+        self.packed = _pack_forward(call)
+        self.x = call.rows.compact(input) if x is None else x
+        self.product = input_product(call)
+        # Ids are read by the step itself, but for the cell that writes to W_ih x.
+        self.ids = self.x if call.reads_ids and cell != "gru_reset_before" else None
+
+    def new_saved(self, rows: int) -> list[Tensor]:
+        """Make a place for what the backward pass needs, of so many packed rows."""
+        return [_new(self.call.like, rows, width) for width in saved_widths(self.cell, self.call.weights.hidden)]
+
+    def run(
+        self,
+        stretches: list["_Stretch"],
+        state: list[Tensor],
+        output: Tensor | None,
+        saved: Sequence[Tensor] = (),
+        first_row: int = 0,
+    ) -> None:
+        """Carry `state` over some stretches, writing to `output`, and to `saved`, which begins at a packed row."""
+        call = self.call
+        gates, kept = [*saved, None, None][:2]
+        width = call.weights.gates * call.weights.hidden
+        # W_ih x of a stretch; where it has the gates' dtype, they take its place.
+        is_shared = gates is not None and call.dtype == call.arithmetic
+        longest = max(s.last_row - s.first_row for s in stretches)
+        scratch = None if is_shared or self.ids is not None else _new(call.weights.weight_ih, longest, width)
+        for _, stretch in call.forward_order(stretches):
+            first, last = stretch.first_row, stretch.last_row
+            here = [None if t is None else t[first - first_row : last - first_row] for t in (gates, kept)]
+            if self.ids is not None:
+                assert isinstance(self.product, _TableRows)
+                a = self.product.table
+            else:
+                a = here[0] if scratch is None else scratch[: last - first]
+                assert a is not None
+                self.product.write(self.x[first:last], a)
+            call.layout.forward(
+                *(stretch.begin, stretch.end, a.data_ptr(), _address(here[:1]), first, _address(here[1:])),
+                _address([output]),
+                *_addresses(state),
+                *_addresses(call.initial),
+                *(_address([p]) for p in self.packed),
+                _address([self.ids]),
+            )
+
+    def again(self, segment: list["_Stretch"], before: list[Tensor]) -> list[Tensor]:
+        """Compute what the backward pass needs of a segment, from the state before it."""
+        saved = self.new_saved(segment[-1].last_row - segment[0].first_row)
+        if self.cell == "lstm":
+            saved[1] = self.call.with_c_before(saved[1], segment, before[1])
+        self.run(segment, [s.clone() for s in before], None, saved, segment[0].first_row)
+        return saved
 
 
 class _Weights(NamedTuple):
@@ -420,6 +477,53 @@ class _Call:
             *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
             batch_sizes is not None,
         )
+
+    def stretches(self, width: int) -> list["_Stretch"]:
+        """Cut the steps into stretches whose gates fit the cache."""
+        return list(self.rows.stretches(width, self.arithmetic.itemsize))
+
+    def segments(self, width: int, every: int) -> list[list["_Stretch"]]:
+        """Group the stretches of a backward pass such that each has `every` steps at least; 0 makes one segment of them all."""
+        stretches = self.stretches(width)
+        count = -(-every // max(1, stretches[0].end)) if every else len(stretches)
+        return [stretches[first : first + count] for first in range(0, len(stretches), count)]
+
+    def forward_order(self, parts: list[Any]) -> list[tuple[int, Any]]:
+        """Number stretches or segments, in the order in which the forward pass runs through them."""
+        return [*enumerate(parts)][:: -1 if self.reverse else 1]
+
+    def backward_order(self, parts: list[Any]) -> list[tuple[int, Any]]:
+        """Number them in the order of the backward pass."""
+        return self.forward_order(parts)[::-1]
+
+    def with_c_before(self, kept: Tensor, segment: list["_Stretch"], c: Tensor) -> Tensor:
+        """Return `kept` of a segment, in memory whose rows beside it hold the c before: (B, H), of each row of the step before."""
+        step = segment[-1].end if self.reverse else segment[0].begin - 1
+        if not 0 <= step < self.rows.steps:
+            return kept
+        count = self.rows.batch if self.rows.rows is None else int(self.rows.rows[step])
+        before = c if self.rows.order is None else c[self.rows.order[:count]]
+        both = _new(kept, len(kept) + count, kept.shape[1])
+        beside, own = both.split([len(kept), count])[::-1] if self.reverse else both.split([count, len(kept)])
+        beside.copy_(before[:count])
+        return own
+
+    def check_backward(
+        self,
+        input: Tensor,
+        grad_output: Tensor | None,
+        grad_final: list[Tensor],
+        output: Tensor,
+        saved: list[Tensor],
+        widths: list[int],
+        segments: list[Any] | None,
+    ) -> None:
+        """Check what a backward pass is given; with `segments`, `saved` are the states before each of them."""
+        shapes = [(self.rows.count, width) for width in widths]
+        if segments is not None:
+            shapes = [(len(segments), *s.shape) for s in self.initial]
+        dtype = None if segments is None else self.arithmetic
+        check_backward(input, self.initial, grad_output, grad_final, output, saved, shapes, dtype)
 
     @property
     def width(self) -> int:

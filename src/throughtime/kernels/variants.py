@@ -7,12 +7,13 @@ Kept for the backward pass, in floats per real step, besides input and output: t
 and for a GRU with the reset gate after the product; and with layer normalisation 2 G·H and 4 or 6.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from throughtime.arguments import check_backward, check_tensor
+from throughtime.arguments import check_tensor
 from throughtime.kernels import cpu
 from throughtime.kernels.cpu import Gradient
 
@@ -70,6 +71,7 @@ def forward(
     keep: bool,
     masks: list[Tensor],
     batch_sizes: Tensor | None = None,
+    recompute_every: int = 0,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run one layer in one direction.
 
@@ -84,33 +86,19 @@ def forward(
         keep: As in `cpu.forward`.
         masks: Those of `throughtime.cells.Masks` that the cell takes, of packed input in the order of its rows.
         batch_sizes: As in `cpu.forward`.
+        recompute_every: As in `cpu.forward`.
     """
     request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks, batch_sizes)
-    call, spec, loop = request.call, request.spec, request.loop
-    rows, hidden = call.rows, call.weights.hidden
-    width = call.weights.gates * hidden
-    stretches = list(rows.stretches(width, call.dtype.itemsize))
-    held = rows.count if keep else max(s.last_row - s.first_row for s in stretches)
-    gates = cpu._new(call.like, held, width)
-    w = cpu._new(call.like, held, width) if spec.is_normalised else gates  # W_ih x
-    saved = [gates]
-    if keep and spec.keeps:
-        saved.append(cpu._new(call.like, held, hidden))
-        loop.kept = saved[-1].data_ptr()
-    if keep and spec.is_normalised:
-        saved += [w, cpu._new(call.like, held, width), cpu._new(call.like, held, spec.norms_width)]
-        loop.u, loop.norms = saved[-2].data_ptr(), saved[-1].data_ptr()
-    output = call.new_output()
-    final = [s.clone(memory_format=torch.contiguous_format) for s in call.initial]
-    request.set(("gates", gates), ("x", w), ("output", output), *zip("hc", final, strict=False))
-    request.pack_forward()
-    x, product = rows.compact(input), cpu.input_product(call)
-    for stretch in reversed(stretches) if reverse else stretches:
-        base = 0 if keep else stretch.first_row
-        product.write(x[stretch.first_row : stretch.last_row], w[stretch.first_row - base : stretch.last_row - base])
-        loop.begin, loop.end, loop.first_row = stretch.begin, stretch.end, base
-        loop.forward()
-    return output, final, saved if keep else []
+    call, output = request.call, request.call.new_output()
+    state = [s.clone(memory_format=torch.contiguous_format) for s in call.initial]
+    loop = _ForwardLoop(request, call.rows.compact(input))
+    if keep and recompute_every:
+        segments = request.segments(recompute_every)
+        saved = cpu.run_segments(call, segments, state, lambda stretches: loop.run(stretches, state, output))
+    else:
+        saved = loop.new_saved(call.rows.count) if keep else []
+        loop.run(call.stretches(call.weights.gates * call.weights.hidden), state, output, saved)
+    return output, state, saved
 
 
 def backward(
@@ -128,16 +116,15 @@ def backward(
     needs_input: bool,
     masks: list[Tensor],
     batch_sizes: Tensor | None = None,
+    recompute_every: int = 0,
 ) -> Gradient:
     """Backpropagate through time; the arguments are those of `forward`, and of `cpu.backward`."""
     request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks, batch_sizes)
-    call, spec, loop = request.call, request.spec, request.loop
-    kept = [(call.rows.count, width) for width in saved_widths(cell, call.weights.hidden)]
-    check_backward(input, call.initial, grad_output, grad_final, output, saved, kept)
+    call, loop, segments = request.call, request.loop, request.segments(recompute_every)
+    widths = saved_widths(cell, call.weights.hidden)
+    call.check_backward(input, grad_output, grad_final, output, saved, widths, segments if recompute_every else None)
     output, saved = cpu._plain(output), [cpu._plain(tensor) for tensor in saved]
     cpu._check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
-    names = ["gates", *["kept"] * spec.keeps, *(["x", "u", "norms"] if spec.is_normalised else [])]
-    request.set(*zip(names, saved, strict=True), ("output", output))
     grad_output = None if grad_output is None else cpu._plain(grad_output)
     grad_state = [g.clone(memory_format=torch.contiguous_format) for g in grad_final]
     grad_anew = [torch.zeros_like(g) for g in grad_state]
@@ -146,18 +133,74 @@ def backward(
         *zip(("grad_h", "grad_c"), grad_state, strict=False),
         *zip(("grad_initial_h", "grad_initial_c"), grad_anew, strict=False),
     )
-    request.pack_backward()
-    sums = _Sums(request, input, needs_input and not call.reads_ids)
-    stretches = list(call.rows.stretches(2 * call.weights.gates * call.weights.hidden, call.dtype.itemsize))
-    work = _Workspace.of(request, max(s.last_row - s.first_row for s in stretches))
+    x = call.rows.compact(input)
+    sums = _Sums(request, x, needs_input and not call.reads_ids)
+    work = _Workspace.of(request, max(s.last_row - s.first_row for segment in segments for s in segment))
     loop.grad_stride = work.grad_ih.stride(0)
-    for stretch in stretches if reverse else reversed(stretches):
-        loop.begin, loop.end, loop.first_grad_row = stretch.begin, stretch.end, stretch.first_row
-        loop.backward()
-        sums.add(stretch, work)
+    backward_weights = request.pack(transposed=False)
+    again, states = _ForwardLoop(request, x) if recompute_every else None, saved
+    for number, segment in call.backward_order(segments):
+        if again is not None:
+            saved = again.again(segment, [s[number] for s in states])
+        loop.first_row = segment[0].first_row if again is not None else 0
+        request.set(*backward_weights, *zip(request.saved_names, saved, strict=True), ("output", output))
+        for _, stretch in call.backward_order(segment):
+            loop.begin, loop.end, loop.first_grad_row = stretch.begin, stretch.end, stretch.first_row
+            loop.backward()
+            sums.add(stretch, work)
     grad_state = [a + b for a, b in zip(grad_state, grad_anew, strict=True)]
     grad_input = None if sums.input is None else call.rows.spread(sums.input, input.shape)
     return Gradient(grad_input, grad_state, sums.to_list())
+
+
+class _ForwardLoop:
+    """The forward pass over any of a call's steps, its weights packed."""
+
+    def __init__(self, request: "_Request", x: Tensor) -> None:
+        self.request, self.x = request, x
+        self.product = cpu.input_product(request.call)
+        self.weights = request.pack(transposed=True)
+
+    def new_saved(self, rows: int) -> list[Tensor]:
+        """Make a place for what the backward pass needs, of so many packed rows."""
+        call = self.request.call
+        widths = saved_widths(self.request.name, call.weights.hidden)
+        return [cpu._new(call.like, rows, width) for width in widths]
+
+    def run(
+        self,
+        stretches: list[cpu._Stretch],
+        state: list[Tensor],
+        output: Tensor | None,
+        saved: Sequence[Tensor] = (),
+        first_row: int = 0,
+    ) -> None:
+        """Carry `state` over some stretches, writing to `output`, and to `saved`, which begins at a packed row."""
+        call, loop = self.request.call, self.request.loop
+        arrays = dict(zip(self.request.saved_names, saved, strict=True)) if saved else {}
+        width, longest = call.weights.gates * call.weights.hidden, max(s.last_row - s.first_row for s in stretches)
+        gates = arrays.get("gates", cpu._new(call.like, longest, width) if not saved else None)
+        w = arrays.get("x", gates)  # W_ih x
+        if self.request.spec.is_normalised and not saved:
+            w = cpu._new(call.like, longest, width)
+        assert w is not None
+        nothing = dict.fromkeys(("kept", "u", "norms"))
+        self.request.set(*self.weights, *{**nothing, **arrays, "gates": gates, "x": w, "output": output}.items())
+        self.request.set(*zip("hc", state, strict=False))
+        for _, stretch in call.forward_order(stretches):
+            base = first_row if saved else stretch.first_row
+            rows = slice(stretch.first_row - base, stretch.last_row - base)
+            self.product.write(self.x[stretch.first_row : stretch.last_row], w[rows])
+            loop.begin, loop.end, loop.first_row = stretch.begin, stretch.end, base
+            loop.forward()
+
+    def again(self, segment: list[cpu._Stretch], before: list[Tensor]) -> list[Tensor]:
+        """Compute what the backward pass needs of a segment, from the state before it."""
+        saved = self.new_saved(segment[-1].last_row - segment[0].first_row)
+        if self.request.spec.cell == "lstm":
+            saved[1] = self.request.call.with_c_before(saved[1], segment, before[1])
+        self.run(segment, [s.clone() for s in before], None, saved, segment[0].first_row)
+        return saved
 
 
 class _Request:
@@ -175,7 +218,8 @@ class _Request:
         masks: list[Tensor],
         batch_sizes: Tensor | None,
     ) -> None:
-        self.spec = spec = _read(cell)
+        self.name, self.spec = cell, _read(cell)
+        spec = self.spec
         count, names = len(parameters) - len(spec.extra), [name for name in _MASKS if name in spec.variants]
         self.call = call = cpu._Call(
             *(cell, input, initial, parameters, lengths, reset, reverse),
@@ -188,7 +232,7 @@ class _Request:
         native = cpu._native.VariantF32 if call.dtype == torch.float32 else cpu._native.VariantF64
         self.loop: Any = native(call.layout)
         self.loop.is_coupled = "coupled" in spec.variants
-        self._held: list[Any] = []  # what the loop knows by address only
+        self._held: dict[str, Tensor | None] = {}  # what the loop knows by address only
         self.set(("bias_ih", call.weights.bias_ih), ("bias_hh", call.weights.bias_hh), *self.extra.items())
         self.set(*zip(("initial_h", "initial_c"), call.initial, strict=False))
         for name, mask in self.masks.items():
@@ -197,30 +241,29 @@ class _Request:
             else:
                 self.set((name, mask))
 
+    @property
+    def saved_names(self) -> list[str]:
+        """The loop's names of what the forward pass keeps, in the order of `saved_widths`."""
+        return ["gates", *["kept"] * self.spec.keeps, *(["x", "u", "norms"] if self.spec.is_normalised else [])]
+
+    def segments(self, every: int) -> list[list[cpu._Stretch]]:
+        """The stretches of the backward pass, as `cpu._Call.segments` groups them."""
+        return self.call.segments(2 * self.call.weights.gates * self.call.weights.hidden, every)
+
     def set(self, *fields: tuple[str, Tensor | None]) -> None:
         """Tell the loop where arrays are."""
         for name, tensor in fields:
-            if tensor is not None:
-                self._held.append(tensor)
-                setattr(self.loop, name, tensor.data_ptr())
+            self._held[name] = tensor
+            setattr(self.loop, name, 0 if tensor is None else tensor.data_ptr())
 
-    def pack_forward(self) -> None:
-        """Pack W_hh, (reset before) its part for n, and W_hr for the forward loop."""
-        self._pack(transposed=True)
-
-    def pack_backward(self) -> None:
-        """Pack them for the backward loop."""
-        self._pack(transposed=False)
-
-    def _pack(self, transposed: bool) -> None:
+    def pack(self, transposed: bool) -> list[tuple[str, Tensor]]:
+        """Return W_hh, (reset before) its part for n, and W_hr, packed for the forward loop if transposed, else backward."""
         weights = self.call.weights
         cut = 2 * weights.hidden if self.spec.cell == "gru_reset_before" else len(weights.weight_hh)
         factors = {"weight_hh": weights.weight_hh[:cut], "weight_n": weights.weight_hh[cut:]}
         if weights.weight_hr is not None:
             factors["weight_hr"] = weights.weight_hr
-        for name, factor in factors.items():
-            if len(factor):
-                self.set((name, cpu._RowProduct(factor.dtype, factor, transposed).packed))
+        return [(n, cpu._RowProduct(f.dtype, f, transposed).packed) for n, f in factors.items() if len(f)]
 
     def _check(self) -> None:
         """Check of the masks what `cpu._Call` leaves open: their dtypes."""
@@ -267,10 +310,9 @@ class _Workspace(NamedTuple):
 class _Sums:
     """The gradients that are sums over all steps."""
 
-    def __init__(self, request: _Request, input: Tensor, needs_input: bool) -> None:
+    def __init__(self, request: _Request, x: Tensor, needs_input: bool) -> None:
         call, loop = request.call, request.loop
-        self.request, self.weights = request, call.weights
-        self.x = call.rows.compact(input)
+        self.request, self.weights, self.x = request, call.weights, x
         self.input = cpu._new(self.x, *self.x.shape) if needs_input else None
         self.weight_ih = cpu.new_input_sum(call)
         self.weight_hh = cpu.new_zeros(self.weights.weight_hh, *self.weights.weight_hh.shape)
