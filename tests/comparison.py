@@ -1,5 +1,6 @@
 """The one comparison that decides whether a fast result is right; tested itself, with wrong answers, in test_comparison.py."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,15 +37,48 @@ def assert_as_accurate(
     assert len(actual) == len(honest) == len(exact)
     names = names or [str(index) for index in range(len(actual))]
     for name, a, h, e in zip(names, actual, honest, exact, strict=True):
-        assert a.shape == e.shape, f"{name}: shape {list(a.shape)}, expected {list(e.shape)}"
-        assert a.dtype == h.dtype, f"{name}: dtype {a.dtype}, expected {h.dtype}"
         if e.numel() == 0:
+            assert a.shape == e.shape, f"{name}: shape {list(a.shape)}, expected {list(e.shape)}"
             continue
-        assert torch.isfinite(a).all(), f"{name}: not finite"
-        scale = e.abs().max().item()
-        allowed = factor * max((h.double() - e).abs().max().item(), 2 * torch.finfo(a.dtype).eps * max(scale, 1e-3))
-        error = (a.double() - e).abs().max().item()
+        error, allowed = _errors(name, a, h, e)
+        allowed *= factor
         assert error <= allowed, f"{name}: errs by {error:.3g}, allowed {allowed:.3g} ({factor} × the honest error)"
+
+
+def assert_as_accurate_on_average(
+    draws: Sequence[tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]],
+    factor: float,
+    names: Sequence[str],
+) -> None:
+    """Assert it of the geometric mean over several draws of how many times the honest error `actual` errs.
+
+    For results that are few numbers, or that amplify rounding: there one draw's largest error is chance, of either computation, and
+    now and then several times the other's though their medians are equal. A ratio counts as 1 at least, so a lucky draw makes
+    up for nothing, and one wrong answer among right ones is caught.
+
+    Args:
+        draws: (actual, honest, exact) of each, as `assert_as_accurate` takes them.
+        factor: As there.
+        names: What to call each result in the message.
+    """
+    for index, name in enumerate(names):
+        ratios = []
+        for actual, honest, exact in draws:
+            error, allowed = _errors(name, actual[index], honest[index], exact[index])
+            ratios.append(max(1.0, error / allowed))
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        assert mean <= factor, (
+            f"{name}: errs by {mean:.3g} times the honest error, allowed are {factor}; draws: {ratios}"
+        )
+
+
+def _errors(name: str, actual: Tensor, honest: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Return the largest error of a result on trial, and that of the honest one, floored."""
+    assert actual.shape == exact.shape, f"{name}: shape {list(actual.shape)}, expected {list(exact.shape)}"
+    assert actual.dtype == honest.dtype, f"{name}: dtype {actual.dtype}, expected {honest.dtype}"
+    assert torch.isfinite(actual).all(), f"{name}: not finite"
+    floor = 2 * torch.finfo(actual.dtype).eps * max(exact.abs().max().item(), 1e-3)
+    return (actual.double() - exact).abs().max().item(), max((honest.double() - exact).abs().max().item(), floor)
 
 
 def gradients(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], seed: int = 1) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import assert_as_accurate, gradients
+from comparison import assert_as_accurate, assert_as_accurate_on_average, gradients
 
 
 @pytest.fixture
@@ -29,6 +29,20 @@ def test_accepts_honest_rounding(exact):
 def test_refuses_wrong_answers(exact, spoil):
     with pytest.raises(AssertionError):
         assert_as_accurate([spoil(exact.float())], [exact.float()], [exact], 2.0)
+
+
+def draws_that_err(exact, *times: float):
+    return [([(exact + t * 1e-5).float()], [(exact + 1e-5).float()], [exact]) for t in times]
+
+
+def test_on_average_a_draw_may_err_more_by_chance(exact):
+    assert_as_accurate_on_average(draws_that_err(exact, 0.5, 1.0, 4.5, 0.8, 1.1), 2.0, ["h"])
+
+
+@pytest.mark.parametrize("times", [(2.2, 2.2, 2.2, 2.2, 2.2), (0.1, 0.1, 0.1, 0.1, 40.0), (1.0, float("nan"))])
+def test_on_average_refuses_what_errs_always_or_once_by_far(exact, times):
+    with pytest.raises(AssertionError, match="h: "):
+        assert_as_accurate_on_average(draws_that_err(exact, *times), 2.0, ["h"])
 
 
 def test_refuses_a_missing_result(exact):
