@@ -7,7 +7,7 @@ import torch
 import variants
 from comparison import BACKENDS
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import throughtime
 from throughtime.ops import draw_mask
@@ -206,6 +206,26 @@ def test_packed_sequences_come_back_packed(name):
     expected, _ = layer(x, lengths=lengths)
     expected = pack_padded_sequence(expected, lengths, enforce_sorted=False)
     torch.testing.assert_close(layer(packed)[0].data, expected.data)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("backend", SERVING)
+def test_packed_sequences_meet_the_masks_that_lengths_meet(name, backend):
+    layer = LAYERS[name](3, 4, num_layers=2, bidirectional=True, backend=backend, **DROPPING)
+    x, lengths = torch.randn(6, 4, 3), torch.tensor([3, 6, 1, 6])
+    results = []
+    for is_packed in (True, False):
+        torch.manual_seed(1)
+        layer.zero_grad()
+        if is_packed:
+            output, final = layer(pack_padded_sequence(x, lengths, enforce_sorted=False))
+            output = pad_packed_sequence(output)[0]
+        else:
+            output, final = layer(x, lengths=lengths)
+        (output.square().sum() + sum(s.cos().sum() for s in as_tuple(final))).backward()
+        results.append([output.detach(), *as_tuple(final), *(p.grad for p in layer.parameters())])
+    for a, e in zip(*results, strict=True):
+        torch.testing.assert_close(a, e)
 
 
 def test_parameters_and_their_beginnings():

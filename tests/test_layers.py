@@ -7,13 +7,14 @@ import warnings
 import comparison
 import pytest
 import torch
-from comparison import GRADIENT_FACTOR, OUTPUT_FACTOR, assert_as_accurate, gradients
+from comparison import GRADIENT_FACTOR, HAS_NATIVE, OUTPUT_FACTOR, assert_as_accurate, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import throughtime
+from throughtime.kernels import cpu
 
 PAIRS = {
     "rnn": (throughtime.RNN, nn.RNN, {}),
@@ -205,6 +206,76 @@ def test_packed_sequences_come_back_packed(name, backend, enforce_sorted):
     assert torch.equal(pad_packed_sequence(actual)[1], lengths)
     for a, e in zip(as_tuple(final), as_tuple(expected_final), strict=True):
         torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+def test_a_packed_sequence_gives_the_bits_that_lengths_give(name, dtype, tokens):
+    """Output, state, and every gradient, two layers both ways, with a given state."""
+    layer = make(name, num_layers=2, bidirectional=True, backend="native").to(dtype)
+    lengths = torch.tensor([3, 6, 1, 6])
+    x = torch.randint(0, 5, (6, 4)) if tokens else torch.randn(6, 4, 5, dtype=dtype, requires_grad=True)
+    widths = [layer.output_size, layer.hidden_size][: 1 + ("lstm" in name)]
+    hx = [torch.randn(4, 4, width, dtype=dtype, requires_grad=True) for width in widths]
+    state = tuple(hx) if len(hx) == 2 else hx[0]
+    leaves = [*hx, *layer.parameters()] + [x] * (not tokens)
+    results = []
+    for is_packed in (True, False):
+        if is_packed:
+            output, final = layer(pack_padded_sequence(x, lengths, enforce_sorted=False), state)
+            output = pad_packed_sequence(output)[0]
+        else:
+            output, final = layer(x, state, lengths=lengths)
+        loss = output.square().sum() + sum(s.cos().sum() for s in as_tuple(final))
+        results.append([output, *as_tuple(final), *torch.autograd.grad(loss, leaves)])
+    for index, (a, e) in enumerate(zip(*results, strict=True)):
+        assert torch.equal(a, e), index
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "torch"])
+def test_recomputing_changes_no_bit(name, backend, monkeypatch):
+    monkeypatch.setattr(cpu, "_STRETCH", 600)  # so that there are segments of a few steps
+    layer = make(name, num_layers=2, bidirectional=True, dropout=0.3, backend=backend)
+    x, lengths = torch.randn(23, 4, 5), torch.tensor([11, 23, 0, 17])
+    results = []
+    for every in (0, 5):
+        layer.recompute_every = every
+        torch.manual_seed(1)
+        layer.zero_grad()
+        output, final = layer(x, lengths=lengths)
+        (output.sum() + sum(s.sum() for s in as_tuple(final))).backward()
+        results.append([output.detach(), *(p.grad for p in layer.parameters())])
+    for a, e in zip(*results, strict=True):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+def test_recomputing_keeps_a_fraction(monkeypatch):
+    kept = []
+    monkeypatch.setattr(cpu, "_STRETCH", 10000)
+    for every in (0, 10):
+        layer = throughtime.LSTM(5, 16, recompute_every=every)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            layer(torch.randn(200, 2, 5))
+        kept.append(sum(sizes))
+    inputs = 200 * 2 * (5 + 16) + sum(p.numel() for p in layer.parameters())
+    assert kept[0] > inputs + 200 * 2 * 5 * 16
+    assert kept[1] < inputs + 200 * 2 * 5 * 16 / 10
+
+
+@pytest.mark.parametrize(("every", "error"), [(-1, ValueError), (2.5, TypeError), (True, TypeError), (None, TypeError)])
+def test_recompute_every_must_be_a_number_of_steps(every, error):
+    with pytest.raises(error, match="recompute_every"):
+        throughtime.LSTM(5, 4, recompute_every=every)
+
+
+def test_torchs_fused_call_does_not_recompute():
+    with pytest.raises(NotImplementedError, match="it keeps all that its backward pass needs"):
+        throughtime.LSTM(5, 4, recompute_every=2, backend="torch")(torch.randn(6, 3, 5))
 
 
 def as_one_hot(ids: Tensor, embedding: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from variants import mask_names, random_masks, random_parameters
 
 import throughtime
-from throughtime.cells import CELLS, Parameters
+from throughtime.cells import CELLS, Parameters, find
 from throughtime.kernels import cpu
 from throughtime.ops import Stack, choose_backend
 
@@ -201,6 +201,77 @@ def test_variants_derivatives_of_first_and_second_order(name, backend):
 
     assert torch.autograd.gradcheck(run, (x, *state, *parameters))
     assert torch.autograd.gradgradcheck(run, (x, *state, *parameters))
+
+
+BATCH_SIZES = torch.tensor([3, 2, 2, 1])
+
+
+def packed_arguments(name: str, backend: str, recompute_every: int, tokens: bool, hidden: int = 4) -> tuple:
+    """As `variant_arguments`, of 8 packed rows."""
+    kind = find(name)
+    x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True) if not tokens else torch.randint(0, 3, (8,))
+    state = [torch.randn(3, hidden, dtype=torch.float64, requires_grad=True) for _ in range(kind.state_size)]
+    parameters = [p.requires_grad_() for p in random_parameters(name, 3, hidden)]
+    masks = random_masks(name, 4, 3, hidden)
+    return x, state, parameters, None, None, masks, name, True, True, backend, BATCH_SIZES, recompute_every
+
+
+PACKED = [*CELLS, "lstm+layer_norm+zoneout_h+zoneout_c+recurrent_dropout", "rnn_tanh+zoneout_h"]
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
+@pytest.mark.parametrize(("recompute_every", "tokens"), [(0, False), (3, False), (0, True), (1, True)])
+def test_packed_rows_and_recomputation_keep_torchs_rules(name, backend, recompute_every, tokens):
+    given = packed_arguments(name, backend, recompute_every, tokens)
+    torch.library.opcheck(torch.ops.throughtime.recurrence.default, given)
+    _, state, parameters, _, _, masks, *rest = given
+    padded = torch.randn(4, 3, 3, dtype=torch.float64, requires_grad=True) if not tokens else torch.zeros(4, 3).long()
+    more = (padded, state, parameters, torch.tensor([4, 0, 3]), None, masks, *rest[:-2], None, recompute_every)
+    torch.library.opcheck(torch.ops.throughtime.recurrence.default, more)
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
+def test_derivatives_of_packed_rows_of_first_and_second_order(name, backend, monkeypatch):
+    monkeypatch.setattr(cpu, "_STRETCH", 100)  # so that there is a segment for each step
+    x, state, parameters, *rest = packed_arguments(name, backend, 1, False, hidden=2)
+
+    def run(x: Tensor, *tensors: Tensor):
+        initial, weights = list(tensors[: len(state)]), list(tensors[len(state) :])
+        output, final, _ = torch.ops.throughtime.recurrence(x, initial, weights, *rest)
+        return output, *final
+
+    assert torch.autograd.gradcheck(run, (x, *state, *parameters))
+    if name != "rnn_relu":
+        assert torch.autograd.gradgradcheck(run, (x, *state, *parameters))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_recomputing_layers_compile_and_export(name):
+    torch.compiler.reset()
+    layer = LAYERS[name](num_layers=2, bidirectional=True, recompute_every=4)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for steps in (6, 11):
+        x = torch.randn(steps, 3, 3)
+        results = []
+        for module in (layer, compiled):
+            layer.zero_grad()
+            output, _ = module(x)
+            output.sum().backward()
+            results.append([output.detach(), *(p.grad for p in layer.parameters())])
+        for a, e in zip(*results, strict=True):
+            torch.testing.assert_close(a, e)
+    steps = torch.export.Dim("steps", min=2)
+    program = torch.export.export(layer, (torch.randn(6, 3, 3),), dynamic_shapes=({0: steps},))
+    x = torch.randn(11, 3, 3)
+    torch.testing.assert_close(program.module()(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
+def test_a_negative_number_of_steps_is_refused(backend):
+    with pytest.raises(ValueError, match="recompute_every = -1; expected a number of steps"):
+        torch.ops.throughtime.recurrence(*packed_arguments("lstm", backend, -1, False))
 
 
 @pytest.mark.parametrize("is_training", [True, False])

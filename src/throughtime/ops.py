@@ -27,7 +27,13 @@ from torch.nn.functional import dropout, linear, one_hot
 from torch.nn.functional import embedding as look_up
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from throughtime.arguments import check_backward, check_devices, check_forward, check_token_ids
+from throughtime.arguments import (
+    check_backward,
+    check_devices,
+    check_forward,
+    check_token_ids,
+    steps_and_batch,
+)
 from throughtime.cells import CELLS, Cell, Masks, Parameters, find, sequence
 from throughtime.errors import unknown_name
 from throughtime.kernels import cpu, torch_fused, variants
@@ -37,12 +43,13 @@ Tensors = list[Tensor]
 _library = torch.library.Library("throughtime", "DEF")
 _library.define(
     "recurrence(Tensor input, Tensor[] initial, Tensor[] parameters, Tensor? lengths, Tensor? reset, "
-    "Tensor[] masks, str cell, bool reverse, bool keep, str backend) -> (Tensor output, Tensor[] final, Tensor[] saved)"
+    "Tensor[] masks, str cell, bool reverse, bool keep, str backend, Tensor? batch_sizes=None, int recompute_every=0) "
+    "-> (Tensor output, Tensor[] final, Tensor[] saved)"
 )
 _library.define(
     "recurrence_backward(Tensor grad_output, Tensor[] grad_final, Tensor input, Tensor[] initial, Tensor[] parameters, "
     "Tensor output, Tensor[] saved, Tensor? lengths, Tensor? reset, Tensor[] masks, str cell, bool reverse, "
-    "bool needs_input, str backend) "
+    "bool needs_input, str backend, Tensor? batch_sizes, int recompute_every) "
     "-> (Tensor grad_input, Tensor[] grad_initial, Tensor[] grad_parameters)"
 )
 
@@ -74,6 +81,7 @@ class Stack:
         zoneout: Probabilities (of c, of h) with which a unit keeps its old value.
         zoneout_is_expected: Whether zoneout's expectation stands for its masks: outside training.
         recurrent_dropout: Probability with which a unit of h_{t−1} is hidden from W_hh all along; 0 outside training.
+        recompute_every: Keep for the backward pass only the state, in every so many steps; 0 to keep all that it needs.
     """
 
     cell: str
@@ -84,6 +92,7 @@ class Stack:
     zoneout: tuple[float, float] = (0.0, 0.0)
     zoneout_is_expected: bool = False
     recurrent_dropout: float = 0.0
+    recompute_every: int = 0
 
     @property
     def whole_cell(self) -> str:
@@ -106,6 +115,8 @@ def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, r
         NotImplementedError: The named backend can't serve the request.
     """
     refusals = {"native": cpu.refusal(stack.whole_cell, input), "torch": torch_fused.refusal(stack.whole_cell, reset)}
+    if stack.recompute_every:
+        refusals["torch"] = "it keeps all that its backward pass needs"
     if stack.backend == "auto":
         if torch.compiler.is_compiling():
             # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
@@ -170,15 +181,15 @@ def run_stack_packed(
         return torch_fused.run_packed(
             stack.cell, packed, state, weights, stack.num_layers, stack.dropout, stack.bidirectional
         )
-    input, lengths = pad_packed_sequence(packed)
+    data, order = packed.data, packed.sorted_indices
     if reads_ids:
-        input, weights = _read_tokens(stack, backend, weights, input, lengths, embedding, state[0].dtype)
-    output, final = _run_layers(stack, backend, weights, input, state, lengths.to(input.device), None)
-    if packed.sorted_indices is None:
-        return pack_padded_sequence(output, lengths), final
-    in_order = output.index_select(1, packed.sorted_indices)
-    data = pack_padded_sequence(in_order, lengths[packed.sorted_indices.cpu()]).data
-    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), final
+        data, weights = _read_tokens(stack, backend, weights, data, None, embedding, state[0].dtype)
+    if order is not None:  # inside, the rows of the state are in the order of the packed ones
+        state = tuple(s.index_select(1, order) for s in state)
+    output, final = _run_layers(stack, backend, weights, data, state, None, None, packed.batch_sizes, order)
+    if packed.unsorted_indices is not None:
+        final = tuple(s.index_select(1, packed.unsorted_indices) for s in final)
+    return packed._replace(data=output), final
 
 
 def _read_tokens(
@@ -242,8 +253,14 @@ def _run_layers(
     state: tuple[Tensor, ...],
     lengths: Tensor | None,
     reset: Tensor | None,
+    batch_sizes: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a stack layer by layer and direction by direction over the operator."""
+    """Run a stack layer by layer and direction by direction over the operator.
+
+    With `batch_sizes` the input is packed, and `order` says which row of the batch each of the state's is.
+    """
+    steps = (input if batch_sizes is None else batch_sizes).shape[0]
     finals: list[Tensors] = []
     for layer in range(stack.num_layers):
         outputs: Tensors = []
@@ -251,19 +268,22 @@ def _run_layers(
             row = layer * stack.directions + direction
             initial = [s[row] for s in state]
             keep = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *initial, *weights[row]))
-            masks = _draw_masks(stack, input, initial)
+            masks = _draw_masks(stack, steps, initial)
+            if order is not None:
+                masks = [mask if mask.dim() == 0 else mask.index_select(mask.dim() - 2, order) for mask in masks]
             output, final, _ = torch.ops.throughtime.recurrence(
-                *(input, initial, weights[row], lengths, reset, masks, stack.whole_cell, direction == 1, keep, backend)
+                *(input, initial, weights[row], lengths, reset, masks, stack.whole_cell, direction == 1, keep, backend),
+                *(batch_sizes, stack.recompute_every),
             )
             outputs.append(output)
             finals.append(final)
-        input = torch.cat(outputs, dim=2) if stack.bidirectional else outputs[0]
+        input = torch.cat(outputs, dim=-1) if stack.bidirectional else outputs[0]
         if layer < stack.num_layers - 1:
             input = dropout(input, stack.dropout)
     return input, tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
 
 
-def _draw_masks(stack: Stack, input: Tensor, initial: Tensors) -> Tensors:
+def _draw_masks(stack: Stack, steps: int, initial: Tensors) -> Tensors:
     """Draw the masks that one layer takes in one direction, from torch's generator and in the order of `Cell.masks`."""
     h, c = initial[0], initial[-1]
     (of_c, of_h), masks = stack.zoneout, []
@@ -271,7 +291,7 @@ def _draw_masks(stack: Stack, input: Tensor, initial: Tensors) -> Tensors:
         if probability and stack.zoneout_is_expected:
             masks.append(torch.full((), probability, dtype=state.dtype, device=state.device))
         elif probability:
-            masks.append(draw_mask(probability, (input.shape[0], *state.shape), state.device))
+            masks.append(draw_mask(probability, (steps, *state.shape), state.device))
     if stack.recurrent_dropout:
         masks.append(dropout(torch.ones_like(h), stack.recurrent_dropout))
     return masks
@@ -300,21 +320,67 @@ def _recurrence(
     reverse: bool,
     keep: bool,
     backend: str,
+    batch_sizes: Tensor | None = None,
+    recompute_every: int = 0,
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run one layer in one direction. `keep` asks for what the backward pass needs; without it `saved` is empty."""
+    if recompute_every < 0:
+        raise ValueError(f"recompute_every = {recompute_every}; expected a number of steps, or 0 to recompute nothing")
     if backend == "native":
+        given = (cell, input, initial, parameters, lengths, reset, reverse, keep)
         if "+" in cell:
-            return variants.forward(cell, input, initial, parameters, lengths, reset, reverse, keep, masks)
-        return cpu.forward(cell, input, initial, parameters, lengths, reset, reverse, keep)
-    kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend)
-    rounded = Parameters.from_list(_cast(parameters, initial[0].dtype), kind.extra)
-    x = _as_vectors(input, rounded.weight_ih, lengths)
-    result = sequence.forward(
-        *(kind, x, tuple(initial), rounded, lengths, reset, reverse, Masks.from_list(masks, kind.masks)),
-    )
+            return variants.forward(*given, masks, batch_sizes, recompute_every)
+        return cpu.forward(*given, batch_sizes, recompute_every)
+    kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend, batch_sizes)
+    packing = None if batch_sizes is None else _Packing(batch_sizes, input.device)
+    result = _run_reference(kind, input, initial, parameters, lengths, reset, reverse, masks, packing)
+    keep = keep and not recompute_every
     saved = [torch.stack(field) for field in zip(*result.saved, strict=True)] if keep else []
+    output = result.outputs if packing is None else packing.pack(result.outputs)
     # An operator's outputs must not alias its inputs, and an all-empty batch would hand the initial state through.
-    return result.outputs, [s.clone() for s in result.final_state], saved
+    return output, [s.clone() for s in result.final_state], saved
+
+
+def _run_reference(
+    kind: Cell,
+    input: Tensor,
+    initial: Tensors,
+    parameters: Tensors,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    masks: Tensors,
+    packing: "_Packing | None",
+) -> sequence.SequenceResult:
+    """Compute with the equations, on padded arrays."""
+    rounded = Parameters.from_list(_cast(parameters, initial[0].dtype), kind.extra)
+    if packing is not None:
+        input, lengths = packing.pad(input), packing.lengths
+    x = _as_vectors(input, rounded.weight_ih, lengths)
+    return sequence.forward(
+        *(kind, x, tuple(initial), rounded, lengths, reset, reverse, Masks.from_list(masks, kind.masks))
+    )
+
+
+class _Packing:
+    """Between packed rows (N, ·), step after step and the longest sequence first, and padded ones (T, B, ·)."""
+
+    def __init__(self, batch_sizes: Tensor, device: torch.device) -> None:
+        ranks = torch.arange(int(batch_sizes[0]), device=device)
+        is_there = ranks < batch_sizes.to(device)[:, None]
+        self.shape = is_there.shape
+        self.lengths = is_there.sum(0)
+        self._index = is_there.flatten().nonzero()[:, 0]
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """Return padded rows, zero where there are none."""
+        steps, batch = self.shape
+        padded = packed.new_zeros((steps * batch, *packed.shape[1:]))
+        return padded.index_copy(0, self._index, packed).view(steps, batch, *packed.shape[1:])
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Return packed rows."""
+        return padded.flatten(0, 1).index_select(0, self._index)
 
 
 def _as_vectors(input: Tensor, weight_ih: Tensor, lengths: Tensor | None) -> Tensor:
@@ -341,26 +407,38 @@ def _recurrence_backward(
     reverse: bool,
     needs_input: bool,
     backend: str,
+    batch_sizes: Tensor | None,
+    recompute_every: int,
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Backpropagate through one layer in one direction: gradients for input (none if not needed), state and parameters."""
     if backend == "native":
         given = (cell, grad_output, grad_final, input, initial, parameters, output, saved)
-        rest = (lengths, reset, reverse, needs_input)
-        gradient = variants.backward(*given, *rest, masks) if "+" in cell else cpu.backward(*given, *rest)
+        given = (*given, lengths, reset, reverse, needs_input)
+        rest = (batch_sizes, recompute_every)
+        gradient = variants.backward(*given, masks, *rest) if "+" in cell else cpu.backward(*given, *rest)
         grad_input, grad_initial, grad_parameters = gradient
         return grad_output.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
-    kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend)
+    kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend, batch_sizes)
     rounded = Parameters.from_list(_cast(parameters, initial[0].dtype), kind.extra)
-    x = rounded.weight_ih.new_empty((input.shape[1], rounded.weight_ih.shape[1]))
+    steps, batch = steps_and_batch(input, batch_sizes)
+    x = rounded.weight_ih.new_empty((batch, rounded.weight_ih.shape[1]))
     _, first = kind.step(x, tuple(initial), rounded)
-    kept = [(input.shape[0], *field.shape) for field in first]
+    kept = [] if recompute_every else [(steps, *field.shape) for field in first]
     check_backward(input, initial, grad_output, grad_final, output, saved, kept)
-    steps = [kind.saved(*fields) for fields in zip(*saved, strict=True)]
+    packing = None if batch_sizes is None else _Packing(batch_sizes, input.device)
+    if recompute_every:  # a layer at once: the equations keep no state to start again from
+        again = _run_reference(kind, input, initial, parameters, lengths, reset, reverse, masks, packing).saved
+    else:
+        again = [kind.saved(*fields) for fields in zip(*saved, strict=True)]
+    if packing is not None:
+        grad_output, lengths = packing.pad(grad_output), packing.lengths
     gradient = sequence.backward(
-        *(kind, grad_output, tuple(grad_final), steps, rounded),
+        *(kind, grad_output, tuple(grad_final), again, rounded),
         *(lengths, reset, reverse, Masks.from_list(masks, kind.masks)),
     )
     grad_input = gradient.inputs if needs_input else grad_output.new_empty(0)
+    if needs_input and packing is not None:
+        grad_input = packing.pack(grad_input)
     grad_parameters = _cast(gradient.parameters.to_list(), parameters[0].dtype)
     return grad_input, [g.clone() for g in gradient.initial_state], grad_parameters
 
@@ -374,6 +452,7 @@ def _check_reference(
     reset: Tensor | None,
     masks: Tensors,
     backend: str,
+    batch_sizes: Tensor | None,
 ) -> Cell:
     """Check what the equations are given, as the kernels check what they are given; return the cell."""
     if backend != "reference":
@@ -383,7 +462,7 @@ def _check_reference(
     kind = find(cell)
     check_forward(
         *(cell, kind.gates, kind.state_size, input, initial, parameters, (), lengths, reset),
-        *(kind.extra, masks, kind.masks),
+        *(kind.extra, masks, kind.masks, batch_sizes),
     )
     if input.shape[0] == 0:
         raise ValueError(f"input has shape {tuple(input.shape)}; expected at least one step")
@@ -395,22 +474,40 @@ def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 @torch.library.register_fake("throughtime::recurrence", lib=_library)
-def _(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend):
+def _(
+    input,
+    initial,
+    parameters,
+    lengths,
+    reset,
+    masks,
+    cell,
+    reverse,
+    keep,
+    backend,
+    batch_sizes=None,
+    recompute_every=0,
+):
     check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
     # One step of the equations on fake tensors tells every shape and dtype.
     kind = find(cell)
-    steps, batch = input.shape[:2]
+    steps, batch = (input if batch_sizes is None else batch_sizes).shape[0], initial[0].shape[0]
     rounded = Parameters.from_list(_cast(parameters, initial[0].dtype), kind.extra)
     x = rounded.weight_ih.new_empty((batch, rounded.weight_ih.shape[1]))
     state, saved = kind.step(x, tuple(initial), rounded)
-    output = state[0].new_empty((steps, *state[0].shape))
+    places = input.shape[:-1] if input.is_floating_point() else input.shape
+    output = state[0].new_empty((*places, state[0].shape[1]))
     final = [torch.empty_like(s) for s in state]
-    if not keep:
+    if not keep or (recompute_every and backend != "native"):
         return output, final, []
     if backend == "native":
-        widths = (variants if "+" in cell else cpu).saved_widths(cell, parameters[1].shape[0] // kind.gates)
+        kernels = variants if "+" in cell else cpu
+        widths = kernels.saved_widths(cell, hidden := parameters[1].shape[0] // kind.gates)
+        if widths and recompute_every:
+            count = kernels.segment_count(cell, steps, batch, hidden, output.dtype, recompute_every)
+            return output, final, [s.new_empty((count, *s.shape), dtype=cpu.arithmetic_of(s.dtype)) for s in initial]
         is_ragged = lengths is not None and widths
-        rows = torch.library.get_ctx().new_dynamic_size() if is_ragged else steps * batch
+        rows = torch.library.get_ctx().new_dynamic_size() if is_ragged else math.prod(places)
         return output, final, [output.new_empty((rows, width)) for width in widths]
     return output, final, [s.new_empty((steps, *s.shape)) for s in saved]
 
@@ -431,6 +528,8 @@ def _(
     reverse,
     needs_input,
     backend,
+    batch_sizes,
+    recompute_every,
 ):
     check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
     check_devices(input, grad_output=[grad_output], grad_final=grad_final, output=[output], saved=saved)
@@ -447,14 +546,15 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: int, weights: int, drawn: int, rest: tuple[Any, ...], *tensors: Any) -> Any:
-        input, initial, parameters, masks, lengths, reset = _unflatten((states, weights, drawn), tensors)
-        cell, reverse, keep, backend = rest
+        input, initial, parameters, masks, lengths, reset, batch_sizes = _unflatten((states, weights, drawn), tensors)
+        cell, reverse, keep, backend, recompute_every = rest
         with torch._C._AutoDispatchBelowAutograd():
             output, final, saved = torch.ops.throughtime.recurrence.default(
-                input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend
+                *(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend),
+                *(batch_sizes, recompute_every),
             )
         ctx.counts = states, weights, drawn
-        ctx.rest = cell, reverse, input.requires_grad, backend
+        ctx.rest = (cell, reverse, input.requires_grad, backend), recompute_every
         ctx.set_materialize_grads(False)  # else autograd would make zeros as large as all that is kept
         ctx.save_for_backward(*tensors, output, *saved)
         ctx.mark_non_differentiable(*saved)
@@ -463,27 +563,29 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         states, weights, drawn = ctx.counts
-        count = 3 + states + weights + drawn
+        count = 4 + states + weights + drawn
         given, (output, *saved) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        input, initial, parameters, masks, lengths, reset = _unflatten(ctx.counts, given)
+        input, initial, parameters, masks, lengths, reset, batch_sizes = _unflatten(ctx.counts, given)
+        rest, recompute_every = ctx.rest
         grad_output = torch.zeros_like(output) if grads[0] is None else grads[0]
         grad_final = [torch.zeros_like(s) if g is None else g for g, s in zip(grads[1:], initial, strict=False)]
         # The derivative of the derivative is asked for by running this pass with gradients on.
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
             grad_input, grad_initial, grad_parameters = torch.ops.throughtime.recurrence_backward.default(
-                grad_output, grad_final, input, initial, parameters, output, saved, lengths, reset, masks, *ctx.rest
+                *(grad_output, grad_final, input, initial, parameters, output, saved, lengths, reset, masks, *rest),
+                *(batch_sizes, recompute_every),
             )
-        needs_input = ctx.rest[2]
+        needs_input = rest[2]
         wanted = [grad_input if needs_input else None, *grad_initial, *grad_parameters]
-        return *[None] * 4, *wanted, *[None] * (drawn + 2)
+        return *[None] * 4, *wanted, *[None] * (drawn + 3)
 
 
 def _unflatten(counts: tuple[int, int, int], tensors: Sequence[Any]) -> tuple[Any, ...]:
-    """Cut input, initial state, parameters, masks, lengths and reset out of a flat list."""
+    """Cut input, initial state, parameters, masks, lengths, reset and batch sizes out of a flat list."""
     states, weights, drawn = counts
-    input, *rest, lengths, reset = tensors
+    input, *rest, lengths, reset, batch_sizes = tensors
     initial, rest = rest[:states], rest[states:]
-    return input, initial, rest[:weights], rest[weights : weights + drawn], lengths, reset
+    return input, initial, rest[:weights], rest[weights : weights + drawn], lengths, reset, batch_sizes
 
 
 def _with_gradient(
@@ -493,15 +595,23 @@ def _with_gradient(
     lengths: Tensor | None,
     reset: Tensor | None,
     masks: Tensors,
-    *rest: Any,
+    cell: str,
+    reverse: bool,
+    keep: bool,
+    backend: str,
+    batch_sizes: Tensor | None = None,
+    recompute_every: int = 0,
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run the operator, and keep its derivative where one is wanted."""
     tensors = input, *initial, *parameters
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.throughtime.recurrence.default(input, initial, parameters, lengths, reset, masks, *rest)
-    counts = len(initial), len(parameters), len(masks)
-    output, *others = _Recurrence.apply(*counts, rest, *tensors, *masks, lengths, reset)
+            return torch.ops.throughtime.recurrence.default(
+                *(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend),
+                *(batch_sizes, recompute_every),
+            )
+    counts, rest = (len(initial), len(parameters), len(masks)), (cell, reverse, keep, backend, recompute_every)
+    output, *others = _Recurrence.apply(*counts, rest, *tensors, *masks, lengths, reset, batch_sizes)
     return output, others[: counts[0]], others[counts[0] :]
 
 
@@ -510,10 +620,10 @@ _library.impl("recurrence", _with_gradient, "Autograd")
 
 def _save_twice(ctx, inputs, output) -> None:
     grad_output, grad_final, input, initial, parameters, _, saved, *rest = inputs
-    lengths, reset, masks, cell, reverse, needs_input, _ = rest
+    lengths, reset, masks, cell, reverse, needs_input, _, batch_sizes, _ = rest
     ctx.counts = len(grad_final), len(saved), len(masks)
     ctx.rest = cell, reverse, needs_input
-    ctx.save_for_backward(*masks, grad_output, *grad_final, input, *initial, *parameters, lengths, reset)
+    ctx.save_for_backward(*masks, grad_output, *grad_final, input, *initial, *parameters, lengths, reset, batch_sizes)
 
 
 def _as_leaf(tensor: Tensor) -> Tensor:
@@ -527,7 +637,8 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
     states, kept, drawn = ctx.counts
     cell, reverse, needs_input = ctx.rest
     kind = find(cell)
-    *tensors, lengths, reset = ctx.saved_tensors
+    *tensors, lengths, reset, batch_sizes = ctx.saved_tensors
+    packing = None if batch_sizes is None else _Packing(batch_sizes, tensors[0].device)
     masks, tensors = Masks.from_list(list(tensors[:drawn]), kind.masks), tensors[drawn:]
     with torch.enable_grad():
         leaves = [_as_leaf(t) for t in tensors]
@@ -536,15 +647,19 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
         input, *others = others
         initial = others[:states]
         parameters = Parameters.from_list(_cast(others[states:], grad_output.dtype), kind.extra)
+        places = input
+        if packing is not None:
+            grad_output, places, lengths = packing.pad(grad_output), packing.pad(input), packing.lengths
         rest = lengths, reset, reverse, masks
-        x = _as_vectors(input, parameters.weight_ih, lengths)
+        x = _as_vectors(places, parameters.weight_ih, lengths)
         result = sequence.forward(kind, x, tuple(initial), parameters, *rest)
         gradient = sequence.backward(kind, grad_output, tuple(grad_final), result.saved, parameters, *rest)
+        grad_input = gradient.inputs if packing is None else packing.pack(gradient.inputs)
         grad_parameters = _cast(gradient.parameters.to_list(), tensors[-1].dtype)
     results = [*gradient.initial_state, *grad_parameters]
     weights = [*grad_grad_initial, *grad_grad_parameters]
     if needs_input:
-        results, weights = [gradient.inputs, *results], [grad_grad_input, *weights]
+        results, weights = [grad_input, *results], [grad_grad_input, *weights]
     place = 1 + states  # of the input, which has no gradient where it is token ids
     is_float = input.is_floating_point()
     grads = torch.autograd.grad(
@@ -568,7 +683,7 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
         None,
         None,
         [None] * drawn,
-        *[None] * 4,
+        *[None] * 6,
     )
 
 

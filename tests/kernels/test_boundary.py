@@ -15,14 +15,17 @@ from comparison import HAS_NATIVE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import one_hot
+from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 
 import throughtime
-from throughtime.cells import CELLS, Parameters, sequence
+from throughtime.cells import CELLS, Masks, Parameters, find, sequence
 from throughtime.kernels import cpu
+from throughtime.ops import _Packing
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
-CLEAR = (ValueError, TypeError, RuntimeError, NotImplementedError)  # InputError is a ValueError
+CLEAR = (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError)  # InputError is a ValueError
 NAMES = (
     *("input", "h_0", "c_0", "hx", "state", "parameters", "weight", "bias", "lengths", "reset", "projection", "cell"),
     *(
@@ -36,6 +39,13 @@ NAMES = (
         "argument",
         "device",
         "sequence length",
+        "token id",
+        "mask",
+        "zoneout",
+        "recurrent_dropout",
+        "gain",
+        "shift_c",
+        "batch_sizes",
     ),
 )
 
@@ -253,7 +263,7 @@ def test_a_backward_pass_answers_rightly_or_clearly(request, spoilers, reverse, 
     def compute() -> object:
         if door == "kernels":
             return cpu.backward(request.cell, *given, kept, *request.arguments[3:], reverse)
-        rest = (*request.arguments[3:], [], request.cell, reverse, True, backend)
+        rest = (*request.arguments[3:], [], request.cell, reverse, True, backend, None, 0)
         return torch.ops.throughtime.recurrence_backward(*given, kept, *rest)
 
     answer = answer_or_message(compute)
@@ -266,10 +276,94 @@ def test_a_backward_pass_answers_rightly_or_clearly(request, spoilers, reverse, 
             *request.arguments[:3],
             right["output"],
             [t for n, t in right.items() if n[:5] == "saved"],
-            *(*request.arguments[3:], [], request.cell, reverse, True, backend),
+            *(*request.arguments[3:], [], request.cell, reverse, True, backend, None, 0),
         )
         for a, e in zip([answer[0], *answer[1], *answer[2]], [expected[0], *expected[1], *expected[2]], strict=True):
             torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+
+
+class VariantRequest(Request):
+    """As Request, of a cell with variants and their masks, of floats or token ids, padded or packed."""
+
+    def __init__(self, cell: str, steps: int, batch: int, hidden: int, form: str, seed: int) -> None:
+        super().__init__(cell.split("+")[0], steps, batch, hidden, 0, True, seed)
+        torch.manual_seed(seed)
+        self.cell, self.form = cell, form
+        draw = random_parameters(cell, 4, hidden, dtype=torch.float32)
+        parameters = Parameters.from_list(draw, find(cell).extra).there()
+        self.parameters, self.masks = list(parameters), list(find(cell).masks)
+        masks = [t.float() if t.is_floating_point() else t for t in random_masks(cell, steps, batch, hidden)]
+        self.tensors |= dict(zip(self.parameters, draw, strict=True)) | dict(zip(self.masks, masks, strict=True))
+        shape: tuple[int, ...] = (steps, batch)
+        if "packed" in form:
+            del self.tensors["lengths"], self.tensors["reset"]
+            sizes = torch.randint(1, batch + 1, (steps,)).sort(descending=True)[0]
+            sizes[0] = batch
+            self.tensors["batch_sizes"] = sizes
+            shape = (int(sizes.sum()),)
+        self.tensors["input"] = torch.randint(4, shape) if "ids" in form else torch.randn(*shape, 4)
+
+    def run(self, reverse: bool, keep: bool, backend: str, recompute_every: int) -> object:
+        optional = [self.tensors.get("lengths"), self.tensors.get("reset")]
+        given = (self.tensors["input"], self.group("h_0", "c_0"), self.group(*self.parameters), *optional)
+        rest = (self.group(*self.masks), self.cell, reverse, keep, backend)
+        more = (self.tensors.get("batch_sizes"), recompute_every)
+        return torch.ops.throughtime.recurrence(*given, *rest, *more)
+
+    def exact(self, reverse: bool) -> list[Tensor]:
+        """The equations' answer in float64, of padded vectors."""
+        kind, there = find(self.cell), {n: t for n, t in self.tensors.items() if isinstance(t, Tensor)}
+        plain = {n: t.detach().as_subclass(Tensor).to_dense() for n, t in there.items()}
+        plain = {n: t.double() if t.is_floating_point() else t for n, t in plain.items()}
+        input, lengths = plain["input"], plain.get("lengths")
+        if self.packs:
+            packing = _Packing(plain["batch_sizes"], input.device)
+            input, lengths = packing.pad(input), packing.lengths
+        if not input.is_floating_point():
+            input = one_hot(input.clamp(0, 3), 4).double()  # ids in the padding may be anything
+        parameters = Parameters.from_list([plain[name] for name in self.parameters if name in plain], kind.extra)
+        state = tuple(plain[name] for name in ("h_0", "c_0") if name in plain)
+        masks = Masks.from_list([plain[name] for name in self.masks], kind.masks)
+        result = sequence.forward(kind, input, state, parameters, lengths, plain.get("reset"), reverse, masks)
+        return [packing.pack(result.outputs) if self.packs else result.outputs, *result.final_state]
+
+    @property
+    def packs(self) -> bool:
+        return isinstance(self.tensors.get("batch_sizes"), Tensor)
+
+
+VARIANTS = [*CELLS, *(f"{cell}+{'+'.join(mask_names(cell))}" for cell in COMBINATIONS)]
+
+
+@given(
+    request=st.builds(
+        VariantRequest,
+        cell=st.sampled_from(VARIANTS),
+        steps=st.sampled_from([1, 2, 5]),
+        batch=st.sampled_from([1, 2, 3, 6]),
+        hidden=st.sampled_from([1, 5, 17]),
+        form=st.sampled_from(["padded", "padded ids", "packed", "packed ids"]),
+        seed=st.integers(0, 99),
+    ),
+    spoilers=spoilt_by,
+    reverse=st.booleans(),
+    keep=st.booleans(),
+    native=st.booleans(),
+    recompute_every=st.sampled_from([0, 2]),
+)
+@settings(max_examples=400)
+def test_variants_masks_ids_and_packed_rows_are_answered_rightly_or_clearly(
+    request, spoilers, reverse, keep, native, recompute_every
+):
+    spoil(request.tensors, spoilers)
+    backend = "native" if native else "reference"
+    answer = answer_or_message(lambda: request.run(reverse, keep, backend, recompute_every))
+    if answer is None:
+        assert spoilers
+    elif answer[0].device.type != "meta":
+        tolerance = 0.1 if answer[0].dtype == torch.bfloat16 else 1e-3  # a normalisation amplifies rounding
+        for a, e in zip([answer[0], *answer[1]], request.exact(reverse), strict=True):
+            torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 LAYERS = {"rnn": throughtime.RNN, "lstm": throughtime.LSTM, "gru": throughtime.GRU}
@@ -344,7 +438,8 @@ def test_backward_after_a_forward_pass_that_kept_nothing_is_refused(backend):
     output, _, saved = torch.ops.throughtime.recurrence(*request.arguments, [], "lstm", False, False, backend)
     with pytest.raises(ValueError, match=r"saved has 0 tensors; expected the \d that a forward pass with keep=True"):
         torch.ops.throughtime.recurrence_backward(
-            *request.gradients, *request.arguments[:3], output, saved, None, None, [], "lstm", False, True, backend
+            *(*request.gradients, *request.arguments[:3], output, saved, None, None, [], "lstm", False, True, backend),
+            *(None, 0),
         )
 
 

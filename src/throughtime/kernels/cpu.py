@@ -70,6 +70,24 @@ def saved_widths(cell: str, hidden: int) -> list[int]:
     return [_GATES[cell] * hidden, *([hidden] if cell in ("lstm", "gru") else [])]
 
 
+def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of state, sums and pointwise arithmetic."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def segment_count(cell: str, steps: int, batch: int, hidden: int, dtype: torch.dtype, every: int) -> int:
+    """Return how many states `forward` keeps with `recompute_every`; sizes may be symbolic."""
+    return count_segments(steps, batch, _gradient_width(cell, hidden), dtype, every)
+
+
+def count_segments(steps: int, batch: int, width: int, dtype: torch.dtype, every: int) -> int:
+    """Return how many segments of at least `every` steps there are, with so many values a step in the backward pass."""
+    larger: Any = torch.sym_max
+    stretch = larger(1, _STRETCH // larger(1, batch * width * arithmetic_of(dtype).itemsize))
+    stretches = larger(1, -(-steps // stretch))
+    return -(-stretches // -(-every // stretch))
+
+
 def instruction_set() -> str:
     """Name the instruction set in use: avx512_bf16, avx512, avx2 or generic."""
     return _native.instruction_set()
@@ -451,7 +469,7 @@ class _Call:
         self.dtype = self.like.dtype
         if (reason := refusal(cell, self.like)) is not None:
             raise NotImplementedError(f"input can't be served: {reason}")
-        self.arithmetic = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
+        self.arithmetic = arithmetic_of(self.dtype)
         base = cell.partition("+")[0]
         states, dtypes = 2 if base == "lstm" else 1, (self.dtype, self.arithmetic)
         check_forward(

@@ -60,6 +60,11 @@ def saved_widths(name: str, hidden: int) -> list[int]:
     return [gates, *([hidden] if spec.keeps else []), *([gates, gates, spec.norms_width] if spec.is_normalised else [])]
 
 
+def segment_count(name: str, steps: int, batch: int, hidden: int, dtype: torch.dtype, every: int) -> int:
+    """Return how many states `forward` keeps with `recompute_every`."""
+    return cpu.count_segments(steps, batch, 2 * cpu._gate_count(name) * hidden, dtype, every)
+
+
 def forward(
     cell: str,
     input: Tensor,
