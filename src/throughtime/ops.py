@@ -261,6 +261,8 @@ def _run_layers(
     With `batch_sizes` the input is packed, and `order` says which row of the batch each of the state's is.
     """
     steps = (input if batch_sizes is None else batch_sizes).shape[0]
+    # In a graph that is being traced the number of segments would fix the number of steps: there all is kept.
+    recompute_every = 0 if torch.compiler.is_compiling() else stack.recompute_every
     finals: list[Tensors] = []
     for layer in range(stack.num_layers):
         outputs: Tensors = []
@@ -273,7 +275,7 @@ def _run_layers(
                 masks = [mask if mask.dim() == 0 else mask.index_select(mask.dim() - 2, order) for mask in masks]
             output, final, _ = torch.ops.throughtime.recurrence(
                 *(input, initial, weights[row], lengths, reset, masks, stack.whole_cell, direction == 1, keep, backend),
-                *(batch_sizes, stack.recompute_every),
+                *(batch_sizes, recompute_every),
             )
             outputs.append(output)
             finals.append(final)
