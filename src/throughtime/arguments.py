@@ -96,7 +96,8 @@ def check_forward(
         every_step = (steps, batch, hidden if name == "zoneout_c" else width)
         shape = (batch, width) if name == "recurrent_dropout" else every_step
         if mask.dim() or name == "recurrent_dropout":  # a zoneout's expectation is one number
-            check_tensor(name, mask, shape, mask.dtype, input.device)
+            dtype = initial[0].dtype if name == "recurrent_dropout" else mask.dtype
+            check_tensor(name, mask, shape, dtype, input.device)
 
 
 def check_devices(input: Tensor, **others: Sequence[Tensor | None]) -> None:

@@ -606,7 +606,7 @@ def _with_gradient(
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run the operator, and keep its derivative where one is wanted."""
     tensors = input, *initial, *parameters
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+    if not (torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)):
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.throughtime.recurrence.default(
                 *(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend),

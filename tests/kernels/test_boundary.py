@@ -336,14 +336,15 @@ VARIANTS = [*CELLS, *(f"{cell}+{'+'.join(mask_names(cell))}" for cell in COMBINA
 
 
 @given(
-    request=st.builds(
-        VariantRequest,
-        cell=st.sampled_from(VARIANTS),
-        steps=st.sampled_from([1, 2, 5]),
-        batch=st.sampled_from([1, 2, 3, 6]),
-        hidden=st.sampled_from([1, 5, 17]),
-        form=st.sampled_from(["padded", "padded ids", "packed", "packed ids"]),
-        seed=st.integers(0, 99),
+    options=st.fixed_dictionaries(
+        {
+            "cell": st.sampled_from(VARIANTS),
+            "steps": st.sampled_from([1, 2, 5]),
+            "batch": st.sampled_from([1, 2, 3, 6]),
+            "hidden": st.sampled_from([1, 5, 17]),
+            "form": st.sampled_from(["padded", "padded ids", "packed", "packed ids"]),
+            "seed": st.integers(0, 99),
+        }
     ),
     spoilers=spoilt_by,
     reverse=st.booleans(),
@@ -353,8 +354,9 @@ VARIANTS = [*CELLS, *(f"{cell}+{'+'.join(mask_names(cell))}" for cell in COMBINA
 )
 @settings(max_examples=400)
 def test_variants_masks_ids_and_packed_rows_are_answered_rightly_or_clearly(
-    request, spoilers, reverse, keep, native, recompute_every
+    options, spoilers, reverse, keep, native, recompute_every
 ):
+    request = VariantRequest(**options)  # here: hypothesis wants no seeding while it draws
     spoil(request.tensors, spoilers)
     backend = "native" if native else "reference"
     answer = answer_or_message(lambda: request.run(reverse, keep, backend, recompute_every))
