@@ -46,15 +46,18 @@ const OpenMp& openmp() {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-// When a thread was last waited for in vain, and for how long that is believed: for longer if it happens again.
-std::atomic<Clock::rep> last_crowded{0}, crowded_for{0};
+// When a thread was last waited for in vain, and until when nobody waits for it again.
+std::atomic<Clock::rep> last_wait{0}, crowded_until{0};
 
-void note_crowded() {
-  constexpr Clock::duration once = milliseconds(50), again = milliseconds(400), recent = milliseconds(1000);
-  const auto now = Clock::now().time_since_epoch().count();
-  const auto last = last_crowded.exchange(now, std::memory_order_relaxed);
-  const bool is_known = last && now - last < recent.count();
-  crowded_for.store((is_known ? again : once).count(), std::memory_order_relaxed);
+Clock::rep clock_now() { return Clock::now().time_since_epoch().count(); }
+
+// Once is chance, a hiccup of the machine; twice in short time is a neighbour, and he is believed to stay.
+void note_wait() {
+  constexpr Clock::duration soon = milliseconds(100), stays = milliseconds(400);
+  const auto now = clock_now(), last = last_wait.exchange(now, std::memory_order_relaxed);
+  const auto until = crowded_until.load(std::memory_order_relaxed);
+  const bool is_repeated = last && now - last < soon.count(), was_crowded = until && now - until < stays.count();
+  if (is_repeated || was_crowded) crowded_until.store(now + stays.count(), std::memory_order_relaxed);
 }
 
 struct Work {
@@ -83,7 +86,7 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
           if (member == 0) it->end = Clock::now();
         },
         &work, static_cast<unsigned>(threads), 0);
-    if (work.was_held_up()) note_crowded();
+    if (work.was_held_up()) note_wait();
     return;
   }
   std::vector<std::thread> others;
@@ -110,8 +113,8 @@ void run_tasks(int threads, long tasks, void (*body)(void*, long, int), void* co
 }
 
 bool crowded() {
-  const auto last = last_crowded.load(std::memory_order_relaxed);
-  return last && Clock::now().time_since_epoch().count() - last < crowded_for.load(std::memory_order_relaxed);
+  const auto until = crowded_until.load(std::memory_order_relaxed);
+  return until && clock_now() < until;
 }
 
 void Barrier::wait(int members) {
@@ -123,7 +126,7 @@ void Barrier::wait(int members) {
     return;
   }
   for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
-    if (spin == spins) note_crowded();
+    if (spin == spins) note_wait();
     if (spin < spins)
       relax();
     else

@@ -15,7 +15,7 @@ void run_together(int threads, void (*body)(void* context, int member, int membe
 // is done with one, so a thread that shares its core with a neighbour process does fewer of them.
 void run_tasks(int threads, long tasks, void (*body)(void* context, long task, int member), void* context);
 
-// Whether, a moment ago, a thread that others waited for had no core, at a barrier or at the end of their work. While that
+// Whether threads that others waited for had no core a moment ago, at a barrier or at the end of their work. While that
 // is so, a team is slower than a single thread: each of its meetings may last as long as a time slice of the process that
 // has the core. Now and then a team tries again.
 bool crowded();
