@@ -68,6 +68,9 @@ def test_more_time_means_a_larger_model_and_more_passes_more_dropout():
     assert [size.pace for size in SIZES] == sorted((size.pace for size in SIZES), reverse=True)
     assert for_minutes({"minutes": 10.0}, SHAKESPEARE).options["hidden"] == SIZES[-1].hidden
     assert for_minutes({"minutes": 0.5}, SHAKESPEARE).options["hidden"] == SIZES[0].hidden
+    for size in SIZES[:-1]:  # the longest time of a row is its own
+        options = for_minutes({"minutes": size.minutes}, SHAKESPEARE).options
+        assert (options["layers"], options["hidden"]) == (size.layers, size.hidden)
     drops = [for_minutes({"minutes": 3.0}, size).options["dropout"] for size in (10**9, 3 * 10**6, 10**6, 10**5)]
     assert drops == sorted(drops)
     assert drops[0] == 0 < drops[-1]
