@@ -366,7 +366,10 @@ def _record_lane(
 def _cell_of(layer: nn.Module) -> Cell:
     if isinstance(layer, Recurrent):
         if layer.zoneout not in (0.0, (0.0, 0.0)):
-            raise InputError(f"a layer with zoneout={layer.zoneout} can't be recorded; set its zoneout to 0.0 for this")
+            raise InputError(
+                f"a layer with zoneout={layer.zoneout} can't be recorded, since instruments don't follow what it carries past the "
+                "cell; measure one trained without zoneout"
+            )
         for name in ("recurrent_dropout", "weight_drop"):
             if layer.training and getattr(layer, name):
                 raise InputError(
