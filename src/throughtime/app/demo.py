@@ -20,32 +20,35 @@ from throughtime.errors import InputError
 from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.generate import Sampling
+from throughtime.lm.presets import for_minutes
 from throughtime.lm.run import CONFIG, DATA, check_new, clear_run, open_run
 from throughtime.lm.train import TrainingOptions, train
 
 MOST_BYTES = 4_000_000  # of source: more than is read in a minute
 ORDERS = {1: "unigram", 3: "3-gram", 5: "5-gram"}
-SAMPLE = Sampling(temperature=0.6)
+SAMPLE = Sampling(temperature=0.8)  # below, repetitions that source is full of: rows of "/", indentation
 PROMPT, LENGTH = "def ", 600  # tokens
 _LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
 
 
-def run_demo(folder: Path, minutes: float = 1.0, *, most_bytes: int = MOST_BYTES, hidden: int = 256) -> None:
+def run_demo(folder: Path, minutes: float = 1.0, *, most_bytes: int = MOST_BYTES, hidden: int | None = None) -> None:
     """Train, measure beside n-gram baselines, and write a sample; a run that is there already is replaced, its text reused.
 
     Args:
         folder: The run's folder.
         minutes: Training time.
         most_bytes: How much source to take.
-        hidden: Hidden units.
+        hidden: Hidden units; `None` lets the time choose.
 
     Raises:
         InputError: The folder holds something else than a run.
         typer.Exit: With 130, after Ctrl-C.
     """
-    options = TrainingOptions(minutes=minutes, hidden=hidden)
-    _make_way(folder)
     files = list(source_files(most_bytes))
+    given = {"minutes": minutes, "hidden": hidden}
+    chosen = for_minutes(given, sum(file.stat().st_size for file in files))
+    options = TrainingOptions.from_values(chosen.options)
+    _make_way(folder)
     note = messages()
     with display(options.level) as shown:
         corpus = build_corpus(files, folder / DATA, options.level, on_progress=shown.reading)
