@@ -71,10 +71,10 @@ struct TypedLayout : Layout {
   using T = Arithmetic<E>;
 
   TypedLayout(int cell, bool reverse, int threads, long steps, long batch, long hidden, long projected, Address rows,
-              Address first_row, Address order, Address reset, bool is_packed)
+              Address first_row, Address order, Address reset, bool is_packed, long output_stride)
       : Layout{static_cast<Cell>(cell), reverse, threads, 0, steps, steps, batch, hidden, projected,
                at<const int64_t>(rows), at<const int64_t>(first_row), at<const int64_t>(order),
-               at<const uint8_t>(reset), is_packed} {}
+               at<const uint8_t>(reset), is_packed, output_stride} {}
 
   Layout between(long begin, long end) const {
     Layout part = *this;
@@ -98,26 +98,24 @@ struct TypedLayout : Layout {
                                at<E>(packed_n), at<E>(packed_hr));
   }
 
-  void forward(long begin, long end, Address x, Address gates, long first_row, Address kept, Address output, Address h,
-               Address c, Address initial_h, Address initial_c, Address weight_hh, Address weight_n, Address weight_hr,
-               Address bias, Address ids) const {
-    nb::gil_scoped_release release;
-    check(kernels<E>().forward({between(begin, end), at<T>(x), at<E>(gates), first_row, at<E>(kept), at<E>(output),
-                                at<T>(h), at<T>(c), at<const E>(initial_h), at<const E>(initial_c),
-                                at<const E>(weight_hh), at<const E>(weight_n), at<const E>(weight_hr),
-                                at<const T>(bias), at<const int64_t>(ids)}));
+  Forward<E> forward_call(long begin, long end, Address x, Address gates, long first_row, Address kept, Address output,
+                          Address h, Address c, Address initial_h, Address initial_c, Address weight_hh,
+                          Address weight_n, Address weight_hr, Address bias, Address ids) const {
+    return {between(begin, end), at<T>(x), at<E>(gates), first_row, at<E>(kept), at<E>(output), at<T>(h), at<T>(c),
+            at<const E>(initial_h), at<const E>(initial_c), at<const E>(weight_hh), at<const E>(weight_n),
+            at<const E>(weight_hr), at<const T>(bias), at<const int64_t>(ids)};
   }
 
-  void backward(long begin, long end, long first_row, Address gates, Address kept, Address output, Address grad_output, Address grad_h,
-                Address grad_c, Address grad_initial_h, Address grad_initial_c, Address initial_h, Address initial_c,
-                long first_grad_row, long grad_stride, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
-                Address weight_hh, Address weight_n, Address weight_hr) const {
-    nb::gil_scoped_release release;
-    check(kernels<E>().backward({between(begin, end), first_row, at<const E>(gates), at<const E>(kept), at<const E>(output),
-                                 at<const E>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h),
-                                 at<T>(grad_initial_c), at<const E>(initial_h), at<const E>(initial_c), first_grad_row,
-                                 grad_stride, at<E>(grad_gates), at<E>(h_prev), at<E>(extra), at<E>(grad_hidden),
-                                 at<const E>(weight_hh), at<const E>(weight_n), at<const E>(weight_hr)}));
+  Backward<E> backward_call(long begin, long end, long first_row, Address gates, Address kept, Address output,
+                            Address grad_output, Address grad_h, Address grad_c, Address grad_initial_h,
+                            Address grad_initial_c, Address initial_h, Address initial_c, long first_grad_row,
+                            long grad_stride, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
+                            Address weight_hh, Address weight_n, Address weight_hr) const {
+    return {between(begin, end), first_row, at<const E>(gates), at<const E>(kept), at<const E>(output),
+            at<const E>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h), at<T>(grad_initial_c),
+            at<const E>(initial_h), at<const E>(initial_c), first_grad_row, grad_stride, at<E>(grad_gates),
+            at<E>(h_prev), at<E>(extra), at<E>(grad_hidden), at<const E>(weight_hh), at<const E>(weight_n),
+            at<const E>(weight_hr)};
   }
 };
 
@@ -130,20 +128,40 @@ nb::ndarray<nb::pytorch, T, nb::ndim<1>> new_array(size_t count) {
   return {memory, {count}, owner};
 }
 
+// Run a call, or two at once: both directions of a layer.
+template <class Call>
+void run(bool (*pass)(const Call*, int), const Call& one, const Call* other) {
+  nb::gil_scoped_release release;
+  if (!other) return check(pass(&one, 1));
+  const Call both[] = {one, *other};
+  check(pass(both, 2));
+}
+
 template <class E>
 void bind(nb::module_& module, const char* name) {
   using T = Arithmetic<E>;
   using L = TypedLayout<E>;
-  nb::class_<L>(module, name)
-      .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address, bool>(), "cell"_a,
+  nb::class_<L> layout(module, name);
+  nb::class_<Forward<E>>(layout, "Forward");
+  nb::class_<Backward<E>>(layout, "Backward");
+  layout
+      .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address, bool, long>(), "cell"_a,
            "reverse"_a, "threads"_a, "steps"_a, "batch"_a, "hidden"_a, "projected"_a, "rows"_a, "first_row"_a,
-           "order"_a, "reset"_a, "is_packed"_a)
+           "order"_a, "reset"_a, "is_packed"_a, "output_stride"_a)
       .def("forward_sizes", [](const L& s) { return sizes(kernels<E>().forward_sizes(s)); })
       .def("backward_sizes", [](const L& s) { return sizes(kernels<E>().backward_sizes(s)); })
       .def("pack_forward", &L::pack_forward)
       .def("pack_backward", &L::pack_backward)
-      .def("forward", &L::forward)
-      .def("backward", &L::backward)
+      .def("forward_call", &L::forward_call)
+      .def("backward_call", &L::backward_call)
+      .def_static(
+          "forward",
+          [](const Forward<E>& one, const Forward<E>* other) { run(kernels<E>().forward, one, other); }, "call"_a,
+          "other"_a.none() = nb::none())
+      .def_static(
+          "backward",
+          [](const Backward<E>& one, const Backward<E>* other) { run(kernels<E>().backward, one, other); }, "call"_a,
+          "other"_a.none() = nb::none())
       .def_static("new_array", &new_array<T>, "count"_a)  // of the arithmetic's type
       .def_static("columns_size", [](long columns, long depth) { return kernels<E>().columns_size(columns, depth); })
       .def_static("pack_columns",

@@ -3,7 +3,8 @@
 // A call's threads are cut in groups; each group has rows of its own and never meets another. Where there are too few
 // rows for that, the members of a group share its rows and divide the hidden units (panels of packed weights) between
 // them, and meet at a barrier in each step. All of a member's loops say which: `rows` are its group's, panels are its
-// own.
+// own. Two directions at once are two calls, whose threads don't meet either: each has a team of its own, or, with rows
+// enough, both have groups in one queue.
 #pragma once
 
 #include <cstdlib>
@@ -78,12 +79,16 @@ inline Plan sharing(const Layout& s, long members) {
 // The most groups that a call may have: whoever needs memory for each of them asks here.
 inline long most_groups(const Layout& s) { return most_groups_a_thread * s.threads; }
 
-// One thread where a step is too small to share, since meeting would cost more than it saves. It changes no bit.
-inline int useful_threads(const Layout& s) {
+// How many of all threads one of `calls` can have for itself, at least one.
+inline int team(int threads, int calls) { return (threads + calls - 1) / calls; }
+
+// One thread a call where a step is too small to share, since meeting would cost more than it saves, and one for all of
+// them where there is too little to do. It changes no bit.
+inline int useful_threads(const Layout& s, int calls) {
   const long multiplications = s.batch * s.hidden * s.width() * gate_count(s.cell);
-  const bool meets = !has_rows_for(s, s.threads);
-  if (meets && multiplications < 20000) return 1;
-  return (s.end - s.begin) * multiplications < 50000 ? 1 : s.threads;
+  if (calls * (s.end - s.begin) * multiplications < 50000) return 1;
+  const bool meets = !has_rows_for(s, team(s.threads, calls));
+  return meets && multiplications < 20000 && s.threads > calls ? calls : s.threads;
 }
 
 // Rows of activations, private to a group and away from powers of two, where the cache's sets would collide.
@@ -191,23 +196,27 @@ class Member {
   Barrier* const barrier_;
 };
 
-// One call: `Worker<E, cell>(call, plan, member, barrier, memory, rows).run()` by each of its threads, with
-// `Buffers(call, memory, rows)` for each group of them.
+// Some calls of the same size: `Worker<E, cell>(call, plan, member, barrier, memory, rows).run()` by each of a call's
+// threads, with `Buffers(call, memory, rows)` for each group of them.
 template <class E, class Call, template <class, Cell> class Worker, class Buffers>
 struct Run {
-  using Work = void (*)(const Run&, Plan, long member);
+  using Work = void (*)(const Run&, int call, Plan, long member);
 
-  const Call* call;
+  const Call* calls;
+  int count;
   char* memory;
+  long call_bytes;  // of memory
   Barrier* barriers;
   Work work;
   Plan apart_plan;
 
   template <Cell cell>
-  static void work_on(const Run& run, Plan p, long member) {
-    const long rows = (run.call->batch + p.groups - 1) / p.groups, group = member / p.parts;
-    const Memory memory(run.memory + group * bytes(*run.call, rows));
-    Worker<E, cell>(*run.call, p, member, run.barriers + group, memory, rows).run();
+  static void work_on(const Run& run, int number, Plan p, long member) {
+    const Call& call = run.calls[number];
+    const long rows = (call.batch + p.groups - 1) / p.groups, group = member / p.parts;
+    const Memory memory(run.memory + number * run.call_bytes + group * bytes(call, rows));
+    Barrier* barrier = run.barriers + number * run.apart_plan.groups + group;
+    Worker<E, cell>(call, p, member, barrier, memory, rows).run();
   }
 
   static Work choose(Cell cell) {
@@ -227,31 +236,41 @@ struct Run {
     return (memory.bytes() + 63) / 64 * 64;
   }
 
-  static bool go(const Call& call) {
-    const int threads = useful_threads(call);
-    const bool is_apart = has_rows_for(call, threads);
-    const Plan p = is_apart ? apart(call, threads) : Plan{threads, 1};  // at most: fewer threads may come
+  // A team for each call: member by member in turns.
+  void work_in_teams(int member, int members) const {
+    if (members < count) {
+      for (int number = member; number < count; number += members) work(*this, number, Plan{1, 1}, 0);
+      return;
+    }
+    const int number = member % count, team = (members - number + count - 1) / count;
+    work(*this, number, sharing(calls[number], team), member / count);
+  }
+
+  static bool go(const Call* calls, int count) {
+    const Call& one = calls[0];
+    const int threads = useful_threads(one, count), team_size = team(threads, count);
+    const bool is_apart = has_rows_for(one, team_size);
+    const Plan p = is_apart ? apart(one, team_size) : Plan{team_size, 1};  // at most: fewer threads may come
     // Each group rounds up rows and lines, and has what doesn't depend on rows.
-    const long all = bytes(call, call.batch + p.groups) + p.groups * (bytes(call, 0) + 64);
-    void* memory = scratch_memory(all);
+    const long call_bytes = bytes(one, one.batch + p.groups) + p.groups * (bytes(one, 0) + 64);
+    void* memory = scratch_memory(count * call_bytes);
     if (!memory) return false;
-    memset(memory, 0, all);
-    Barrier* barriers = new Barrier[p.groups];
-    Run run{&call, static_cast<char*>(memory), barriers, choose(call.cell), p};
+    memset(memory, 0, count * call_bytes);
+    Barrier* barriers = new Barrier[count * p.groups];
+    Run run{calls, count, static_cast<char*>(memory), call_bytes, barriers, choose(one.cell), p};
     if (is_apart)
       run_tasks(
-          threads, p.groups,
-          [](void* context, long group, int) {
+          threads, count * p.groups,
+          [](void* context, long task, int) {
             const Run& it = *static_cast<const Run*>(context);
-            it.work(it, it.apart_plan, group);
+            it.work(it, static_cast<int>(task % it.count), it.apart_plan, task / it.count);
           },
           &run);
     else
       run_together(
           threads,
           [](void* context, int member, int members) {
-            const Run& it = *static_cast<const Run*>(context);
-            it.work(it, sharing(*it.call, members), member);
+            static_cast<const Run*>(context)->work_in_teams(member, members);
           },
           &run);
     delete[] barriers;

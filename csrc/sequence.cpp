@@ -164,7 +164,7 @@ class ForwardMember : Member<E> {
   }
   E* gates(long t, long row) const { return s_.gates + gates_place(t, row); }
   E* kept(long t, long row) const { return s_.kept + (packed_row(t, row) - s_.first_row) * s_.hidden; }
-  E* output(long t, long row) const { return s_.output + output_row(t, row) * s_.width(); }
+  E* output(long t, long row) const { return s_.output + output_row(t, row) * s_.output_stride; }
 
   // h at full width, of which `h` is what the products take.
   const T* state(Rows<E> h, long row) const {
@@ -381,13 +381,13 @@ class BackwardMember : Member<E> {
   }
   const E* h_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_h + column(row) * s_.width();
-    return s_.output + output_row(Base::before(t), row) * s_.width();
+    return s_.output + output_row(Base::before(t), row) * s_.output_stride;
   }
   const E* c_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_c + column(row) * s_.hidden;
     return kept(Base::before(t), row);
   }
-  const E* grad_output(long t, long row) const { return s_.grad_output + output_row(t, row) * s_.width(); }
+  const E* grad_output(long t, long row) const { return s_.grad_output + output_row(t, row) * s_.output_stride; }
 
   // What reaches h_t: from later steps, and from the step's own loss.
   V reaching(long row, long unit, const E* own_loss) const {
@@ -419,7 +419,7 @@ class BackwardMember : Member<E> {
   void step_rnn(long t, long count) {
     const long H = s_.hidden;
     for (long row = 0; row < count; ++row) {
-      const E* h = s_.output + output_row(t, row) * H;
+      const E* h = s_.output + output_row(t, row) * s_.output_stride;
       const E* loss = own_loss(t, row);
       E* grad = grad_gates(t, row);
       for (long unit = own_.begin; unit < own_.end; unit += W) {
@@ -545,16 +545,16 @@ class BackwardMember : Member<E> {
   Rows<E> da_;
 };
 
-// One call -----------------------------------------------------------------------------------------------------------
+// Calls --------------------------------------------------------------------------------------------------------------
 
-template <class T>
-bool forward(const Forward<T>& s) {
-  return Run<T, Forward<T>, ForwardMember, ForwardBuffers<T>>::go(s);
+template <class E>
+bool forward(const Forward<E>* calls, int count) {
+  return Run<E, Forward<E>, ForwardMember, ForwardBuffers<E>>::go(calls, count);
 }
 
 template <class E>
-bool backward(const Backward<E>& s) {
-  return Run<E, Backward<E>, BackwardMember, BackwardBuffers<E>>::go(s);
+bool backward(const Backward<E>* calls, int count) {
+  return Run<E, Backward<E>, BackwardMember, BackwardBuffers<E>>::go(calls, count);
 }
 
 template <class E>

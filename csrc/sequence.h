@@ -42,6 +42,7 @@ struct Layout {
   const int64_t* order;      // (B,) rank -> column of the batch, or null
   const uint8_t* reset;      // (T, B) or null
   bool is_packed;            // whether output and its gradient are packed, too, instead of (T, B, P)
+  long output_stride;        // from one row of output, or of its gradient, to the next
 
   long width() const { return projected ? projected : hidden; }
 };
@@ -94,8 +95,9 @@ struct Kernels {
   void (*pack_forward)(const Layout&, const T* weight_hh, const T* weight_hr, const T* bias_ih, const T* bias_hh,
                        E* packed_hh, E* packed_n, E* packed_hr, T* packed_bias);
   void (*pack_backward)(const Layout&, const T* weight_hh, const T* weight_hr, E* packed_hh, E* packed_n, E* packed_hr);
-  bool (*forward)(const Forward<E>&);
-  bool (*backward)(const Backward<E>&);
+  // One call, or both directions of a layer at once: two calls that differ in their arrays and in which way they run.
+  bool (*forward)(const Forward<E>* calls, int count);
+  bool (*backward)(const Backward<E>* calls, int count);
 
   // The products outside the time loop: element (k, column) of the packed matrix is at
   // source[column * column_stride + k * depth_stride]; `add_outer` adds a^T b to sum and the sums of a's rows to bias;

@@ -223,7 +223,7 @@ class VariantForward : VariantMember<T> {
       h = keep * h_before(row, unit) + (T(1) - keep) * h;
     }
     put(row, unit, h, 1 - now_);
-    if (s_.output) store(s_.output + output_row(t, row) * s_.width() + unit, h, s_.width() - unit);
+    if (s_.output) store(s_.output + output_row(t, row) * s_.output_stride + unit, h, s_.width() - unit);
   }
 
   V h_before(long row, long unit) const { return load(buffers_.h[now_].at(row) + unit); }
@@ -503,7 +503,7 @@ class VariantBackward : VariantMember<T> {
 
   const T* h_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_h + column(row) * s_.width();
-    return s_.output + output_row(Base::before(t), row) * s_.width();
+    return s_.output + output_row(Base::before(t), row) * s_.output_stride;
   }
   const T* c_before(long t, long row) const {
     if (Base::is_first(t, row)) return s_.initial_c + column(row) * s_.hidden;
@@ -514,7 +514,7 @@ class VariantBackward : VariantMember<T> {
   V reaching(long t, long row, long unit) {
     T* buffer = buffers_.dh.at(row) + unit;
     V dh = load(buffer);
-    if (s_.grad_output) dh += load(s_.grad_output + output_row(t, row) * s_.width() + unit, s_.width() - unit);
+    if (s_.grad_output) dh += load(s_.grad_output + output_row(t, row) * s_.output_stride + unit, s_.width() - unit);
     if (!Base::zones_h()) {
       store(buffer, V{});
       return dh;
@@ -764,12 +764,12 @@ class VariantBackward : VariantMember<T> {
 
 template <class T>
 bool forward(const Variant<T>& s) {
-  return Run<T, Variant<T>, VariantForward, VariantForwardBuffers<T>>::go(s);
+  return Run<T, Variant<T>, VariantForward, VariantForwardBuffers<T>>::go(&s, 1);
 }
 
 template <class T>
 bool backward(const Variant<T>& s) {
-  return Run<T, Variant<T>, VariantBackward, VariantBackwardBuffers<T>>::go(s);
+  return Run<T, Variant<T>, VariantBackward, VariantBackwardBuffers<T>>::go(&s, 1);
 }
 
 }  // namespace

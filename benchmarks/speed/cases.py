@@ -51,7 +51,7 @@ def programme(choice: Choice) -> Iterator[Case]:
     yield _resets()
     yield from _layer_norm(choice)
     yield from _bfloat16()
-    yield _bidirectional()
+    yield from _bidirectional()
     yield from _character_model()
     yield from _ceiling()
     yield from _neighbour()
@@ -196,19 +196,21 @@ def _bfloat16_contest(problem: Problem) -> Contest:
     )
 
 
-def _bidirectional() -> Case:
-    def contest() -> Contest:
-        problem = Problem("lstm", 512, 32, 256, lengths=_long_tailed(32, 512, 128), layers=2, bidirectional=True)
+def _bidirectional() -> Iterator[Case]:
+    def contest(problem: Problem, peer: str) -> Contest:
         return Contest(
-            [
-                Contestant(OURS, problem.by_us(), judged_by="PackedSequence"),
-                Contestant("PackedSequence", problem.by_torch()),
-            ],
+            [Contestant(OURS, problem.by_us(), judged_by=peer), Contestant(peer, problem.by_torch())],
             problem.by_torch(torch.float64),
         )
 
     name = "2 layers both ways, B32 H256, lengths 128 on average, 512 at most"
-    return Case("bidirectional", "lstm", name, contest, [times_faster("PackedSequence", 5.0)])
+    problem = Problem("lstm", 512, 32, 256, lengths=_long_tailed(32, 512, 128), layers=2, bidirectional=True)
+    packed = "PackedSequence"
+    yield Case("bidirectional", "lstm", name, partial(contest, problem, packed), [times_faster(packed, 5.0)])
+    for cell in CELLS:
+        problem = Problem(cell, 100, 1, 128, bidirectional=True)
+        figures = [times_faster("torch.nn")]
+        yield Case("bidirectional", cell, "B1 T100 H128 both ways", partial(contest, problem, "torch.nn"), figures)
 
 
 def _long_tailed(rows: int, most: int, mean: int) -> Tensor:
@@ -230,6 +232,7 @@ def _character_model() -> Iterator[Case]:
             [
                 Contestant(OURS, model.by_us(), judged_by="torch.nn"),
                 Contestant("torch.nn", model.by_torch()),
+                _large_product(torch.float32),
             ],
             exact,
         )
@@ -240,12 +243,18 @@ def _character_model() -> Iterator[Case]:
                 Contestant("ours bf16", model.by_us(autocast=True), judged_by="torch bf16"),
                 Contestant("torch bf16", model.by_torch(autocast=True)),
                 Contestant("torch.nn", model.by_torch()),
+                _large_product(torch.bfloat16),
             ],
             exact,
         )
 
-    yield Case("character-model", "lstm", name, contest, [times_faster("torch.nn", 1.6)], is_quick=True)
-    figures = [times_faster("torch.nn", 3.0, "ours bf16"), times_faster("torch bf16", ours="ours bf16")]
+    def limit(theirs: float, product: float) -> float:
+        return theirs / (model.OPERATIONS * product / (2 * PRODUCT**3))
+
+    of_products = Figure("torch.nn / the products alone at torch.mm's speed", ("torch.nn", "torch.mm"), limit)
+    figures = [times_faster("torch.nn", 1.6), of_products]
+    yield Case("character-model", "lstm", name, contest, figures, is_quick=True)
+    figures = [times_faster("torch.nn", 3.0, "ours bf16"), times_faster("torch bf16", ours="ours bf16"), of_products]
     yield Case("character-model", "lstm", f"{name}, bf16", contest_bfloat16, figures, missing=missing_bfloat16())
 
 
@@ -268,13 +277,17 @@ def _share(operations: float) -> Figure:
     return Figure("our FLOP/s / torch.mm's", (OURS, "torch.mm"), share, 0.75)
 
 
+def _large_product(dtype: torch.dtype) -> Contestant:
+    a, b = torch.randn(PRODUCT, PRODUCT).to(dtype), torch.randn(PRODUCT, PRODUCT).to(dtype)
+    return Contestant("torch.mm", lambda: [a @ b], exact=lambda: [a.double() @ b.double()])
+
+
 def _ceiling_contest(problem: Problem) -> Contest:
-    a, b = torch.randn(PRODUCT, PRODUCT), torch.randn(PRODUCT, PRODUCT)
     return Contest(
         [
             Contestant(OURS, problem.by_us(), judged_by="torch.nn"),
             Contestant("torch.nn", problem.by_torch()),
-            Contestant("torch.mm", lambda: [a @ b], exact=lambda: [a.double() @ b.double()]),
+            _large_product(torch.float32),
         ],
         problem.by_torch(torch.float64),
     )

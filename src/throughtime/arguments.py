@@ -100,6 +100,37 @@ def check_forward(
             check_tensor(name, mask, shape, dtype, input.device)
 
 
+def check_directions(reverse: bool, initial: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Check that state and parameters of both directions are alike, before each is checked by itself.
+
+    Args:
+        reverse: Must be false.
+        initial: The forward pass's tensors, then the reverse one's.
+        parameters: Likewise.
+
+    Raises:
+        TypeError: An argument isn't a tensor.
+        ValueError: They don't fit.
+    """
+    if reverse:
+        raise ValueError("reverse is true beside bidirectional; expected false, since both ways are run")
+    for name, tensors in (("state tensors", initial), ("parameters", parameters)):
+        half = len(tensors) // 2
+        if len(tensors) % 2:
+            raise ValueError(
+                f"there are {len(tensors)} {name}; expected as many of the reverse pass as of the forward one"
+            )
+        for index, (one, other) in enumerate(zip(tensors[:half], tensors[half:], strict=True)):
+            for tensor in (one, other):
+                if not isinstance(tensor, Tensor):
+                    raise TypeError(f"{name}[{index}] is a {type(tensor).__name__}; expected a tensor")
+            if (one.shape, one.dtype) != (other.shape, other.dtype):
+                raise ValueError(
+                    f"{name}[{half + index}] of the reverse pass is {_described(other)}; expected {_described(one)}, as the "
+                    "forward pass has"
+                )
+
+
 def check_devices(input: Tensor, **others: Sequence[Tensor | None]) -> None:
     """Check that the others are where the input is: on mixed devices torch may run the rule for tensors without values."""
     for name, tensors in others.items():
@@ -172,6 +203,7 @@ def check_backward(
     saved: Sequence[Tensor],
     saved_shapes: Sequence[tuple[int, ...]],
     saved_dtype: torch.dtype | None = None,
+    directions: int = 1,
 ) -> None:
     """Check what a backward pass needs beyond the forward pass's arguments, which have been checked.
 
@@ -180,10 +212,11 @@ def check_backward(
         initial: As in `check_forward`.
         grad_output: Like output, or `None`.
         grad_final: Shaped like `initial`.
-        output: (T, B, P), or of packed input (N, P).
+        output: (T, B, directions · P), or of packed input (N, directions · P).
         saved: What the forward pass kept.
         saved_shapes: Their shapes.
         saved_dtype: Their dtype, if not the output's.
+        directions: 1, or 2 whose tensors are in `initial`, `grad_final` and `saved`.
 
     Raises:
         TypeError: An argument isn't a tensor.
@@ -191,7 +224,7 @@ def check_backward(
     """
     like = initial[0].dtype, input.device
     places = input.shape[:-1] if input.is_floating_point() else input.shape
-    shape = (*places, initial[0].shape[1])
+    shape = (*places, directions * initial[0].shape[1])
     check_tensor("output", output, shape, *like)
     if grad_output is not None:
         check_tensor("grad_output", grad_output, shape, *like)

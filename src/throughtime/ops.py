@@ -1,7 +1,8 @@
 """The recurrence as a torch operator, and the choice of who computes it.
 
-`torch.ops.throughtime.recurrence` is one layer in one direction, for every cell. It has autograd rules (differentiable
-twice and more), and a fake rule, so that `torch.compile` and `torch.export` see one opaque node whatever T is.
+`torch.ops.throughtime.recurrence` is one layer in one direction, or, by the plain native kernels, in both at once, for every
+cell. It has autograd rules (differentiable twice and more), and a fake rule, so that `torch.compile` and `torch.export` see one
+opaque node whatever T is.
 `run_stack` runs layers and directions over it, or hands a whole stack to torch's own fused call where that can express
 the request.
 
@@ -30,6 +31,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from throughtime.arguments import (
     check_backward,
     check_devices,
+    check_directions,
     check_forward,
     check_token_ids,
     steps_and_batch,
@@ -43,13 +45,14 @@ Tensors = list[Tensor]
 _library = torch.library.Library("throughtime", "DEF")
 _library.define(
     "recurrence(Tensor input, Tensor[] initial, Tensor[] parameters, Tensor? lengths, Tensor? reset, "
-    "Tensor[] masks, str cell, bool reverse, bool keep, str backend, Tensor? batch_sizes=None, int recompute_every=0) "
+    "Tensor[] masks, str cell, bool reverse, bool keep, str backend, Tensor? batch_sizes=None, int recompute_every=0, "
+    "bool bidirectional=False) "
     "-> (Tensor output, Tensor[] final, Tensor[] saved)"
 )
 _library.define(
     "recurrence_backward(Tensor grad_output, Tensor[] grad_final, Tensor input, Tensor[] initial, Tensor[] parameters, "
     "Tensor output, Tensor[] saved, Tensor? lengths, Tensor? reset, Tensor[] masks, str cell, bool reverse, "
-    "bool needs_input, str backend, Tensor? batch_sizes, int recompute_every) "
+    "bool needs_input, str backend, Tensor? batch_sizes, int recompute_every, bool bidirectional=False) "
     "-> (Tensor grad_input, Tensor[] grad_initial, Tensor[] grad_parameters)"
 )
 
@@ -264,22 +267,24 @@ def _run_layers(
     # In a graph that is being traced the number of segments would fix the number of steps: there all is kept.
     recompute_every = 0 if torch.compiler.is_compiling() else stack.recompute_every
     finals: list[Tensors] = []
+    at_once = stack.bidirectional and backend == "native" and "+" not in stack.whole_cell
     for layer in range(stack.num_layers):
         outputs: Tensors = []
-        for direction in range(stack.directions):
+        for direction in range(1 if at_once else stack.directions):
             row = layer * stack.directions + direction
-            initial = [s[row] for s in state]
-            keep = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *initial, *weights[row]))
+            rows = range(row, row + 2) if at_once else [row]
+            initial, parameters = [s[r] for r in rows for s in state], [p for r in rows for p in weights[r]]
+            keep = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *initial, *parameters))
             masks = _draw_masks(stack, steps, initial)
             if order is not None:
                 masks = [mask if mask.dim() == 0 else mask.index_select(mask.dim() - 2, order) for mask in masks]
             output, final, _ = torch.ops.throughtime.recurrence(
-                *(input, initial, weights[row], lengths, reset, masks, stack.whole_cell, direction == 1, keep, backend),
-                *(batch_sizes, recompute_every),
+                *(input, initial, parameters, lengths, reset, masks, stack.whole_cell, direction == 1, keep, backend),
+                *(batch_sizes, recompute_every, at_once),
             )
             outputs.append(output)
-            finals.append(final)
-        input = torch.cat(outputs, dim=-1) if stack.bidirectional else outputs[0]
+            finals += [final[: len(state)], final[len(state) :]] if at_once else [final]
+        input = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         if layer < stack.num_layers - 1:
             input = dropout(input, stack.dropout)
     return input, tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
@@ -324,15 +329,17 @@ def _recurrence(
     backend: str,
     batch_sizes: Tensor | None = None,
     recompute_every: int = 0,
+    bidirectional: bool = False,
 ) -> tuple[Tensor, Tensors, Tensors]:
-    """Run one layer in one direction. `keep` asks for what the backward pass needs; without it `saved` is empty."""
+    """Run one layer in one direction, or in both. `keep` asks for what the backward pass needs; without it `saved` is empty."""
+    _check_bidirectional(bidirectional, backend, cell)
     if recompute_every < 0:
         raise ValueError(f"recompute_every = {recompute_every}; expected a number of steps, or 0 to recompute nothing")
     if backend == "native":
         given = (cell, input, initial, parameters, lengths, reset, reverse, keep)
         if "+" in cell:
             return variants.forward(*given, masks, batch_sizes, recompute_every)
-        return cpu.forward(*given, batch_sizes, recompute_every)
+        return cpu.forward(*given, batch_sizes, recompute_every, bidirectional)
     kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend, batch_sizes)
     packing = None if batch_sizes is None else _Packing(batch_sizes, input.device)
     result = _run_reference(kind, input, initial, parameters, lengths, reset, reverse, masks, packing)
@@ -341,6 +348,13 @@ def _recurrence(
     output = result.outputs if packing is None else packing.pack(result.outputs)
     # An operator's outputs must not alias its inputs, and an all-empty batch would hand the initial state through.
     return output, [s.clone() for s in result.final_state], saved
+
+
+def _check_bidirectional(bidirectional: bool, backend: str, cell: str) -> None:
+    if bidirectional and (backend != "native" or "+" in cell):
+        raise NotImplementedError(
+            f"backend {backend!r} runs a {cell} one way at a time, and bidirectional is true; call it with reverse false and true"
+        )
 
 
 def _run_reference(
@@ -411,13 +425,16 @@ def _recurrence_backward(
     backend: str,
     batch_sizes: Tensor | None,
     recompute_every: int,
+    bidirectional: bool = False,
 ) -> tuple[Tensor, Tensors, Tensors]:
-    """Backpropagate through one layer in one direction: gradients for input (none if not needed), state and parameters."""
+    """Backpropagate through a layer, one way or both: gradients for input (none if not needed), state and parameters."""
+    _check_bidirectional(bidirectional, backend, cell)
     if backend == "native":
         given = (cell, grad_output, grad_final, input, initial, parameters, output, saved)
         given = (*given, lengths, reset, reverse, needs_input)
         rest = (batch_sizes, recompute_every)
-        gradient = variants.backward(*given, masks, *rest) if "+" in cell else cpu.backward(*given, *rest)
+        is_variant = "+" in cell
+        gradient = variants.backward(*given, masks, *rest) if is_variant else cpu.backward(*given, *rest, bidirectional)
         grad_input, grad_initial, grad_parameters = gradient
         return grad_output.new_empty(0) if grad_input is None else grad_input, grad_initial, grad_parameters
     kind = _check_reference(cell, input, initial, parameters, lengths, reset, masks, backend, batch_sizes)
@@ -476,7 +493,7 @@ def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 @torch.library.register_fake("throughtime::recurrence", lib=_library)
-def _(
+def _fake_recurrence(
     input,
     initial,
     parameters,
@@ -489,10 +506,19 @@ def _(
     backend,
     batch_sizes=None,
     recompute_every=0,
+    bidirectional=False,
 ):
     check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
     # One step of the equations on fake tensors tells every shape and dtype.
     kind = find(cell)
+    _check_bidirectional(bidirectional, backend, cell)
+    if bidirectional:
+        check_directions(reverse, initial, parameters)
+        states, own = len(initial) // 2, len(parameters) // 2
+        rest = (lengths, reset, masks, cell, False, keep, backend, batch_sizes, recompute_every)
+        halves = (initial[:states], parameters[:own]), (initial[states:], parameters[own:])
+        one, other = (_fake_recurrence(input, *half, *rest) for half in halves)
+        return torch.cat([one[0], other[0]], -1), [*one[1], *other[1]], [*one[2], *other[2]]
     steps, batch = (input if batch_sizes is None else batch_sizes).shape[0], initial[0].shape[0]
     rounded = Parameters.from_list(_cast(parameters, initial[0].dtype), kind.extra)
     x = rounded.weight_ih.new_empty((batch, rounded.weight_ih.shape[1]))
@@ -532,6 +558,7 @@ def _(
     backend,
     batch_sizes,
     recompute_every,
+    bidirectional=False,
 ):
     check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
     check_devices(input, grad_output=[grad_output], grad_final=grad_final, output=[output], saved=saved)
@@ -549,14 +576,14 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: int, weights: int, drawn: int, rest: tuple[Any, ...], *tensors: Any) -> Any:
         input, initial, parameters, masks, lengths, reset, batch_sizes = _unflatten((states, weights, drawn), tensors)
-        cell, reverse, keep, backend, recompute_every = rest
+        cell, reverse, keep, backend, *more = rest
         with torch._C._AutoDispatchBelowAutograd():
             output, final, saved = torch.ops.throughtime.recurrence.default(
                 *(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend),
-                *(batch_sizes, recompute_every),
+                *(batch_sizes, *more),
             )
         ctx.counts = states, weights, drawn
-        ctx.rest = (cell, reverse, input.requires_grad, backend), recompute_every
+        ctx.rest = (cell, reverse, input.requires_grad, backend), more
         ctx.set_materialize_grads(False)  # else autograd would make zeros as large as all that is kept
         ctx.save_for_backward(*tensors, output, *saved)
         ctx.mark_non_differentiable(*saved)
@@ -568,14 +595,14 @@ class _Recurrence(torch.autograd.Function):
         count = 4 + states + weights + drawn
         given, (output, *saved) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         input, initial, parameters, masks, lengths, reset, batch_sizes = _unflatten(ctx.counts, given)
-        rest, recompute_every = ctx.rest
+        rest, more = ctx.rest
         grad_output = torch.zeros_like(output) if grads[0] is None else grads[0]
         grad_final = [torch.zeros_like(s) if g is None else g for g, s in zip(grads[1:], initial, strict=False)]
         # The derivative of the derivative is asked for by running this pass with gradients on.
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
             grad_input, grad_initial, grad_parameters = torch.ops.throughtime.recurrence_backward.default(
                 *(grad_output, grad_final, input, initial, parameters, output, saved, lengths, reset, masks, *rest),
-                *(batch_sizes, recompute_every),
+                *(batch_sizes, *more),
             )
         needs_input = rest[2]
         wanted = [grad_input if needs_input else None, *grad_initial, *grad_parameters]
@@ -603,6 +630,7 @@ def _with_gradient(
     backend: str,
     batch_sizes: Tensor | None = None,
     recompute_every: int = 0,
+    bidirectional: bool = False,
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run the operator, and keep its derivative where one is wanted."""
     tensors = input, *initial, *parameters
@@ -610,9 +638,10 @@ def _with_gradient(
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.throughtime.recurrence.default(
                 *(input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend),
-                *(batch_sizes, recompute_every),
+                *(batch_sizes, recompute_every, bidirectional),
             )
-    counts, rest = (len(initial), len(parameters), len(masks)), (cell, reverse, keep, backend, recompute_every)
+    counts = len(initial), len(parameters), len(masks)
+    rest = cell, reverse, keep, backend, recompute_every, bidirectional
     output, *others = _Recurrence.apply(*counts, rest, *tensors, *masks, lengths, reset, batch_sizes)
     return output, others[: counts[0]], others[counts[0] :]
 
@@ -622,9 +651,9 @@ _library.impl("recurrence", _with_gradient, "Autograd")
 
 def _save_twice(ctx, inputs, output) -> None:
     grad_output, grad_final, input, initial, parameters, _, saved, *rest = inputs
-    lengths, reset, masks, cell, reverse, needs_input, _, batch_sizes, _ = rest
+    lengths, reset, masks, cell, reverse, needs_input, _, batch_sizes, _, bidirectional = rest
     ctx.counts = len(grad_final), len(saved), len(masks)
-    ctx.rest = cell, reverse, needs_input
+    ctx.rest = cell, (False, True) if bidirectional else (reverse,), needs_input
     ctx.save_for_backward(*masks, grad_output, *grad_final, input, *initial, *parameters, lengths, reset, batch_sizes)
 
 
@@ -637,7 +666,7 @@ def _as_leaf(tensor: Tensor) -> Tensor:
 def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_parameters):
     """Differentiate the backward pass by sending autograd through the reference, which is plain torch both ways."""
     states, kept, drawn = ctx.counts
-    cell, reverse, needs_input = ctx.rest
+    cell, ways, needs_input = ctx.rest
     kind = find(cell)
     *tensors, lengths, reset, batch_sizes = ctx.saved_tensors
     packing = None if batch_sizes is None else _Packing(batch_sizes, tensors[0].device)
@@ -647,18 +676,25 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
         grad_output, *others = leaves
         grad_final, others = others[:states], others[states:]
         input, *others = others
-        initial = others[:states]
-        parameters = Parameters.from_list(_cast(others[states:], grad_output.dtype), kind.extra)
         places = input
         if packing is not None:
             grad_output, places, lengths = packing.pad(grad_output), packing.pad(input), packing.lengths
-        rest = lengths, reset, reverse, masks
-        x = _as_vectors(places, parameters.weight_ih, lengths)
-        result = sequence.forward(kind, x, tuple(initial), parameters, *rest)
-        gradient = sequence.backward(kind, grad_output, tuple(grad_final), result.saved, parameters, *rest)
-        grad_input = gradient.inputs if packing is None else packing.pack(gradient.inputs)
-        grad_parameters = _cast(gradient.parameters.to_list(), tensors[-1].dtype)
-    results = [*gradient.initial_state, *grad_parameters]
+        gradients = []
+        shares = zip(
+            *(cpu.shares(part, len(ways)) for part in (grad_final, others[:states], others[states:])), strict=True
+        )
+        for reverse, grad, (finals, initial, weights) in zip(
+            ways, grad_output.chunk(len(ways), -1), shares, strict=True
+        ):
+            parameters = Parameters.from_list(_cast(weights, grad_output.dtype), kind.extra)
+            rest = lengths, reset, reverse, masks
+            x = _as_vectors(places, parameters.weight_ih, lengths)
+            result = sequence.forward(kind, x, tuple(initial), parameters, *rest)
+            gradients.append(sequence.backward(kind, grad, tuple(finals), result.saved, parameters, *rest))
+        grad_input = torch.stack([gradient.inputs for gradient in gradients]).sum(0)
+        grad_input = grad_input if packing is None else packing.pack(grad_input)
+        grad_parameters = _cast([p for gradient in gradients for p in gradient.parameters.to_list()], tensors[-1].dtype)
+    results = [*(s for gradient in gradients for s in gradient.initial_state), *grad_parameters]
     weights = [*grad_grad_initial, *grad_grad_parameters]
     if needs_input:
         results, weights = [grad_input, *results], [grad_grad_input, *weights]
@@ -685,7 +721,7 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
         None,
         None,
         [None] * drawn,
-        *[None] * 6,
+        *[None] * 7,
     )
 
 

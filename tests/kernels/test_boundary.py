@@ -236,6 +236,28 @@ def test_the_kernels_functions_answer_rightly_or_clearly(request, spoilers, reve
         assert_right(*answer[:2], request, reverse)
 
 
+@given(request=requests, spoilers=spoilt_by, keep=st.booleans(), threads=st.sampled_from([1, 2]))
+@settings(max_examples=200)
+def test_both_directions_at_once_answer_rightly_or_clearly(request, spoilers, keep, threads):
+    """What is spoilt is the reverse pass's, or both's."""
+    reverse = copy.deepcopy(request)
+    spoil(reverse.tensors, spoilers)
+    (_, states, weights, *_), (input, *others, lengths, reset) = request.arguments, reverse.arguments
+    torch.set_num_threads(threads)
+    given = (input, states + others[0], weights + others[1], lengths, reset, False, keep, None, 0, True)
+    answer = answer_or_message(lambda: cpu.forward(request.cell, *given))
+    torch.set_num_threads(1)
+    if answer is None:
+        return
+    output, final, _ = answer
+    shared = ("input", "lengths", "reset")
+    request.tensors = {n: t for n, t in request.tensors.items() if n not in shared}
+    request.tensors |= {n: t for n, t in reverse.tensors.items() if n in shared}
+    own = zip((request, reverse), output.chunk(2, -1), cpu.shares(final, 2), (False, True), strict=True)
+    for direction, half, state, is_reverse in own:
+        assert_right(half, state, direction, is_reverse)
+
+
 def is_same(tensor: object, other: Tensor) -> bool:
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device != other.device:
         return False

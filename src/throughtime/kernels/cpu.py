@@ -1,4 +1,4 @@
-"""The native CPU kernels: one layer in one direction, forward and backward through time.
+"""The native CPU kernels: one layer in one direction, or in both at once, forward and backward through time.
 
 The equations stand in `throughtime.cells`; the time loop is C++ (`csrc/`), chosen for the machine's instruction set when
 it is loaded. Work is divided so that the time loop does only what must be sequential: x W_ihᵀ for all steps is one
@@ -7,6 +7,9 @@ what one writes is still in the cache when the other reads it, and the backward 
 
 Rows are sorted by length inside, and only real steps have a place in the arrays (torch's PackedSequence order):
 time and memory are proportional to the sum of the lengths. Input and output may come and go in that order: packed.
+
+Both directions of a layer are two calls of the time loop, each on its stretch of steps, whose threads never meet; each writes
+its half of the output's columns.
 
 In bfloat16 products multiply bfloat16 and sum float32; state, biases, pointwise arithmetic and the sums of the weights'
 gradients are float32. Output and what is kept are bfloat16, parameters and their gradients bfloat16 or float32.
@@ -22,12 +25,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from throughtime.arguments import check_backward, check_forward, check_input, steps_and_batch
+from throughtime.arguments import check_backward, check_directions, check_forward, check_input, steps_and_batch
 
 try:
     _native: Any = import_module("throughtime.kernels._native")
@@ -139,8 +143,9 @@ def forward(
     keep: bool = True,
     batch_sizes: Tensor | None = None,
     recompute_every: int = 0,
+    bidirectional: bool = False,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Run one layer in one direction.
+    """Run one layer in one direction, or in both.
 
     Args:
         cell: Key of `throughtime.cells.CELLS`.
@@ -158,21 +163,25 @@ def forward(
             neither `lengths` nor `reset`.
         recompute_every: Keep only the state, in every so many steps, rounded up to whole stretches; `backward` computes the
             rest again. 0 keeps it all.
+        bidirectional: Run both ways at once. Then `initial`, `parameters` and what is returned hold the forward pass's tensors
+            and, after them, as many of the reverse one's; the output is (T, B, 2 P), and `reverse` false.
 
     Returns:
         The output (T, B, P), zero past a row's end, or packed (N, P); the final state; and what `backward` needs (empty unless
         `keep`).
     """
-    call = _Call(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)
-    loop, output = _ForwardLoop(cell, call, input), call.new_output()
-    state = [s.to(call.arithmetic, copy=True) for s in call.initial]
+    calls = _directions(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes, bidirectional)
+    call, x, output = calls[0], calls[0].rows.compact(input), calls[0].new_output()
+    loops = [_ForwardLoop(cell, each, x, part) for each, part in zip(calls, _columns(output, len(calls)), strict=True)]
+    states = [[s.to(call.arithmetic, copy=True) for s in each.initial] for each in calls]
     if keep and recompute_every and saved_widths(cell, 1):
         segments = call.segments(_gradient_width(cell, call.weights.hidden), recompute_every)
-        saved = run_segments(call, segments, state, lambda stretches: loop.run(stretches, state, output))
+        saved = run_segments(calls, segments, states, lambda parts: _run_forward(loops, parts, states))
     else:
-        saved = loop.new_saved(call.rows.count) if keep else []
-        loop.run(call.stretches(call.weights.gates * call.weights.hidden), state, output, saved)
-    return output, [s.to(call.dtype) for s in state], saved
+        saved = [loop.new_saved(call.rows.count) if keep else [] for loop in loops]
+        stretches = call.stretches(call.weights.gates * call.weights.hidden)
+        _run_forward(loops, [stretches] * len(loops), states, saved)
+    return output, [s.to(call.dtype) for s in _joined(states)], _joined(saved)
 
 
 def backward(
@@ -190,6 +199,7 @@ def backward(
     needs_input: bool = True,
     batch_sizes: Tensor | None = None,
     recompute_every: int = 0,
+    bidirectional: bool = False,
 ) -> Gradient:
     """Backpropagate through time.
 
@@ -208,63 +218,126 @@ def backward(
         needs_input: Whether the input's gradient is wanted; token ids have none.
         batch_sizes: As in `forward`.
         recompute_every: As in `forward`.
+        bidirectional: As in `forward`.
     """
-    call = _Call(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)
-    rows, layout, widths = call.rows, call.layout, saved_widths(cell, call.weights.hidden)
+    calls = _directions(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes, bidirectional)
+    call, count = calls[0], len(calls)
+    widths = saved_widths(cell, call.weights.hidden)
     recompute_every = recompute_every if widths else 0
     segments = call.segments(_gradient_width(cell, call.weights.hidden), recompute_every)
-    call.check_backward(input, grad_output, grad_final, output, saved, widths, segments if recompute_every else None)
+    check_saved(calls, input, grad_output, grad_final, output, saved, widths, segments if recompute_every else None)
     output, saved = _plain(output), [_plain(tensor) for tensor in saved]
     _check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
-    packed = _pack_backward(call)
-    x = rows.compact(input)
-    sums = _Sums(cell, call, x, needs_input and not call.reads_ids)
-    grad_output = None if grad_output is None else _plain(grad_output)
-    grad_state = [g.to(call.arithmetic, copy=True, memory_format=torch.contiguous_format) for g in grad_final]
-    grad_anew = [torch.zeros_like(g) for g in grad_state] if reset is not None else []
-    work = _new_workspace(cell, call, max(s.last_row - s.first_row for segment in segments for s in segment))
-    loop, states = _ForwardLoop(cell, call, input, x) if recompute_every else None, saved
-    for number, segment in call.backward_order(segments):
-        if loop is not None:
-            saved = loop.again(segment, [s[number] for s in states])
-        first_row = segment[0].first_row if loop is not None else 0
-        for _, stretch in call.backward_order(segment):
-            layout.backward(
-                *(stretch.begin, stretch.end, first_row, _address(saved[:1]), _address(saved[1:]), output.data_ptr()),
-                0 if grad_output is None else grad_output.data_ptr(),
-                *_addresses(grad_state),
-                *_addresses(grad_anew),
-                *_addresses(call.initial),
-                *(stretch.first_row, work.grad_gates.stride(0)),
-                *(_address([t]) for t in work),
-                *(_address([p]) for p in packed),
-            )
-            sums.add(stretch, work, output)
-    if grad_anew:
-        grad_state = [a + b for a, b in zip(grad_state, grad_anew, strict=True)]
-    grad_input = None if sums.input is None else rows.spread(sums.input, input.shape)
-    return Gradient(grad_input, [g.to(call.dtype) for g in grad_state], sums.to_list(parameters[0].dtype))
+    x, kept = call.rows.compact(input), shares(saved, count)
+    outputs = _columns(output, count)
+    grads = [None] * count if grad_output is None else _columns(_plain(grad_output), count)
+    longest = max(s.last_row - s.first_row for segment in segments for s in segment)
+    needs_input = needs_input and not call.reads_ids
+    loops = [
+        _BackwardLoop(cell, each, out, grad, final, x, needs_input, longest)
+        for each, out, grad, final in zip(calls, outputs, grads, shares(grad_final, count), strict=True)
+    ]
+    again = [_ForwardLoop(cell, each, x, None) for each in calls] if recompute_every else []
+    for parts in zip(*(each.backward_order(segments) for each in calls), strict=True):
+        here, first_rows = [segment for _, segment in parts], [0] * count
+        if again:
+            before = [[s[number] for s in states] for (number, _), states in zip(parts, kept, strict=True)]
+            saved_here, first_rows = _recompute(again, here, before), [segment[0].first_row for segment in here]
+        else:
+            saved_here = kept
+        each_loop = zip(loops, here, saved_here, first_rows, strict=True)
+        _run_at_once(_kind(call.dtype).backward, [loop.calls(own, kept_here, first) for loop, own, kept_here, first in each_loop])
+    return Gradient(
+        _sum_over_directions(call, loops, input.shape),
+        [g.to(call.dtype) for g in _joined([loop.grad_initial() for loop in loops])],
+        _joined([loop.sums.to_list(parameters[0].dtype) for loop in loops]),
+    )
 
 
 def run_segments(
-    call: "_Call", segments: list[list["_Stretch"]], state: list[Tensor], run: Callable[[list["_Stretch"]], None]
-) -> list[Tensor]:
-    """Run the forward loop segment by segment; return the states before each of them, (segments, B, ·)."""
-    states = [s.new_empty((len(segments), *s.shape)) for s in state]
-    for number, segment in call.forward_order(segments):
-        for before, s in zip(states, state, strict=True):
-            before[number] = s
-        run(segment)
-    return states
+    calls: list["_Call"],
+    segments: list[list["_Stretch"]],
+    states: list[list[Tensor]],
+    run: Callable[[list[list["_Stretch"]]], None],
+) -> list[list[Tensor]]:
+    """Run forward loops segment by segment; return the states of each before each of its segments, (segments, B, ·)."""
+    kept = [[s.new_empty((len(segments), *s.shape)) for s in state] for state in states]
+    for parts in zip(*(call.forward_order(segments) for call in calls), strict=True):
+        for (number, _), state, before in zip(parts, states, kept, strict=True):
+            for s, all_before in zip(state, before, strict=True):
+                all_before[number] = s
+        run([segment for _, segment in parts])
+    return kept
+
+
+def _run_forward(
+    loops: list["_ForwardLoop"],
+    stretches: list[list["_Stretch"]],
+    states: list[list[Tensor]],
+    saved: Sequence[Sequence[Tensor]] = ((), ()),
+    first_rows: Sequence[int] = (0, 0),
+) -> None:
+    """Run forward loops at once, each over its stretches."""
+    each = zip(loops, stretches, states, saved, first_rows, strict=False)
+    _run_at_once(
+        _kind(loops[0].call.dtype).forward,
+        [loop.calls(own, state, kept, first_row) for loop, own, state, kept, first_row in each],
+    )
+
+
+def _run_at_once(run: Callable[..., None], loops: list[Iterator[Any]]) -> None:
+    """Run each loop's next native call together with the other's; of two segments one may have fewer of them."""
+    for native_calls in zip_longest(*loops):
+        run(*(call for call in native_calls if call is not None))
+
+
+def _recompute(
+    loops: list["_ForwardLoop"], segments: list[list["_Stretch"]], before: list[list[Tensor]]
+) -> list[list[Tensor]]:
+    """Compute what the backward passes need of their segments, from the states before them."""
+    saved = []
+    for loop, segment, state in zip(loops, segments, before, strict=True):
+        own = loop.new_saved(segment[-1].last_row - segment[0].first_row)
+        if loop.cell == "lstm":
+            own[1] = loop.call.with_c_before(own[1], segment, state[1])
+        saved.append(own)
+    states, first_rows = [[s.clone() for s in state] for state in before], [part[0].first_row for part in segments]
+    _run_forward(loops, segments, states, saved, first_rows)
+    return saved
+
+
+def _sum_over_directions(call: "_Call", loops: list["_BackwardLoop"], shape: torch.Size) -> Tensor | None:
+    """Return the input's gradient, or `None` where nobody wants it."""
+    first, *others = [loop.sums.input for loop in loops]
+    if first is None:
+        return None
+    for other in others:
+        assert other is not None
+        first += other
+    return call.rows.spread(first, shape)
+
+
+def _columns(tensor: Tensor, count: int) -> list[Any]:
+    """Cut an output, or its gradient, in each direction's columns."""
+    return list(tensor.chunk(count, -1)) if count > 1 else [tensor]
+
+
+def shares(tensors: list[Tensor], count: int) -> list[list[Tensor]]:
+    """Cut a list of tensors in each direction's own."""
+    own = len(tensors) // count
+    return [tensors[first : first + own] for first in range(0, own * count, own)] if own else [[]] * count
+
+
+def _joined(lists: list[list[Tensor]]) -> list[Tensor]:
+    return list(chain.from_iterable(lists))
 
 
 class _ForwardLoop:
-    """The forward pass over any of a call's steps, its weights packed."""
+    """The forward pass over any of a call's steps, its weights packed; it writes to `output`, unless that is `None`."""
 
-    def __init__(self, cell: str, call: "_Call", input: Tensor, x: Tensor | None = None) -> None:
-        self.cell, self.call = cell, call
+    def __init__(self, cell: str, call: "_Call", x: Tensor, output: Tensor | None) -> None:
+        self.cell, self.call, self.x, self.output = cell, call, x, output
         self.packed = _pack_forward(call)
-        self.x = call.rows.compact(input) if x is None else x
         self.product = input_product(call)
         # Ids are read by the step itself, but for the cell that writes to W_ih x.
         self.ids = self.x if call.reads_ids and cell != "gru_reset_before" else None
@@ -273,15 +346,13 @@ class _ForwardLoop:
         """Make a place for what the backward pass needs, of so many packed rows."""
         return [_new(self.call.like, rows, width) for width in saved_widths(self.cell, self.call.weights.hidden)]
 
-    def run(
-        self,
-        stretches: list["_Stretch"],
-        state: list[Tensor],
-        output: Tensor | None,
-        saved: Sequence[Tensor] = (),
-        first_row: int = 0,
-    ) -> None:
-        """Carry `state` over some stretches, writing to `output`, and to `saved`, which begins at a packed row."""
+    def calls(
+        self, stretches: list["_Stretch"], state: list[Tensor], saved: Sequence[Tensor], first_row: int
+    ) -> Iterator[Any]:
+        """Yield the native calls, each to be run before the next, that carry `state` over some stretches.
+
+        `saved`, which they write to, begins at a packed row; it may be empty.
+        """
         call = self.call
         gates, kept = [*saved, None, None][:2]
         width = call.weights.gates * call.weights.hidden
@@ -299,22 +370,58 @@ class _ForwardLoop:
                 a = here[0] if scratch is None else scratch[: last - first]
                 assert a is not None
                 self.product.write(self.x[first:last], a)
-            call.layout.forward(
+            yield call.layout.forward_call(
                 *(stretch.begin, stretch.end, a.data_ptr(), _address(here[:1]), first, _address(here[1:])),
-                _address([output]),
+                _address([self.output]),
                 *_addresses(state),
                 *_addresses(call.initial),
                 *(_address([p]) for p in self.packed),
                 _address([self.ids]),
             )
 
-    def again(self, segment: list["_Stretch"], before: list[Tensor]) -> list[Tensor]:
-        """Compute what the backward pass needs of a segment, from the state before it."""
-        saved = self.new_saved(segment[-1].last_row - segment[0].first_row)
-        if self.cell == "lstm":
-            saved[1] = self.call.with_c_before(saved[1], segment, before[1])
-        self.run(segment, [s.clone() for s in before], None, saved, segment[0].first_row)
-        return saved
+
+class _BackwardLoop:
+    """The backward pass over any of a call's steps, its weights packed, and the sums over all of them."""
+
+    def __init__(
+        self,
+        cell: str,
+        call: "_Call",
+        output: Tensor,
+        grad_output: Tensor | None,
+        grad_final: list[Tensor],
+        x: Tensor,
+        needs_input: bool,
+        rows: int,
+    ) -> None:
+        self.call, self.output, self.grad_output = call, output, grad_output
+        self.packed = _pack_backward(call)
+        self.sums = _Sums(cell, call, x, needs_input)
+        self.work = _new_workspace(cell, call, rows)
+        plain = torch.contiguous_format
+        self.grad_state = [g.to(call.arithmetic, copy=True, memory_format=plain) for g in grad_final]
+        self.grad_anew = [torch.zeros_like(g) for g in self.grad_state] if call.reset is not None else []
+
+    def calls(self, stretches: list["_Stretch"], saved: list[Tensor], first_row: int) -> Iterator[Any]:
+        """Yield the native calls, each to be run before the next, for some stretches; `saved` begins at a packed row."""
+        for _, stretch in self.call.backward_order(stretches):
+            yield self.call.layout.backward_call(
+                *(stretch.begin, stretch.end, first_row, _address(saved[:1]), _address(saved[1:])),
+                *(self.output.data_ptr(), _address([self.grad_output])),
+                *_addresses(self.grad_state),
+                *_addresses(self.grad_anew),
+                *_addresses(self.call.initial),
+                *(stretch.first_row, self.work.grad_gates.stride(0)),
+                *(_address([t]) for t in self.work),
+                *(_address([p]) for p in self.packed),
+            )
+            self.sums.add(stretch, self.work, self.output)
+
+    def grad_initial(self) -> list[Tensor]:
+        """Return the gradient of the initial state."""
+        if not self.grad_anew:
+            return self.grad_state
+        return [a + b for a, b in zip(self.grad_state, self.grad_anew, strict=True)]
 
 
 class _Weights(NamedTuple):
@@ -462,7 +569,10 @@ class _Call:
         extra: Sequence[str] = (),
         masks: Sequence[Tensor] = (),
         mask_names: Sequence[str] = (),
+        other: "_Call | None" = None,
+        directions: int = 1,
     ) -> None:
+        """Check and lay out, with the rows of `other`, which runs the other way, if there is one."""
         check_input(input, batch_sizes)
         self.reads_ids = not input.is_floating_point()
         self.like = initial[0] if self.reads_ids and initial else input
@@ -486,14 +596,15 @@ class _Call:
         self._is_packed = batch_sizes is not None
         if batch_sizes is not None:
             batch_sizes = None if int(batch_sizes[-1]) == batch else batch_sizes.contiguous()
-        self.rows = _Rows(steps, batch, lengths, batch_sizes)
+        self.rows = other.rows if other is not None else _Rows(steps, batch, lengths, batch_sizes)
+        self.directions = directions
         self.reset = None if reset is None else reset.contiguous()
         self.reverse = reverse
         self.layout = _kind(self.dtype)(
             *(_CELLS[base], bool(reverse), torch.get_num_threads(), steps, batch),
             *(self.weights.hidden, self.weights.projected),
             *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
-            batch_sizes is not None,
+            *(batch_sizes is not None, directions * self.width),
         )
 
     def stretches(self, width: int) -> list["_Stretch"]:
@@ -526,23 +637,6 @@ class _Call:
         beside.copy_(before[:count])
         return own
 
-    def check_backward(
-        self,
-        input: Tensor,
-        grad_output: Tensor | None,
-        grad_final: list[Tensor],
-        output: Tensor,
-        saved: list[Tensor],
-        widths: list[int],
-        segments: list[Any] | None,
-    ) -> None:
-        """Check what a backward pass is given; with `segments`, `saved` are the states before each of them."""
-        shapes = [(self.rows.count, width) for width in widths]
-        if segments is not None:
-            shapes = [(len(segments), *s.shape) for s in self.initial]
-        dtype = None if segments is None else self.arithmetic
-        check_backward(input, self.initial, grad_output, grad_final, output, saved, shapes, dtype)
-
     @property
     def width(self) -> int:
         """P, the width of h."""
@@ -550,10 +644,52 @@ class _Call:
 
     def new_output(self) -> Tensor:
         """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
+        width = self.directions * self.width
         if self._is_packed:
-            return _new(self.like, self.rows.count, self.width)
-        shape = (self.rows.steps, self.rows.batch, self.width)
+            return _new(self.like, self.rows.count, width)
+        shape = (self.rows.steps, self.rows.batch, width)
         return _new(self.like, *shape) if self.rows.lengths is None else new_zeros(self.like, *shape)
+
+
+def _directions(
+    cell: str,
+    input: Tensor,
+    initial: list[Tensor],
+    parameters: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> list[_Call]:
+    """Check and lay out a request: a call, or two."""
+    if not bidirectional:
+        return [_Call(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)]
+    check_directions(reverse, initial, parameters)
+    calls: list[_Call] = []
+    for states, weights in zip(shares(initial, 2), shares(parameters, 2), strict=True):
+        given = (cell, input, states, weights, lengths, reset, bool(calls), batch_sizes)
+        calls.append(_Call(*given, other=calls[0] if calls else None, directions=2))
+    return calls
+
+
+def check_saved(
+    calls: list[_Call],
+    input: Tensor,
+    grad_output: Tensor | None,
+    grad_final: list[Tensor],
+    output: Tensor,
+    saved: list[Tensor],
+    widths: list[int],
+    segments: list[Any] | None,
+) -> None:
+    """Check what a backward pass is given; with `segments`, `saved` are the states before each of them."""
+    call, initial = calls[0], _joined([each.initial for each in calls])
+    shapes: list[tuple[int, ...]] = [(call.rows.count, width) for width in widths] * len(calls)
+    if segments is not None:
+        shapes = [(len(segments), *s.shape) for s in initial]
+    dtype = None if segments is None else call.arithmetic
+    check_backward(input, initial, grad_output, grad_final, output, saved, shapes, dtype, len(calls))
 
 
 def _check_memory(**tensors: Sequence[Tensor | None]) -> None:

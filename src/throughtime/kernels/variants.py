@@ -99,7 +99,7 @@ def forward(
     loop = _ForwardLoop(request, call.rows.compact(input))
     if keep and recompute_every:
         segments = request.segments(recompute_every)
-        saved = cpu.run_segments(call, segments, state, lambda stretches: loop.run(stretches, state, output))
+        (saved,) = cpu.run_segments([call], segments, [state], lambda parts: loop.run(parts[0], state, output))
     else:
         saved = loop.new_saved(call.rows.count) if keep else []
         loop.run(call.stretches(call.weights.gates * call.weights.hidden), state, output, saved)
@@ -127,7 +127,8 @@ def backward(
     request = _Request(cell, input, initial, parameters, lengths, reset, reverse, masks, batch_sizes)
     call, loop, segments = request.call, request.loop, request.segments(recompute_every)
     widths = saved_widths(cell, call.weights.hidden)
-    call.check_backward(input, grad_output, grad_final, output, saved, widths, segments if recompute_every else None)
+    kept = segments if recompute_every else None
+    cpu.check_saved([call], input, grad_output, grad_final, output, saved, widths, kept)
     output, saved = cpu._plain(output), [cpu._plain(tensor) for tensor in saved]
     cpu._check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
     grad_output = None if grad_output is None else cpu._plain(grad_output)
