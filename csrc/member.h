@@ -3,8 +3,8 @@
 // A call's threads are cut in groups; each group has rows of its own and never meets another. Where there are too few
 // rows for that, the members of a group share its rows and divide the hidden units (panels of packed weights) between
 // them, and meet at a barrier in each step. All of a member's loops say which: `rows` are its group's, panels are its
-// own. Two directions at once are two calls, whose threads don't meet either: each has a team of its own, or, with rows
-// enough, both have groups in one queue.
+// own. Two directions at once are two calls, whose threads don't meet either: with rows enough both have groups in one
+// queue, else each has a team of its own.
 #pragma once
 
 #include <cstdlib>
@@ -249,8 +249,9 @@ struct Run {
   static bool go(const Call* calls, int count) {
     const Call& one = calls[0];
     const int threads = useful_threads(one, count), team_size = team(threads, count);
-    const bool is_apart = has_rows_for(one, team_size);
-    const Plan p = is_apart ? apart(one, team_size) : Plan{team_size, 1};  // at most: fewer threads may come
+    // As many groups of each call as if it were alone: of two directions one may meet long rows where the other meets none.
+    const bool is_apart = has_rows_for(one, threads);
+    const Plan p = is_apart ? apart(one, threads) : Plan{team_size, 1};  // at most: fewer threads may come
     // Each group rounds up rows and lines, and has what doesn't depend on rows.
     const long call_bytes = bytes(one, one.batch + p.groups) + p.groups * (bytes(one, 0) + 64);
     void* memory = scratch_memory(count * call_bytes);
