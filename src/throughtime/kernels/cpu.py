@@ -246,7 +246,9 @@ def backward(
         else:
             saved_here = kept
         each_loop = zip(loops, here, saved_here, first_rows, strict=True)
-        _run_at_once(_kind(call.dtype).backward, [loop.calls(own, kept_here, first) for loop, own, kept_here, first in each_loop])
+        _run_at_once(
+            _kind(call.dtype).backward, [loop.calls(own, kept_here, first) for loop, own, kept_here, first in each_loop]
+        )
     return Gradient(
         _sum_over_directions(call, loops, input.shape),
         [g.to(call.dtype) for g in _joined([loop.grad_initial() for loop in loops])],
