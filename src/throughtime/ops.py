@@ -52,7 +52,7 @@ _library.define(
 _library.define(
     "recurrence_backward(Tensor grad_output, Tensor[] grad_final, Tensor input, Tensor[] initial, Tensor[] parameters, "
     "Tensor output, Tensor[] saved, Tensor? lengths, Tensor? reset, Tensor[] masks, str cell, bool reverse, "
-    "bool needs_input, str backend, Tensor? batch_sizes, int recompute_every, bool bidirectional=False) "
+    "bool needs_input, str backend, Tensor? batch_sizes, int recompute_every, bool bidirectional) "
     "-> (Tensor grad_input, Tensor[] grad_initial, Tensor[] grad_parameters)"
 )
 
@@ -425,7 +425,7 @@ def _recurrence_backward(
     backend: str,
     batch_sizes: Tensor | None,
     recompute_every: int,
-    bidirectional: bool = False,
+    bidirectional: bool,
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Backpropagate through a layer, one way or both: gradients for input (none if not needed), state and parameters."""
     _check_bidirectional(bidirectional, backend, cell)
@@ -558,7 +558,7 @@ def _(
     backend,
     batch_sizes,
     recompute_every,
-    bidirectional=False,
+    bidirectional,
 ):
     check_devices(input, initial=initial, parameters=parameters, lengths=[lengths], reset=[reset], masks=masks)
     check_devices(input, grad_output=[grad_output], grad_final=grad_final, output=[output], saved=saved)

@@ -285,7 +285,7 @@ def test_a_backward_pass_answers_rightly_or_clearly(request, spoilers, reverse, 
     def compute() -> object:
         if door == "kernels":
             return cpu.backward(request.cell, *given, kept, *request.arguments[3:], reverse)
-        rest = (*request.arguments[3:], [], request.cell, reverse, True, backend, None, 0)
+        rest = (*request.arguments[3:], [], request.cell, reverse, True, backend, None, 0, False)
         return torch.ops.throughtime.recurrence_backward(*given, kept, *rest)
 
     answer = answer_or_message(compute)
@@ -298,7 +298,7 @@ def test_a_backward_pass_answers_rightly_or_clearly(request, spoilers, reverse, 
             *request.arguments[:3],
             right["output"],
             [t for n, t in right.items() if n[:5] == "saved"],
-            *(*request.arguments[3:], [], request.cell, reverse, True, backend, None, 0),
+            *(*request.arguments[3:], [], request.cell, reverse, True, backend, None, 0, False),
         )
         for a, e in zip([answer[0], *answer[1], *answer[2]], [expected[0], *expected[1], *expected[2]], strict=True):
             torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
@@ -463,7 +463,7 @@ def test_backward_after_a_forward_pass_that_kept_nothing_is_refused(backend):
     with pytest.raises(ValueError, match=r"saved has 0 tensors; expected the \d that a forward pass with keep=True"):
         torch.ops.throughtime.recurrence_backward(
             *(*request.gradients, *request.arguments[:3], output, saved, None, None, [], "lstm", False, True, backend),
-            *(None, 0),
+            *(None, 0, False),
         )
 
 
