@@ -108,11 +108,12 @@ _RECIPE = {
     "bptt": 64,
     "optimizer": "adamw",
     "lr": 1e-2,
+    "weight_decay": 0.1,
     "schedule": "cosine",
     "warmup": 0.02,
     "final_lr": 0.0,
 }
-_SAID = ("layers", "hidden", "dropout", "dtype", "batch", "bptt", "lr")
+_SAID = ("layers", "hidden", "dropout", "dtype", "batch", "bptt", "lr", "weight_decay")
 
 
 class Choice(NamedTuple):
