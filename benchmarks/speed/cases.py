@@ -251,10 +251,13 @@ def _character_model() -> Iterator[Case]:
     def limit(theirs: float, product: float) -> float:
         return theirs / (model.OPERATIONS * product / (2 * PRODUCT**3))
 
-    of_products = Figure("torch.nn / the products alone at torch.mm's speed", ("torch.nn", "torch.mm"), limit)
-    figures = [times_faster("torch.nn", 1.6), of_products]
+    def of_products(product: str) -> Figure:
+        return Figure(f"torch.nn / the products alone at the speed of {product}", ("torch.nn", product), limit)
+
+    figures = [times_faster("torch.nn", 1.6), of_products("torch.mm")]
     yield Case("character-model", "lstm", name, contest, figures, is_quick=True)
-    figures = [times_faster("torch.nn", 3.0, "ours bf16"), times_faster("torch bf16", ours="ours bf16"), of_products]
+    figures = [times_faster("torch.nn", 3.0, "ours bf16"), times_faster("torch bf16", ours="ours bf16")]
+    figures.append(of_products("torch.mm bf16"))
     yield Case("character-model", "lstm", f"{name}, bf16", contest_bfloat16, figures, missing=missing_bfloat16())
 
 
@@ -279,7 +282,8 @@ def _share(operations: float) -> Figure:
 
 def _large_product(dtype: torch.dtype) -> Contestant:
     a, b = torch.randn(PRODUCT, PRODUCT).to(dtype), torch.randn(PRODUCT, PRODUCT).to(dtype)
-    return Contestant("torch.mm", lambda: [a @ b], exact=lambda: [a.double() @ b.double()])
+    name = "torch.mm bf16" if dtype == torch.bfloat16 else "torch.mm"
+    return Contestant(name, lambda: [a @ b], exact=lambda: [a.double() @ b.double()])
 
 
 def _ceiling_contest(problem: Problem) -> Contest:
