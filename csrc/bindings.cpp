@@ -4,8 +4,12 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -58,13 +62,41 @@ T* at(uintptr_t address) {
 }
 
 using Address = uintptr_t;
-using Sizes = std::tuple<long, long, long, long>;
-
-Sizes sizes(PackedSizes s) { return {s.weight_hh, s.weight_n, s.weight_hr, s.bias}; }
 
 void check(bool done) {
   if (!done) throw std::bad_alloc();
 }
+
+// Weights packed for one of the passes, in a block of memory of their own: pooled where it is large.
+template <class E>
+class Packed {
+  using T = Arithmetic<E>;
+  static constexpr size_t line = 64, large = 1 << 20;  // bytes
+
+ public:
+  E *weight_hh, *weight_n, *weight_hr;
+  T* bias;
+
+  explicit Packed(PackedSizes sizes) {
+    const size_t bytes[] = {sizes.weight_hh * sizeof(E), sizes.weight_n * sizeof(E), sizes.weight_hr * sizeof(E),
+                            sizes.bias * sizeof(T)};
+    size_t ends[4], end = 0;
+    for (int i = 0; i < 4; ++i) ends[i] = end += (bytes[i] + line - 1) / line * line;
+    is_pooled_ = end >= large;
+    memory_ = static_cast<char*>(is_pooled_ ? take_memory(end) : std::aligned_alloc(line, std::max(end, line)));
+    check(memory_);
+    weight_hh = reinterpret_cast<E*>(memory_);
+    weight_n = reinterpret_cast<E*>(memory_ + ends[0]);
+    weight_hr = reinterpret_cast<E*>(memory_ + ends[1]);
+    bias = reinterpret_cast<T*>(memory_ + ends[2]);
+  }
+  Packed(const Packed&) = delete;
+  ~Packed() { is_pooled_ ? give_memory(memory_) : std::free(memory_); }
+
+ private:
+  char* memory_;
+  bool is_pooled_;
+};
 
 template <class E>
 struct TypedLayout : Layout {
@@ -83,39 +115,41 @@ struct TypedLayout : Layout {
     return part;
   }
 
-  void pack_forward(Address weight_hh, Address weight_hr, Address bias_ih, Address bias_hh, Address packed_hh,
-                    Address packed_n, Address packed_hr, Address packed_bias) const {
+  std::unique_ptr<Packed<E>> pack_forward(Address weight_hh, Address weight_hr, Address bias_ih,
+                                          Address bias_hh) const {
     nb::gil_scoped_release release;
+    auto packed = std::make_unique<Packed<E>>(kernels<E>().forward_sizes(*this));
     kernels<E>().pack_forward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih),
-                              at<const T>(bias_hh), at<E>(packed_hh), at<E>(packed_n), at<E>(packed_hr),
-                              at<T>(packed_bias));
+                              at<const T>(bias_hh), packed->weight_hh, packed->weight_n, packed->weight_hr,
+                              packed->bias);
+    return packed;
   }
 
-  void pack_backward(Address weight_hh, Address weight_hr, Address packed_hh, Address packed_n,
-                     Address packed_hr) const {
+  std::unique_ptr<Packed<E>> pack_backward(Address weight_hh, Address weight_hr) const {
     nb::gil_scoped_release release;
-    kernels<E>().pack_backward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<E>(packed_hh),
-                               at<E>(packed_n), at<E>(packed_hr));
+    auto packed = std::make_unique<Packed<E>>(kernels<E>().backward_sizes(*this));
+    kernels<E>().pack_backward(*this, at<const T>(weight_hh), at<const T>(weight_hr), packed->weight_hh,
+                               packed->weight_n, packed->weight_hr);
+    return packed;
   }
 
   Forward<E> forward_call(long begin, long end, Address x, Address gates, long first_row, Address kept, Address output,
-                          Address h, Address c, Address initial_h, Address initial_c, Address weight_hh,
-                          Address weight_n, Address weight_hr, Address bias, Address ids) const {
+                          Address h, Address c, Address initial_h, Address initial_c, const Packed<E>& packed,
+                          Address ids) const {
     return {between(begin, end), at<T>(x), at<E>(gates), first_row, at<E>(kept), at<E>(output), at<T>(h), at<T>(c),
-            at<const E>(initial_h), at<const E>(initial_c), at<const E>(weight_hh), at<const E>(weight_n),
-            at<const E>(weight_hr), at<const T>(bias), at<const int64_t>(ids)};
+            at<const E>(initial_h), at<const E>(initial_c), packed.weight_hh, packed.weight_n, packed.weight_hr,
+            packed.bias, at<const int64_t>(ids)};
   }
 
   Backward<E> backward_call(long begin, long end, long first_row, Address gates, Address kept, Address output,
                             Address grad_output, Address grad_h, Address grad_c, Address grad_initial_h,
                             Address grad_initial_c, Address initial_h, Address initial_c, long first_grad_row,
                             long grad_stride, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
-                            Address weight_hh, Address weight_n, Address weight_hr) const {
+                            const Packed<E>& packed) const {
     return {between(begin, end), first_row, at<const E>(gates), at<const E>(kept), at<const E>(output),
             at<const E>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h), at<T>(grad_initial_c),
             at<const E>(initial_h), at<const E>(initial_c), first_grad_row, grad_stride, at<E>(grad_gates),
-            at<E>(h_prev), at<E>(extra), at<E>(grad_hidden), at<const E>(weight_hh), at<const E>(weight_n),
-            at<const E>(weight_hr)};
+            at<E>(h_prev), at<E>(extra), at<E>(grad_hidden), packed.weight_hh, packed.weight_n, packed.weight_hr};
   }
 };
 
@@ -144,12 +178,11 @@ void bind(nb::module_& module, const char* name) {
   nb::class_<L> layout(module, name);
   nb::class_<Forward<E>>(layout, "Forward");
   nb::class_<Backward<E>>(layout, "Backward");
+  nb::class_<Packed<E>>(layout, "Packed");
   layout
       .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address, bool, long>(), "cell"_a,
            "reverse"_a, "threads"_a, "steps"_a, "batch"_a, "hidden"_a, "projected"_a, "rows"_a, "first_row"_a,
            "order"_a, "reset"_a, "is_packed"_a, "output_stride"_a)
-      .def("forward_sizes", [](const L& s) { return sizes(kernels<E>().forward_sizes(s)); })
-      .def("backward_sizes", [](const L& s) { return sizes(kernels<E>().backward_sizes(s)); })
       .def("pack_forward", &L::pack_forward)
       .def("pack_backward", &L::pack_backward)
       .def("forward_call", &L::forward_call)
@@ -301,6 +334,7 @@ void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSe
 }  // namespace
 
 NB_MODULE(_native, module) {
+  nb::set_leak_warnings(false);  // at exit a graph that somebody still holds keeps its plans: no leak
   active = instruction_sets().front();
   module.def("instruction_sets", &names, "Instruction sets that this machine can run, the fastest first.");
   module.def("instruction_set", [] { return std::string(active->name); }, "The one in use.");

@@ -198,7 +198,7 @@ def check_backward(
     input: Tensor,
     initial: Sequence[Tensor],
     grad_output: Tensor | None,
-    grad_final: Sequence[Tensor],
+    grad_final: Sequence[Tensor | None],
     output: Tensor,
     saved: Sequence[Tensor],
     saved_shapes: Sequence[tuple[int, ...]],
@@ -211,7 +211,7 @@ def check_backward(
         input: As in `check_forward`.
         initial: As in `check_forward`.
         grad_output: Like output, or `None`.
-        grad_final: Shaped like `initial`.
+        grad_final: Shaped like `initial`, each or `None`.
         output: (T, B, directions · P), or of packed input (N, directions · P).
         saved: What the forward pass kept.
         saved_shapes: Their shapes.
@@ -231,7 +231,8 @@ def check_backward(
     if len(grad_final) != len(initial):
         raise ValueError(f"grad_final has {len(grad_final)} tensors; expected {len(initial)}, as the state has")
     for index, (tensor, state) in enumerate(zip(grad_final, initial, strict=True)):
-        check_tensor(f"grad_final[{index}]", tensor, tuple(state.shape), *like)
+        if tensor is not None:
+            check_tensor(f"grad_final[{index}]", tensor, tuple(state.shape), *like)
     if len(saved) != len(saved_shapes):
         raise ValueError(
             f"saved has {len(saved)} tensors; expected the {len(saved_shapes)} that a forward pass with keep=True returns"

@@ -158,6 +158,10 @@ class Recurrent(nn.Module):
         """The parameters of each layer and direction, in torch's order; then those that a variant brings."""
         return [[getattr(self, name) for name in row] for row in self._names]
 
+    @property
+    def _first_weight(self) -> Tensor:
+        return getattr(self, self._names[0][0])
+
     def flatten_parameters(self) -> None:
         """Do nothing. Code written for torch.nn calls it; these layers need no contiguous weights."""
 
@@ -292,7 +296,7 @@ class Recurrent(nn.Module):
 
     def _computed_dtype(self, device: torch.device) -> torch.dtype:
         """Dtype of output and state: the parameters', or under torch.autocast, which leaves float64 alone, that one's."""
-        dtype = self.all_weights[0][0].dtype
+        dtype = self._first_weight.dtype
         if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
             return torch.get_autocast_dtype(device.type)
         return dtype
@@ -304,7 +308,7 @@ class Recurrent(nn.Module):
                 raise ValueError(f"embedding= is for token ids, but the input is {input.dtype}, {input.dim()}-D")
             self._check_features(input, axes + 1)
             return input.to(dtype)
-        weight = self.all_weights[0][0]
+        weight = self._first_weight
         if input.dim() != axes:
             raise RuntimeError(f"token ids must have {axes} dimensions here, got {input.dim()}")
         tensors = {"token ids are": input} if embedding is None else {"token ids are": input, "embedding is": embedding}
@@ -322,7 +326,7 @@ class Recurrent(nn.Module):
         return input.to(torch.int64)
 
     def _check_features(self, input: Tensor, dims: int) -> None:
-        weight = self.all_weights[0][0]
+        weight = self._first_weight
         is_cast = torch.is_autocast_enabled(input.device.type) and input.is_floating_point()
         is_cast = is_cast and torch.float64 not in (input.dtype, weight.dtype)
         if input.dtype != weight.dtype and not is_cast:
@@ -347,7 +351,7 @@ class Recurrent(nn.Module):
         """Return the initial state in the computation's dtype, zeros where none was given."""
         count = self.num_layers * (2 if self.bidirectional else 1)
         shapes = [(count, rows, self.output_size), (count, rows, self.hidden_size)][: self._state_size]
-        weight = self.all_weights[0][0]
+        weight = self._first_weight
         if state is None:
             return tuple(torch.zeros(shape, dtype=dtype, device=input.device) for shape in shapes)
         for index, (tensor, shape) in enumerate(zip(state, shapes, strict=True)):

@@ -23,7 +23,7 @@ and gradients are the same to the bit.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
@@ -170,18 +170,8 @@ def forward(
         The output (T, B, P), zero past a row's end, or packed (N, P); the final state; and what `backward` needs (empty unless
         `keep`).
     """
-    calls = _directions(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes, bidirectional)
-    call, x, output = calls[0], calls[0].rows.compact(input), calls[0].new_output()
-    loops = [_ForwardLoop(cell, each, x, part) for each, part in zip(calls, _columns(output, len(calls)), strict=True)]
-    states = [[s.to(call.arithmetic, copy=True) for s in each.initial] for each in calls]
-    if keep and recompute_every and saved_widths(cell, 1):
-        segments = call.segments(_gradient_width(cell, call.weights.hidden), recompute_every)
-        saved = run_segments(calls, segments, states, lambda parts: _run_forward(loops, parts, states))
-    else:
-        saved = [loop.new_saved(call.rows.count) if keep else [] for loop in loops]
-        stretches = call.stretches(call.weights.gates * call.weights.hidden)
-        _run_forward(loops, [stretches] * len(loops), states, saved)
-    return output, [s.to(call.dtype) for s in _joined(states)], _joined(saved)
+    plan = Plan(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes, bidirectional)
+    return plan.forward(input, keep, recompute_every)
 
 
 def backward(
@@ -220,40 +210,117 @@ def backward(
         recompute_every: As in `forward`.
         bidirectional: As in `forward`.
     """
-    calls = _directions(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes, bidirectional)
-    call, count = calls[0], len(calls)
-    widths = saved_widths(cell, call.weights.hidden)
-    recompute_every = recompute_every if widths else 0
-    segments = call.segments(_gradient_width(cell, call.weights.hidden), recompute_every)
-    check_saved(calls, input, grad_output, grad_final, output, saved, widths, segments if recompute_every else None)
-    output, saved = _plain(output), [_plain(tensor) for tensor in saved]
-    _check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
-    x, kept = call.rows.compact(input), shares(saved, count)
-    outputs = _columns(output, count)
-    grads = [None] * count if grad_output is None else _columns(_plain(grad_output), count)
-    longest = max(s.last_row - s.first_row for segment in segments for s in segment)
-    needs_input = needs_input and not call.reads_ids
-    loops = [
-        _BackwardLoop(cell, each, out, grad, final, x, needs_input, longest)
-        for each, out, grad, final in zip(calls, outputs, grads, shares(grad_final, count), strict=True)
-    ]
-    again = [_ForwardLoop(cell, each, x, None) for each in calls] if recompute_every else []
-    for parts in zip(*(each.backward_order(segments) for each in calls), strict=True):
-        here, first_rows = [segment for _, segment in parts], [0] * count
-        if again:
-            before = [[s[number] for s in states] for (number, _), states in zip(parts, kept, strict=True)]
-            saved_here, first_rows = _recompute(again, here, before), [segment[0].first_row for segment in here]
+    plan = Plan(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes, bidirectional)
+    return plan.backward(grad_output, grad_final, input, output, saved, needs_input, recompute_every)
+
+
+class Plan:
+    """A request, checked and laid out once for both passes."""
+
+    def __init__(
+        self,
+        cell: str,
+        input: Tensor,
+        initial: list[Tensor],
+        parameters: list[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        reverse: bool,
+        batch_sizes: Tensor | None,
+        bidirectional: bool,
+    ) -> None:
+        """Check and lay out; the arguments are those of `forward`."""
+        given = (cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)
+        self._cell = cell
+        self._calls = _both_directions(*given) if bidirectional else [_Call(*given)]
+        self._threads = torch.get_num_threads()
+        self._marks: list[Any] = []
+
+    def let_go(self, input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> None:
+        """Drop the tensors which it was made of, so that it keeps none alive, until `take_up`."""
+        self._marks = _marks(input, initial, parameters)
+        for call in self._calls:
+            call.let_go()
+
+    def take_up(self, input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> "Plan | None":
+        """Return the same plan for these tensors, or `None` if they aren't in the same memory, or threads are more or fewer."""
+        if self._threads != torch.get_num_threads() or self._marks != _marks(input, initial, parameters):
+            return None
+        plan, count = object.__new__(Plan), len(self._calls)
+        plan.__dict__ |= self.__dict__
+        each = zip(self._calls, shares(initial, count), shares(parameters, count), strict=True)
+        plan._calls = [call.take_up(input, *own) for call, *own in each]
+        return plan
+
+    def forward(self, input: Tensor, keep: bool, recompute_every: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Run forward, as `forward` does."""
+        calls, call = self._calls, self._calls[0]
+        x, output = call.rows.compact(input), call.new_output()
+        loops = [
+            _ForwardLoop(self._cell, each, x, part)
+            for each, part in zip(calls, _columns(output, len(calls)), strict=True)
+        ]
+        states = [[s.to(call.arithmetic, copy=True) for s in each.initial] for each in calls]
+        if keep and recompute_every and saved_widths(self._cell, 1):
+            segments = call.segments(_gradient_width(self._cell, call.weights.hidden), recompute_every)
+            saved = run_segments(calls, segments, states, lambda parts: _run_forward(loops, parts, states))
         else:
-            saved_here = kept
-        each_loop = zip(loops, here, saved_here, first_rows, strict=True)
-        _run_at_once(
-            _kind(call.dtype).backward, [loop.calls(own, kept_here, first) for loop, own, kept_here, first in each_loop]
+            saved = [loop.new_saved(call.rows.count) if keep else [] for loop in loops]
+            stretches = call.stretches(call.weights.gates * call.weights.hidden)
+            _run_forward(loops, [stretches] * len(loops), states, saved)
+        return output, [s.to(call.dtype) for s in _joined(states)], _joined(saved)
+
+    def backward(
+        self,
+        grad_output: Tensor | None,
+        grad_final: Sequence[Tensor | None],
+        input: Tensor,
+        output: Tensor,
+        saved: list[Tensor],
+        needs_input: bool,
+        recompute_every: int,
+    ) -> Gradient:
+        """Backpropagate, as `backward` does; a final state's gradient may be `None` for zero."""
+        calls, call, count = self._calls, self._calls[0], len(self._calls)
+        widths = saved_widths(self._cell, call.weights.hidden)
+        recompute_every = recompute_every if widths else 0
+        segments = call.segments(_gradient_width(self._cell, call.weights.hidden), recompute_every)
+        check_saved(calls, input, grad_output, grad_final, output, saved, widths, segments if recompute_every else None)
+        output, saved = _plain(output), [_plain(tensor) for tensor in saved]
+        _check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
+        x, kept = call.rows.compact(input), shares(saved, count)
+        outputs = _columns(output, count)
+        grads = [None] * count if grad_output is None else _columns(_plain(grad_output), count)
+        longest = max(s.last_row - s.first_row for segment in segments for s in segment)
+        needs_input = needs_input and not call.reads_ids
+        loops = [
+            _BackwardLoop(self._cell, each, out, grad, final, x, needs_input, longest)
+            for each, out, grad, final in zip(calls, outputs, grads, shares(grad_final, count), strict=True)
+        ]
+        again = [_ForwardLoop(self._cell, each, x, None) for each in calls] if recompute_every else []
+        for parts in zip(*(each.backward_order(segments) for each in calls), strict=True):
+            here, first_rows = [segment for _, segment in parts], [0] * count
+            if again:
+                before = [[s[number] for s in states] for (number, _), states in zip(parts, kept, strict=True)]
+                saved_here, first_rows = _recompute(again, here, before), [segment[0].first_row for segment in here]
+            else:
+                saved_here = kept
+            each_loop = zip(loops, here, saved_here, first_rows, strict=True)
+            _run_at_once(
+                _kind(call.dtype).backward,
+                [loop.calls(own, kept_here, first) for loop, own, kept_here, first in each_loop],
+            )
+        dtype = call.weights_dtype
+        return Gradient(
+            _sum_over_directions(call, loops, input.shape),
+            [g.to(call.dtype) for g in _joined([loop.grad_initial() for loop in loops])],
+            _joined([loop.sums.to_list(dtype) for loop in loops]),
         )
-    return Gradient(
-        _sum_over_directions(call, loops, input.shape),
-        [g.to(call.dtype) for g in _joined([loop.grad_initial() for loop in loops])],
-        _joined([loop.sums.to_list(parameters[0].dtype) for loop in loops]),
-    )
+
+
+def _marks(input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> list[Any]:
+    """What tells whether tensors are the same and in the same memory."""
+    return [(t.data_ptr(), t.shape, t.dtype) for t in (input, *initial, *parameters)]
 
 
 def run_segments(
@@ -324,8 +391,10 @@ def _columns(tensor: Tensor, count: int) -> list[Any]:
     return list(tensor.chunk(count, -1)) if count > 1 else [tensor]
 
 
-def shares(tensors: list[Tensor], count: int) -> list[list[Tensor]]:
+def shares(tensors: Sequence[Any], count: int) -> list[Any]:
     """Cut a list of tensors in each direction's own."""
+    if count == 1:
+        return [tensors]
     own = len(tensors) // count
     return [tensors[first : first + own] for first in range(0, own * count, own)] if own else [[]] * count
 
@@ -339,7 +408,9 @@ class _ForwardLoop:
 
     def __init__(self, cell: str, call: "_Call", x: Tensor, output: Tensor | None) -> None:
         self.cell, self.call, self.x, self.output = cell, call, x, output
-        self.packed = _pack_forward(call)
+        weights = call.weights
+        factors = (weights.weight_hh, weights.weight_hr, weights.bias_ih, weights.bias_hh)
+        self.packed = call.layout.pack_forward(*(_address(t) for t in factors))
         self.product = input_product(call)
         # Ids are read by the step itself, but for the cell that writes to W_ih x.
         self.ids = self.x if call.reads_ids and cell != "gru_reset_before" else None
@@ -373,12 +444,12 @@ class _ForwardLoop:
                 assert a is not None
                 self.product.write(self.x[first:last], a)
             yield call.layout.forward_call(
-                *(stretch.begin, stretch.end, a.data_ptr(), _address(here[:1]), first, _address(here[1:])),
-                _address([self.output]),
+                *(stretch.begin, stretch.end, a.data_ptr(), _address(here[0]), first, _address(here[1])),
+                _address(self.output),
                 *_addresses(state),
                 *_addresses(call.initial),
-                *(_address([p]) for p in self.packed),
-                _address([self.ids]),
+                self.packed,
+                _address(self.ids),
             )
 
 
@@ -391,31 +462,33 @@ class _BackwardLoop:
         call: "_Call",
         output: Tensor,
         grad_output: Tensor | None,
-        grad_final: list[Tensor],
+        grad_final: Sequence[Tensor | None],
         x: Tensor,
         needs_input: bool,
         rows: int,
     ) -> None:
         self.call, self.output, self.grad_output = call, output, grad_output
-        self.packed = _pack_backward(call)
+        self.packed = call.layout.pack_backward(
+            *(_address(t) for t in (call.weights.weight_hh, call.weights.weight_hr))
+        )
         self.sums = _Sums(cell, call, x, needs_input)
         self.work = _new_workspace(cell, call, rows)
-        plain = torch.contiguous_format
-        self.grad_state = [g.to(call.arithmetic, copy=True, memory_format=plain) for g in grad_final]
+        self.grad_state = [_own(g, s, call.arithmetic) for g, s in zip(grad_final, call.initial, strict=True)]
         self.grad_anew = [torch.zeros_like(g) for g in self.grad_state] if call.reset is not None else []
 
     def calls(self, stretches: list["_Stretch"], saved: list[Tensor], first_row: int) -> Iterator[Any]:
         """Yield the native calls, each to be run before the next, for some stretches; `saved` begins at a packed row."""
         for _, stretch in self.call.backward_order(stretches):
             yield self.call.layout.backward_call(
-                *(stretch.begin, stretch.end, first_row, _address(saved[:1]), _address(saved[1:])),
-                *(self.output.data_ptr(), _address([self.grad_output])),
+                *(stretch.begin, stretch.end, first_row),
+                *_addresses(saved),
+                *(self.output.data_ptr(), _address(self.grad_output)),
                 *_addresses(self.grad_state),
                 *_addresses(self.grad_anew),
                 *_addresses(self.call.initial),
                 *(stretch.first_row, self.work.grad_gates.stride(0)),
-                *(_address([t]) for t in self.work),
-                *(_address([p]) for p in self.packed),
+                *(_address(t) for t in self.work),
+                self.packed,
             )
             self.sums.add(stretch, self.work, self.output)
 
@@ -424,6 +497,13 @@ class _BackwardLoop:
         if not self.grad_anew:
             return self.grad_state
         return [a + b for a, b in zip(self.grad_state, self.grad_anew, strict=True)]
+
+
+def _own(gradient: Tensor | None, state: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy of a state's gradient to be carried along."""
+    if gradient is None:
+        return torch.zeros_like(state, dtype=dtype)
+    return gradient.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 class _Weights(NamedTuple):
@@ -448,7 +528,7 @@ def _gate_count(cell: str) -> int:
     return 3 if "coupled" in variants else _GATES[base]
 
 
-def _read_weights(cell: str, parameters: list[Tensor], reads_ids: bool) -> _Weights:
+def _read_weights(gates: int, parameters: list[Tensor], reads_ids: bool) -> _Weights:
     # Columns of a table may lie together: that is how token ids will read it.
     weight_ih = parameters[0].resolve_neg() if reads_ids else _plain(parameters[0])
     tensors: list[Tensor | None] = [weight_ih, *(_plain(p) for p in parameters[1:])]
@@ -460,7 +540,6 @@ def _read_weights(cell: str, parameters: list[Tensor], reads_ids: bool) -> _Weig
     assert weight_ih is not None
     assert weight_hh is not None
     projected = 0 if weight_hr is None else weight_hr.shape[0]
-    gates = _gate_count(cell)
     hidden = weight_hh.shape[0] // gates
     return _Weights(gates, hidden, projected, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
 
@@ -577,9 +656,9 @@ class _Call:
         """Check and lay out, with the rows of `other`, which runs the other way, if there is one."""
         check_input(input, batch_sizes)
         self.reads_ids = not input.is_floating_point()
-        self.like = initial[0] if self.reads_ids and initial else input
-        self.dtype = self.like.dtype
-        if (reason := refusal(cell, self.like)) is not None:
+        like = initial[0] if self.reads_ids and initial else input
+        self.dtype = like.dtype
+        if (reason := refusal(cell, like)) is not None:
             raise NotImplementedError(f"input can't be served: {reason}")
         self.arithmetic = arithmetic_of(self.dtype)
         base = cell.partition("+")[0]
@@ -589,9 +668,8 @@ class _Call:
             *(extra, masks, mask_names, batch_sizes),
         )
         steps, batch = steps_and_batch(input, batch_sizes)
-        self.initial = [_plain(s) for s in initial]
-        own = parameters[: len(parameters) - len(extra)]
-        self.weights = _read_weights(cell, own, self.reads_ids).to(self.arithmetic)
+        self._gates = _gate_count(cell)
+        self._hold(input, initial, parameters[: len(parameters) - len(extra)])
         _check_memory(input=[input], initial=self.initial, parameters=self.weights[3:])
         if lengths is not None and bool((lengths == steps).all()):
             lengths = None
@@ -605,9 +683,26 @@ class _Call:
         self.layout = _kind(self.dtype)(
             *(_CELLS[base], bool(reverse), torch.get_num_threads(), steps, batch),
             *(self.weights.hidden, self.weights.projected),
-            *(_address([t]) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
+            *(_address(t) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
             *(batch_sizes is not None, directions * self.width),
         )
+
+    def _hold(self, input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> None:
+        self.like = initial[0] if self.reads_ids else input
+        self.initial = [_plain(s) for s in initial]
+        self.weights_dtype = parameters[0].dtype
+        self.weights = _read_weights(self._gates, parameters, self.reads_ids).to(self.arithmetic)
+
+    def let_go(self) -> None:
+        """Drop the tensors which it was made of."""
+        del self.like, self.initial, self.weights
+
+    def take_up(self, input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> "_Call":
+        """Return the same request for tensors like those which it was made of."""
+        call = object.__new__(_Call)
+        call.__dict__ |= self.__dict__
+        call._hold(input, initial, parameters)
+        return call
 
     def stretches(self, width: int) -> list["_Stretch"]:
         """Cut the steps into stretches whose gates fit the cache."""
@@ -653,7 +748,7 @@ class _Call:
         return _new(self.like, *shape) if self.rows.lengths is None else new_zeros(self.like, *shape)
 
 
-def _directions(
+def _both_directions(
     cell: str,
     input: Tensor,
     initial: list[Tensor],
@@ -662,11 +757,8 @@ def _directions(
     reset: Tensor | None,
     reverse: bool,
     batch_sizes: Tensor | None,
-    bidirectional: bool,
 ) -> list[_Call]:
-    """Check and lay out a request: a call, or two."""
-    if not bidirectional:
-        return [_Call(cell, input, initial, parameters, lengths, reset, reverse, batch_sizes)]
+    """Check and lay out both directions of a layer."""
     check_directions(reverse, initial, parameters)
     calls: list[_Call] = []
     for states, weights in zip(shares(initial, 2), shares(parameters, 2), strict=True):
@@ -679,7 +771,7 @@ def check_saved(
     calls: list[_Call],
     input: Tensor,
     grad_output: Tensor | None,
-    grad_final: list[Tensor],
+    grad_final: Sequence[Tensor | None],
     output: Tensor,
     saved: list[Tensor],
     widths: list[int],
@@ -820,6 +912,7 @@ class _Sums:
         return [tensor.to(dtype) for tensor in tensors if tensor is not None]
 
 
+@cache
 def _kind(dtype: torch.dtype) -> Any:
     names = {torch.float32: "LayoutF32", torch.float64: "LayoutF64", torch.bfloat16: "LayoutBf16"}
     return getattr(_native, names[dtype])
@@ -895,24 +988,6 @@ def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = N
     )
 
 
-def _pack_forward(call: _Call) -> list[Tensor]:
-    """Weights in the order in which the forward loop reads them: W_hh, (reset before) its n, W_hr, biases."""
-    weights = call.weights
-    *sizes, bias_size = call.layout.forward_sizes()
-    packed = [*(_new(call.like, size) for size in sizes), _new(weights.weight_hh, bias_size)]
-    tensors = (weights.weight_hh, weights.weight_hr, weights.bias_ih, weights.bias_hh)
-    call.layout.pack_forward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
-    return packed
-
-
-def _pack_backward(call: _Call) -> list[Tensor]:
-    """Weights in the order in which the backward loop reads them: W_hh, (reset before) its n, W_hr."""
-    packed = [_new(call.like, size) for size in call.layout.backward_sizes()[:3]]
-    tensors = (call.weights.weight_hh, call.weights.weight_hr)
-    call.layout.pack_backward(*(_address([t]) for t in tensors), *(p.data_ptr() for p in packed))
-    return packed
-
-
 def _new(like: Tensor, *shape: int) -> Tensor:
     """Return an array of arbitrary content, as `like.new_empty`, but in pooled memory if it is large."""
     count = math.prod(shape)
@@ -935,9 +1010,11 @@ def new_zeros(like: Tensor, *shape: int) -> Tensor:
     return tensor
 
 
-def _address(tensors: list[Any]) -> int:
-    return tensors[0].data_ptr() if tensors and tensors[0] is not None else 0
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
-def _addresses(state: list[Tensor]) -> tuple[int, int]:
-    return _address(state[:1]), _address(state[1:])
+def _addresses(tensors: Sequence[Tensor]) -> tuple[int, int]:
+    """Addresses of up to two tensors."""
+    first, second = [*tensors, None, None][:2]
+    return _address(first), _address(second)
