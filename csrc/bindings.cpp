@@ -7,8 +7,6 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -18,6 +16,7 @@
 #include "cotangents.h"
 #include "dispatch.h"
 #include "memory.h"
+#include "pass.h"
 #include "rows.h"
 #include "variants.h"
 
@@ -67,36 +66,48 @@ void check(bool done) {
   if (!done) throw std::bad_alloc();
 }
 
-// Weights packed for one of the passes, in a block of memory of their own: pooled where it is large.
+// Weights packed for one of the passes, in memory of their own. A part of no elements is null.
 template <class E>
 class Packed {
   using T = Arithmetic<E>;
-  static constexpr size_t line = 64, large = 1 << 20;  // bytes
 
  public:
-  E *weight_hh, *weight_n, *weight_hr;
+  E *weight_hh, *weight_n, *weight_hr, *weight_ih;
   T* bias;
 
-  explicit Packed(PackedSizes sizes) {
-    const size_t bytes[] = {sizes.weight_hh * sizeof(E), sizes.weight_n * sizeof(E), sizes.weight_hr * sizeof(E),
-                            sizes.bias * sizeof(T)};
-    size_t ends[4], end = 0;
-    for (int i = 0; i < 4; ++i) ends[i] = end += (bytes[i] + line - 1) / line * line;
-    is_pooled_ = end >= large;
-    memory_ = static_cast<char*>(is_pooled_ ? take_memory(end) : std::aligned_alloc(line, std::max(end, line)));
-    check(memory_);
-    weight_hh = reinterpret_cast<E*>(memory_);
-    weight_n = reinterpret_cast<E*>(memory_ + ends[0]);
-    weight_hr = reinterpret_cast<E*>(memory_ + ends[1]);
-    bias = reinterpret_cast<T*>(memory_ + ends[2]);
+  Packed(PackedSizes sizes, long ih) : block_(bytes<T>(sizes.bias) + bytes<E>(sizes.weight_hh) + bytes<E>(sizes.weight_n) +
+                                              bytes<E>(sizes.weight_hr) + bytes<E>(ih)) {
+    check(block_.get());
+    char* memory = static_cast<char*>(block_.get());
+    take(bias, sizes.bias, memory);
+    take(weight_hh, sizes.weight_hh, memory);
+    take(weight_n, sizes.weight_n, memory);
+    take(weight_hr, sizes.weight_hr, memory);
+    take(weight_ih, ih, memory);
   }
-  Packed(const Packed&) = delete;
-  ~Packed() { is_pooled_ ? give_memory(memory_) : std::free(memory_); }
 
  private:
-  char* memory_;
-  bool is_pooled_;
+  template <class F>
+  static size_t bytes(long count) {
+    return (count * sizeof(F) + 63) / 64 * 64;  // whole cache lines
+  }
+
+  template <class F>
+  static void take(F*& part, long count, char*& memory) {
+    part = count ? reinterpret_cast<F*>(memory) : nullptr;
+    memory += bytes<F>(count);
+  }
+
+  Block block_;
 };
+
+using Steps = std::vector<std::tuple<long, long, long, long>>;
+
+std::vector<Stretch> stretches(const Steps& steps) {
+  std::vector<Stretch> all;
+  for (const auto& [begin, end, first_row, last_row] : steps) all.push_back({begin, end, first_row, last_row});
+  return all;
+}
 
 template <class E>
 struct TypedLayout : Layout {
@@ -108,48 +119,62 @@ struct TypedLayout : Layout {
                at<const int64_t>(rows), at<const int64_t>(first_row), at<const int64_t>(order),
                at<const uint8_t>(reset), is_packed, output_stride} {}
 
-  Layout between(long begin, long end) const {
-    Layout part = *this;
-    part.begin = begin;
-    part.end = end;
-    return part;
-  }
-
-  std::unique_ptr<Packed<E>> pack_forward(Address weight_hh, Address weight_hr, Address bias_ih,
-                                          Address bias_hh) const {
+  // W_ih (., I), without gaps; or null.
+  std::unique_ptr<Packed<E>> pack_forward(Address weight_ih, long input, Address weight_hh, Address weight_hr,
+                                          Address bias_ih, Address bias_hh) const {
     nb::gil_scoped_release release;
-    auto packed = std::make_unique<Packed<E>>(kernels<E>().forward_sizes(*this));
-    kernels<E>().pack_forward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih),
-                              at<const T>(bias_hh), packed->weight_hh, packed->weight_n, packed->weight_hr,
-                              packed->bias);
+    const long width = gate_count(cell) * hidden;
+    const Kernels<E>& with = kernels<E>();
+    auto packed = std::make_unique<Packed<E>>(with.forward_sizes(*this), weight_ih ? with.columns_size(width, input) : 0);
+    with.pack_forward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih), at<const T>(bias_hh),
+                      packed->weight_hh, packed->weight_n, packed->weight_hr, packed->bias);
+    if (packed->weight_ih) with.pack_columns(width, input, at<const T>(weight_ih), input, 1, packed->weight_ih, threads);
     return packed;
   }
 
-  std::unique_ptr<Packed<E>> pack_backward(Address weight_hh, Address weight_hr) const {
+  std::unique_ptr<Packed<E>> pack_backward(Address weight_ih, long input, Address weight_hh, Address weight_hr) const {
     nb::gil_scoped_release release;
-    auto packed = std::make_unique<Packed<E>>(kernels<E>().backward_sizes(*this));
-    kernels<E>().pack_backward(*this, at<const T>(weight_hh), at<const T>(weight_hr), packed->weight_hh,
-                               packed->weight_n, packed->weight_hr);
+    const long width = gate_count(cell) * hidden;
+    const Kernels<E>& with = kernels<E>();
+    auto packed = std::make_unique<Packed<E>>(with.backward_sizes(*this), weight_ih ? with.columns_size(input, width) : 0);
+    with.pack_backward(*this, at<const T>(weight_hh), at<const T>(weight_hr), packed->weight_hh, packed->weight_n,
+                       packed->weight_hr);
+    if (packed->weight_ih) with.pack_columns(input, width, at<const T>(weight_ih), 1, input, packed->weight_ih, threads);
     return packed;
   }
 
-  Forward<E> forward_call(long begin, long end, Address x, Address gates, long first_row, Address kept, Address output,
-                          Address h, Address c, Address initial_h, Address initial_c, const Packed<E>& packed,
-                          Address ids) const {
-    return {between(begin, end), at<T>(x), at<E>(gates), first_row, at<E>(kept), at<E>(output), at<T>(h), at<T>(c),
-            at<const E>(initial_h), at<const E>(initial_c), packed.weight_hh, packed.weight_n, packed.weight_hr,
-            packed.bias, at<const int64_t>(ids)};
+  ForwardPass<E> forward_pass(const Steps& steps, Address x, long input, long x_stride, Address ids, Address table,
+                              long first_row, Address gates, Address kept, Address output, Address h, Address c,
+                              Address initial_h, Address initial_c, const Packed<E>& packed) const {
+    const Forward<E> loop{*this, nullptr, at<E>(gates), first_row, at<E>(kept), at<E>(output), at<T>(h), at<T>(c),
+                          at<const E>(initial_h), at<const E>(initial_c), packed.weight_hh, packed.weight_n,
+                          packed.weight_hr, packed.bias, nullptr};
+    return {stretches(steps), loop, {at<const E>(x), input, x_stride, at<const int64_t>(ids)}, packed.weight_ih,
+            at<const T>(table)};
   }
 
-  Backward<E> backward_call(long begin, long end, long first_row, Address gates, Address kept, Address output,
-                            Address grad_output, Address grad_h, Address grad_c, Address grad_initial_h,
-                            Address grad_initial_c, Address initial_h, Address initial_c, long first_grad_row,
-                            long grad_stride, Address grad_gates, Address h_prev, Address extra, Address grad_hidden,
-                            const Packed<E>& packed) const {
-    return {between(begin, end), first_row, at<const E>(gates), at<const E>(kept), at<const E>(output),
-            at<const E>(grad_output), at<T>(grad_h), at<T>(grad_c), at<T>(grad_initial_h), at<T>(grad_initial_c),
-            at<const E>(initial_h), at<const E>(initial_c), first_grad_row, grad_stride, at<E>(grad_gates),
-            at<E>(h_prev), at<E>(extra), at<E>(grad_hidden), packed.weight_hh, packed.weight_n, packed.weight_hr};
+  BackwardPass<E> backward_pass(const Steps& steps, Address x, long input, long x_stride, Address ids, long first_row,
+                                Address gates, Address kept, Address output, Address grad_output, Address grad_h,
+                                Address grad_c, Address grad_initial_h, Address grad_initial_c, Address initial_h,
+                                Address initial_c, const Packed<E>& packed, Address grad_input, Address sum_ih,
+                                Address sum_hh, Address sum_hr, Address sum_bias_ih, Address sum_bias_hh) const {
+    Backward<E> loop{*this};
+    loop.first_row = first_row;
+    loop.gates = at<const E>(gates);
+    loop.kept = at<const E>(kept);
+    loop.output = at<const E>(output);
+    loop.grad_output = at<const E>(grad_output);
+    loop.grad_h = at<T>(grad_h);
+    loop.grad_c = at<T>(grad_c);
+    loop.grad_initial_h = at<T>(grad_initial_h);
+    loop.grad_initial_c = at<T>(grad_initial_c);
+    loop.initial_h = at<const E>(initial_h);
+    loop.initial_c = at<const E>(initial_c);
+    loop.weight_hh = packed.weight_hh;
+    loop.weight_n = packed.weight_n;
+    loop.weight_hr = packed.weight_hr;
+    return {stretches(steps), loop, {at<const E>(x), input, x_stride, at<const int64_t>(ids)}, packed.weight_ih,
+            at<E>(grad_input), at<T>(sum_ih), at<T>(sum_hh), at<T>(sum_hr), at<T>(sum_bias_ih), at<T>(sum_bias_hh)};
   }
 };
 
@@ -162,13 +187,12 @@ nb::ndarray<nb::pytorch, T, nb::ndim<1>> new_array(size_t count) {
   return {memory, {count}, owner};
 }
 
-// Run a call, or two at once: both directions of a layer.
-template <class Call>
-void run(bool (*pass)(const Call*, int), const Call& one, const Call* other) {
+// Run a pass, or two at once: both directions of a layer.
+template <class E, class Pass>
+void run(bool (*pass)(const Kernels<E>&, const Pass* const*, int), const Pass& one, const Pass* other) {
   nb::gil_scoped_release release;
-  if (!other) return check(pass(&one, 1));
-  const Call both[] = {one, *other};
-  check(pass(both, 2));
+  const Pass* const both[] = {&one, other};
+  check(pass(kernels<E>(), both, other ? 2 : 1));
 }
 
 template <class E>
@@ -176,8 +200,8 @@ void bind(nb::module_& module, const char* name) {
   using T = Arithmetic<E>;
   using L = TypedLayout<E>;
   nb::class_<L> layout(module, name);
-  nb::class_<Forward<E>>(layout, "Forward");
-  nb::class_<Backward<E>>(layout, "Backward");
+  nb::class_<ForwardPass<E>>(layout, "ForwardPass");
+  nb::class_<BackwardPass<E>>(layout, "BackwardPass");
   nb::class_<Packed<E>>(layout, "Packed");
   layout
       .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address, bool, long>(), "cell"_a,
@@ -185,16 +209,16 @@ void bind(nb::module_& module, const char* name) {
            "order"_a, "reset"_a, "is_packed"_a, "output_stride"_a)
       .def("pack_forward", &L::pack_forward)
       .def("pack_backward", &L::pack_backward)
-      .def("forward_call", &L::forward_call)
-      .def("backward_call", &L::backward_call)
+      .def("forward_pass", &L::forward_pass)
+      .def("backward_pass", &L::backward_pass)
       .def_static(
           "forward",
-          [](const Forward<E>& one, const Forward<E>* other) { run(kernels<E>().forward, one, other); }, "call"_a,
+          [](const ForwardPass<E>& one, const ForwardPass<E>* other) { run<E>(run_forward<E>, one, other); }, "one"_a,
           "other"_a.none() = nb::none())
       .def_static(
           "backward",
-          [](const Backward<E>& one, const Backward<E>* other) { run(kernels<E>().backward, one, other); }, "call"_a,
-          "other"_a.none() = nb::none())
+          [](const BackwardPass<E>& one, const BackwardPass<E>* other) { run<E>(run_backward<E>, one, other); },
+          "one"_a, "other"_a.none() = nb::none())
       .def_static("new_array", &new_array<T>, "count"_a)  // of the arithmetic's type
       .def_static("columns_size", [](long columns, long depth) { return kernels<E>().columns_size(columns, depth); })
       .def_static("pack_columns",

@@ -16,7 +16,7 @@
 namespace throughtime {
 namespace {
 
-constexpr size_t large_page = 2u << 20;
+constexpr size_t large_page = 2u << 20, line = 64;
 constexpr long oldest = 1000;  // calls of take_memory that an idle block outlives
 
 void* from_system(size_t bytes) {
@@ -112,7 +112,6 @@ class Scratch {
 
   void* at_least(size_t bytes) {
     if (bytes <= bytes_) return memory_;
-    constexpr size_t line = 64;
     std::free(memory_);
     bytes_ = (bytes + line - 1) / line * line;
     memory_ = std::aligned_alloc(line, bytes_);
@@ -130,6 +129,17 @@ class Scratch {
 void* scratch_memory(size_t bytes) {
   thread_local Scratch scratch;
   return scratch.at_least(std::max(bytes, size_t{1}));
+}
+
+Block::Block(size_t bytes) : is_pooled_(bytes >= large_page / 2) {
+  memory_ = is_pooled_ ? take_memory(bytes) : std::aligned_alloc(line, (std::max(bytes, line) + line - 1) / line * line);
+}
+
+Block::~Block() {
+  if (memory_ && is_pooled_)
+    give_memory(memory_);
+  else
+    std::free(memory_);
 }
 
 void* take_memory(size_t bytes) { return pool().take(bytes); }

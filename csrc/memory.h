@@ -20,6 +20,22 @@ MemoryUse memory_use();
 // Hand back to the system all that is idle.
 void release_memory();
 
+// Memory of its own, aligned to a cache line; pooled where it is large. It is arbitrary in content, and null where there is
+// none left.
+class Block {
+ public:
+  explicit Block(size_t bytes);
+  Block(Block&& other) noexcept : memory_(other.memory_), is_pooled_(other.is_pooled_) { other.memory_ = nullptr; }
+  Block(const Block&) = delete;
+  ~Block();
+
+  void* get() const { return memory_; }
+
+ private:
+  void* memory_;
+  bool is_pooled_;
+};
+
 // Memory for one call's scratch arrays, aligned to a cache line, or null where there is none left: the calling thread's own,
 // kept between calls, and arbitrary in content. The next call of this function by the same thread ends its use.
 void* scratch_memory(size_t bytes);

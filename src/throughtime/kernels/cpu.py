@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +43,6 @@ _CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before":
 _GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
-_APART = 16
 _LARGE = 1 << 20  # bytes from which memory is pooled
 _STRETCH = 4 << 20  # bytes of gates that the cache holds from one pass over them to the next
 
@@ -291,10 +290,9 @@ class Plan:
         x, kept = call.rows.compact(input), shares(saved, count)
         outputs = _columns(output, count)
         grads = [None] * count if grad_output is None else _columns(_plain(grad_output), count)
-        longest = max(s.last_row - s.first_row for segment in segments for s in segment)
         needs_input = needs_input and not call.reads_ids
         loops = [
-            _BackwardLoop(self._cell, each, out, grad, final, x, needs_input, longest)
+            _BackwardLoop(self._cell, each, out, grad, final, x, needs_input)
             for each, out, grad, final in zip(calls, outputs, grads, shares(grad_final, count), strict=True)
         ]
         again = [_ForwardLoop(self._cell, each, x, None) for each in calls] if recompute_every else []
@@ -305,11 +303,9 @@ class Plan:
                 saved_here, first_rows = _recompute(again, here, before), [segment[0].first_row for segment in here]
             else:
                 saved_here = kept
-            each_loop = zip(loops, here, saved_here, first_rows, strict=True)
-            _run_at_once(
-                _kind(call.dtype).backward,
-                [loop.calls(own, kept_here, first) for loop, own, kept_here, first in each_loop],
-            )
+            each = zip(loops, here, saved_here, first_rows, strict=True)
+            passes = [loop.native_pass(own, kept_here, first) for loop, own, kept_here, first in each]
+            _kind(call.dtype).backward(*passes)
         dtype = call.weights_dtype
         return Gradient(
             _sum_over_directions(call, loops, input.shape),
@@ -348,16 +344,8 @@ def _run_forward(
 ) -> None:
     """Run forward loops at once, each over its stretches."""
     each = zip(loops, stretches, states, saved, first_rows, strict=False)
-    _run_at_once(
-        _kind(loops[0].call.dtype).forward,
-        [loop.calls(own, state, kept, first_row) for loop, own, state, kept, first_row in each],
-    )
-
-
-def _run_at_once(run: Callable[..., None], loops: list[Iterator[Any]]) -> None:
-    """Run each loop's next native call together with the other's; of two segments one may have fewer of them."""
-    for native_calls in zip_longest(*loops):
-        run(*(call for call in native_calls if call is not None))
+    passes = [loop.native_pass(own, state, kept, first) for loop, own, state, kept, first in each]
+    _kind(loops[0].call.dtype).forward(*passes)
 
 
 def _recompute(
@@ -409,48 +397,35 @@ class _ForwardLoop:
     def __init__(self, cell: str, call: "_Call", x: Tensor, output: Tensor | None) -> None:
         self.cell, self.call, self.x, self.output = cell, call, x, output
         weights = call.weights
+        weight_ih, self.table = (None, table_of(call)) if call.reads_ids else (weights.weight_ih, None)
         factors = (weights.weight_hh, weights.weight_hr, weights.bias_ih, weights.bias_hh)
-        self.packed = call.layout.pack_forward(*(_address(t) for t in factors))
-        self.product = input_product(call)
-        # Ids are read by the step itself, but for the cell that writes to W_ih x.
-        self.ids = self.x if call.reads_ids and cell != "gru_reset_before" else None
+        self.packed = call.layout.pack_forward(
+            *(_address(weight_ih), weights.weight_ih.shape[1]), *(_address(t) for t in factors)
+        )
 
     def new_saved(self, rows: int) -> list[Tensor]:
         """Make a place for what the backward pass needs, of so many packed rows."""
         return [_new(self.call.like, rows, width) for width in saved_widths(self.cell, self.call.weights.hidden)]
 
-    def calls(
+    def native_pass(
         self, stretches: list["_Stretch"], state: list[Tensor], saved: Sequence[Tensor], first_row: int
-    ) -> Iterator[Any]:
-        """Yield the native calls, each to be run before the next, that carry `state` over some stretches.
+    ) -> Any:
+        """Return the native pass that carries `state` over some stretches.
 
-        `saved`, which they write to, begins at a packed row; it may be empty.
+        `saved`, which it writes to, begins at a packed row; it may be empty.
         """
         call = self.call
-        gates, kept = [*saved, None, None][:2]
-        width = call.weights.gates * call.weights.hidden
-        # W_ih x of a stretch; where it has the gates' dtype, they take its place.
-        is_shared = gates is not None and call.dtype == call.arithmetic
-        longest = max(s.last_row - s.first_row for s in stretches)
-        scratch = None if is_shared or self.ids is not None else _new(call.weights.weight_ih, longest, width)
-        for _, stretch in call.forward_order(stretches):
-            first, last = stretch.first_row, stretch.last_row
-            here = [None if t is None else t[first - first_row : last - first_row] for t in (gates, kept)]
-            if self.ids is not None:
-                assert isinstance(self.product, _TableRows)
-                a = self.product.table
-            else:
-                a = here[0] if scratch is None else scratch[: last - first]
-                assert a is not None
-                self.product.write(self.x[first:last], a)
-            yield call.layout.forward_call(
-                *(stretch.begin, stretch.end, a.data_ptr(), _address(here[0]), first, _address(here[1])),
-                _address(self.output),
-                *_addresses(state),
-                *_addresses(call.initial),
-                self.packed,
-                _address(self.ids),
-            )
+        return call.layout.forward_pass(
+            [stretch for _, stretch in call.forward_order(stretches)],
+            *call.where_input_is(self.x),
+            _address(self.table),
+            first_row,
+            *_addresses(saved),
+            _address(self.output),
+            *_addresses(state),
+            *_addresses(call.initial),
+            self.packed,
+        )
 
 
 class _BackwardLoop:
@@ -465,32 +440,34 @@ class _BackwardLoop:
         grad_final: Sequence[Tensor | None],
         x: Tensor,
         needs_input: bool,
-        rows: int,
     ) -> None:
-        self.call, self.output, self.grad_output = call, output, grad_output
+        self.call, self.output, self.grad_output, self.x = call, output, grad_output, x
+        weights = call.weights
+        weight_ih = weights.weight_ih if needs_input else None
+        if weight_ih is not None and cell == "gru":
+            weight_ih = weight_ih.roll(weights.hidden, 0)
         self.packed = call.layout.pack_backward(
-            *(_address(t) for t in (call.weights.weight_hh, call.weights.weight_hr))
+            *(_address(weight_ih), weights.weight_ih.shape[1], _address(weights.weight_hh), _address(weights.weight_hr))
         )
         self.sums = _Sums(cell, call, x, needs_input)
-        self.work = _new_workspace(cell, call, rows)
         self.grad_state = [_own(g, s, call.arithmetic) for g, s in zip(grad_final, call.initial, strict=True)]
         self.grad_anew = [torch.zeros_like(g) for g in self.grad_state] if call.reset is not None else []
 
-    def calls(self, stretches: list["_Stretch"], saved: list[Tensor], first_row: int) -> Iterator[Any]:
-        """Yield the native calls, each to be run before the next, for some stretches; `saved` begins at a packed row."""
-        for _, stretch in self.call.backward_order(stretches):
-            yield self.call.layout.backward_call(
-                *(stretch.begin, stretch.end, first_row),
-                *_addresses(saved),
-                *(self.output.data_ptr(), _address(self.grad_output)),
-                *_addresses(self.grad_state),
-                *_addresses(self.grad_anew),
-                *_addresses(self.call.initial),
-                *(stretch.first_row, self.work.grad_gates.stride(0)),
-                *(_address(t) for t in self.work),
-                self.packed,
-            )
-            self.sums.add(stretch, self.work, self.output)
+    def native_pass(self, stretches: list["_Stretch"], saved: list[Tensor], first_row: int) -> Any:
+        """Return the native pass for some stretches; `saved` begins at a packed row."""
+        call = self.call
+        return call.layout.backward_pass(
+            [stretch for _, stretch in call.backward_order(stretches)],
+            *call.where_input_is(self.x),
+            first_row,
+            *_addresses(saved),
+            *(self.output.data_ptr(), _address(self.grad_output)),
+            *_addresses(self.grad_state),
+            *_addresses(self.grad_anew),
+            *_addresses(call.initial),
+            self.packed,
+            *self.sums.addresses(),
+        )
 
     def grad_initial(self) -> list[Tensor]:
         """Return the gradient of the initial state."""
@@ -704,6 +681,11 @@ class _Call:
         call._hold(input, initial, parameters)
         return call
 
+    def where_input_is(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Address, width and stride of packed rows, and address of packed ids; one of the two is there."""
+        width = self.weights.weight_ih.shape[1]
+        return (0, width, 0, x.data_ptr()) if self.reads_ids else (x.data_ptr(), width, x.stride(0), 0)
+
     def stretches(self, width: int) -> list["_Stretch"]:
         """Cut the steps into stretches whose gates fit the cache."""
         return list(self.rows.stretches(width, self.arithmetic.itemsize))
@@ -799,115 +781,46 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()
 
 
-class _Workspace(NamedTuple):
-    """What one stretch of the backward loop yields for the products after it, in packed rows.
-
-    Attributes:
-        grad_gates: ∂a, (·, G·H). GRU with the reset gate after the product, (·, 4 H): ∂a_n, ∂a_r, ∂a_z, ∂a_n ⊙ r, so
-            that both what meets W_ih and what meets W_hh lies together.
-        h_prev: (·, P), where the output shifted by a step isn't it.
-        extra: (·, H), r ⊙ h_prev of a GRU with the reset gate before the product, m of a projected LSTM.
-        grad_hidden: ∂h of a projected LSTM (·, P).
-    """
-
-    grad_gates: Tensor
-    h_prev: Tensor | None
-    extra: Tensor | None
-    grad_hidden: Tensor | None
-
-
-def _new_workspace(cell: str, call: _Call, rows: int) -> _Workspace:
-    def new(columns: int, wanted: bool = True) -> Tensor | None:
-        return _new(call.like, rows, columns) if wanted else None
-
-    hidden, projected = call.weights.hidden, call.weights.projected
-    width = _gradient_width(cell, hidden)
-    # Rows away from powers of two, where reading down a column would meet the same few sets of the cache.
-    grad_gates = _new(call.like, rows, width + _APART)[:, :width]
-    is_cut = call.rows.is_ragged or call.reset is not None
-    extra = new(hidden, cell == "gru_reset_before" or bool(projected))
-    return _Workspace(grad_gates, new(call.width, is_cut), extra, new(projected, bool(projected)))
-
-
 def _gradient_width(cell: str, hidden: int) -> int:
     return (4 if cell == "gru" else _GATES[cell]) * hidden
 
 
 class _Sums:
-    """The gradients that are sums over all steps: one product for each stretch."""
+    """The gradients that are sums over all steps, of a GRU's gates in the order n, r, z, and r, z, n for what meets W_hh."""
 
     def __init__(self, cell: str, call: _Call, x: Tensor, needs_input: bool) -> None:
         weights = call.weights
-        self.cell, self.call, self.x = cell, call, x
+        self.cell, self.call = cell, call
         self.input = _new(x, *x.shape) if needs_input else None
         self.weight_ih = new_input_sum(call)
         self.weight_hh = new_zeros(weights.weight_hh, *weights.weight_hh.shape)
         self.weight_hr = None if weights.weight_hr is None else new_zeros(weights.weight_hr, *weights.weight_hr.shape)
-        self.bias = (
-            None if weights.bias_ih is None else new_zeros(weights.bias_ih, _gradient_width(cell, weights.hidden))
-        )
-        if needs_input:  # the kernels yield a GRU's ∂a in the order n, r, z
-            weight = weights.weight_ih.roll(weights.hidden, 0) if cell == "gru" else weights.weight_ih
-            self._through_weight_ih = _RowProduct(x.dtype, weight)
+        bias = weights.bias_ih
+        self.bias_ih = None if bias is None else new_zeros(bias, *bias.shape)
+        self.bias_hh = None if bias is None or cell != "gru" else new_zeros(bias, *bias.shape)
 
-    def add(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> None:
-        """Add what a stretch of the backward loop has yielded."""
-        hidden, rows = self.call.weights.hidden, stretch.last_row - stretch.first_row
-        da = work.grad_gates[:rows]
-        da_ih = da[:, : 3 * hidden] if self.cell == "gru" else da
-        x = self.x[stretch.first_row : stretch.last_row]
-        if self.call.reads_ids:
-            _add_by_id(self.weight_ih, da_ih, x)
-        else:
-            _add_outer(self.weight_ih, da_ih, x, None if self.bias is None else self.bias[: da_ih.shape[1]])
-        if self.input is not None:
-            self._through_weight_ih.write(da_ih, self.input[stretch.first_row : stretch.last_row])
-        if self.cell == "gru_reset_before":
-            assert work.extra is not None
-            _add_outer(self.weight_hh[2 * hidden :], da[:, 2 * hidden :], work.extra[:rows])
-        if self.weight_hr is not None:
-            assert work.extra is not None
-            assert work.grad_hidden is not None
-            _add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
-        da_hh = {"gru": da[:, hidden:], "gru_reset_before": da[:, : 2 * hidden]}.get(self.cell, da)
-        weight_hh = self.weight_hh[: da_hh.shape[1]]
-        for first, h_prev in self._h_before(stretch, work, output):
-            _add_outer(weight_hh, da_hh[first : first + len(h_prev)], h_prev)
-        if self.bias is not None and self.cell == "gru":  # ∂a_n ⊙ r, which only b_hh meets
-            self.bias[3 * hidden :] += da[:, 3 * hidden :].sum(0, dtype=self.bias.dtype)
-
-    def _h_before(self, stretch: _Stretch, work: _Workspace, output: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """H before each of the stretch's rows, in pieces: (first row, h)."""
-        if work.h_prev is not None:
-            yield 0, work.h_prev[: stretch.last_row - stretch.first_row]
-            return
-        steps, batch, width = self.call.rows.steps, self.call.rows.batch, output.shape[-1]
-        output = output.view(steps, batch, width)
-        begin, end = stretch.begin, stretch.end
-        start = steps - 1 if self.call.reverse else 0
-        if begin <= start < end:
-            yield (start - begin) * batch, self.call.initial[0]
-        others = range(begin, min(end, start)) if self.call.reverse else range(max(begin, 1), end)
-        if len(others):
-            shift = 1 if self.call.reverse else -1
-            before = output[others.start + shift : others.stop + shift]
-            yield (others.start - begin) * batch, before.reshape(-1, width)
+    def addresses(self) -> list[int]:
+        """Say where they are."""
+        return [
+            _address(t)
+            for t in (self.input, self.weight_ih, self.weight_hh, self.weight_hr, self.bias_ih, self.bias_hh)
+        ]
 
     def to_list(self, dtype: torch.dtype) -> list[Tensor]:
         """Gradients of the parameters, in torch's order."""
-        hidden, weight_ih, bias_ih, bias_hh = self.call.weights.hidden, self.weight_ih, self.bias, None
+        hidden, weight_ih, bias_ih, bias_hh = self.call.weights.hidden, self.weight_ih, self.bias_ih, self.bias_hh
         if self.call.reads_ids:
-            if self.bias is not None:  # which meets every step, whatever its token
-                torch.sum(weight_ih, 0, out=self.bias[: weight_ih.shape[1]])
+            if bias_ih is not None:  # which meets every step, whatever its token
+                torch.sum(weight_ih, 0, out=bias_ih)
             if self.cell == "gru":
                 weight_ih = weight_ih.roll(-hidden, 1)
             weight_ih = as_weight(self.call, weight_ih)
         elif self.cell == "gru":
             weight_ih = weight_ih.roll(-hidden, 0)
-        if self.bias is not None and self.cell == "gru":
-            bias_ih, bias_hh = self.bias[: 3 * hidden].roll(-hidden), self.bias[hidden:].clone()
-        elif self.bias is not None:
-            bias_hh = self.bias.clone()
+        if bias_ih is not None and self.cell == "gru":
+            bias_ih = bias_ih.roll(-hidden)
+        elif bias_ih is not None:
+            bias_hh = bias_ih.clone()
         tensors = [weight_ih, self.weight_hh, bias_ih, bias_hh, self.weight_hr]
         return [tensor.to(dtype) for tensor in tensors if tensor is not None]
 
@@ -918,44 +831,10 @@ def _kind(dtype: torch.dtype) -> Any:
     return getattr(_native, names[dtype])
 
 
-class _RowProduct:
-    """rows · weight, or rows · weightᵀ, with the weight packed once, as a factor for rows of the given dtype."""
-
-    def __init__(self, dtype: torch.dtype, weight: Tensor, transposed: bool = False) -> None:
-        depth, self.columns = weight.shape[::-1] if transposed else weight.shape
-        column_stride, depth_stride = weight.stride() if transposed else weight.stride()[::-1]
-        self.packed = _new(weight.new_empty(0, dtype=dtype), _kind(dtype).columns_size(self.columns, depth))
-        _kind(dtype).pack_columns(
-            *(self.columns, depth, weight.data_ptr(), column_stride, depth_stride, self.packed.data_ptr()),
-            torch.get_num_threads(),
-        )
-
-    def write(self, rows: Tensor, out: Tensor) -> None:
-        """Write the product of `rows` (·, depth) to `out` (·, columns), of the rows' dtype or their arithmetic's."""
-        kind = _kind(rows.dtype)
-        multiply = kind.multiply_rows_and_round if out.dtype == rows.dtype else kind.multiply_rows_by
-        multiply(
-            *(*rows.shape, self.columns, rows.data_ptr(), rows.stride(0), self.packed.data_ptr(), out.data_ptr()),
-            *(out.stride(0), torch.get_num_threads()),
-        )
-
-
-class _TableRows:
-    """W_ih x for token ids: rows of the transposed weights, rounded as for the product with one-hot vectors."""
-
-    def __init__(self, dtype: torch.dtype, weight: Tensor) -> None:
-        self.table = weight.to(dtype).to(weight.dtype).t().contiguous()
-
-    def write(self, rows: Tensor, out: Tensor) -> None:
-        """Write the rows of the ids `rows` (·) to `out` (·, columns)."""
-        torch.index_select(self.table, 0, rows, out=out)
-
-
-def input_product(call: _Call) -> _RowProduct | _TableRows:
-    """Return what makes W_ih x of a call's input."""
-    if call.reads_ids:
-        return _TableRows(call.dtype, call.weights.weight_ih)
-    return _RowProduct(call.dtype, call.weights.weight_ih, transposed=True)
+def table_of(call: _Call) -> Tensor:
+    """Return W_ih x of each token id (V, G·H): the transposed weights, rounded as for the product with one-hot vectors."""
+    weight = call.weights.weight_ih
+    return weight.to(call.dtype).to(weight.dtype).t().contiguous()
 
 
 def new_input_sum(call: _Call) -> Tensor:
@@ -970,22 +849,6 @@ def as_weight(call: _Call, sum: Tensor) -> Tensor:
     if not call.reads_ids:
         return sum
     return sum.t().contiguous() if call.weights.weight_ih.is_contiguous() else sum.t()
-
-
-def _add_by_id(table: Tensor, rows: Tensor, ids: Tensor) -> None:
-    """Add each of `rows` to the row of `table` that its id names."""
-    _kind(rows.dtype).add_by_id(
-        *(*rows.shape, rows.data_ptr(), rows.stride(0), ids.data_ptr(), table.data_ptr()),
-        torch.get_num_threads(),
-    )
-
-
-def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
-    """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
-    _kind(left.dtype).add_outer(
-        *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
-        *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
-    )
 
 
 def _new(like: Tensor, *shape: int) -> Tensor:

@@ -17,6 +17,7 @@ from throughtime.arguments import check_tensor
 from throughtime.kernels import cpu
 from throughtime.kernels.cpu import Gradient
 
+_APART = 16  # rows of gradients away from powers of two, where reading down a column would meet the same few sets of the cache
 _MASKS = ("zoneout_h", "zoneout_c", "recurrent_dropout")
 
 
@@ -164,7 +165,7 @@ class _ForwardLoop:
 
     def __init__(self, request: "_Request", x: Tensor) -> None:
         self.request, self.x = request, x
-        self.product = cpu.input_product(request.call)
+        self.product = _input_product(request.call)
         self.weights = request.pack(transposed=True)
 
     def new_saved(self, rows: int) -> list[Tensor]:
@@ -269,7 +270,7 @@ class _Request:
         factors = {"weight_hh": weights.weight_hh[:cut], "weight_n": weights.weight_hh[cut:]}
         if weights.weight_hr is not None:
             factors["weight_hr"] = weights.weight_hr
-        return [(n, cpu._RowProduct(f.dtype, f, transposed).packed) for n, f in factors.items() if len(f)]
+        return [(n, _RowProduct(f.dtype, f, transposed).packed) for n, f in factors.items() if len(f)]
 
     def _check(self) -> None:
         """Check of the masks what `cpu._Call` leaves open: their dtypes."""
@@ -305,8 +306,8 @@ class _Workspace(NamedTuple):
         def new(columns: int, apart: int = 0) -> Tensor:
             return cpu._new(call.like, rows, columns + apart)[:, :columns]
 
-        grad_ih = new(width, cpu._APART)
-        grad_hh = new(width, cpu._APART) if spec.is_normalised or spec.cell == "gru" else grad_ih
+        grad_ih = new(width, _APART)
+        grad_hh = new(width, _APART) if spec.is_normalised or spec.cell == "gru" else grad_ih
         extra = new(hidden) if projected or spec.cell == "gru_reset_before" else None
         work = cls(grad_ih, grad_hh, new(call.width), extra, new(projected) if projected else None)
         request.set(*work._asdict().items())
@@ -324,7 +325,7 @@ class _Sums:
         self.weight_hh = cpu.new_zeros(self.weights.weight_hh, *self.weights.weight_hh.shape)
         weight_hr = self.weights.weight_hr
         self.weight_hr = None if weight_hr is None else cpu.new_zeros(weight_hr, *weight_hr.shape)
-        self.through_ih = cpu._RowProduct(call.dtype, self.weights.weight_ih) if needs_input else None
+        self.through_ih = _RowProduct(call.dtype, self.weights.weight_ih) if needs_input else None
         loop.sum_stride = (self.weights.hidden + 15) // 16 * 16
         self.by_unit = cpu.new_zeros(call.like, loop.most_groups, loop.sum_rows, loop.sum_stride)
         request.set(("sums", self.by_unit))
@@ -334,17 +335,17 @@ class _Sums:
         first, last = stretch.first_row, stretch.last_row
         rows = last - first
         if self.request.call.reads_ids:
-            cpu._add_by_id(self.weight_ih, work.grad_ih[:rows], self.x[first:last])
+            _add_by_id(self.weight_ih, work.grad_ih[:rows], self.x[first:last])
         else:
-            cpu._add_outer(self.weight_ih, work.grad_ih[:rows], self.x[first:last])
+            _add_outer(self.weight_ih, work.grad_ih[:rows], self.x[first:last])
         if self.through_ih is not None and self.input is not None:
             self.through_ih.write(work.grad_ih[:rows], self.input[first:last])
         cut = 2 * self.weights.hidden if self.request.spec.cell == "gru_reset_before" else len(self.weight_hh)
-        cpu._add_outer(self.weight_hh[:cut], work.grad_hh[:rows, :cut], work.h_in[:rows])
+        _add_outer(self.weight_hh[:cut], work.grad_hh[:rows, :cut], work.h_in[:rows])
         if work.extra is not None and work.grad_hidden is None:
-            cpu._add_outer(self.weight_hh[cut:], work.grad_hh[:rows, cut:], work.extra[:rows])
+            _add_outer(self.weight_hh[cut:], work.grad_hh[:rows, cut:], work.extra[:rows])
         elif work.extra is not None and work.grad_hidden is not None and self.weight_hr is not None:
-            cpu._add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
+            _add_outer(self.weight_hr, work.grad_hidden[:rows], work.extra[:rows])
 
     def to_list(self) -> list[Tensor]:
         """Gradients of the parameters, in their order."""
@@ -369,3 +370,59 @@ class _Sums:
 
 def _vector(rows: Tensor) -> Tensor:
     return rows.reshape(-1).clone()
+
+
+class _RowProduct:
+    """rows · weight, or rows · weightᵀ, with the weight packed once, as a factor for rows of the given dtype."""
+
+    def __init__(self, dtype: torch.dtype, weight: Tensor, transposed: bool = False) -> None:
+        depth, self.columns = weight.shape[::-1] if transposed else weight.shape
+        column_stride, depth_stride = weight.stride() if transposed else weight.stride()[::-1]
+        self.packed = cpu._new(weight.new_empty(0, dtype=dtype), cpu._kind(dtype).columns_size(self.columns, depth))
+        cpu._kind(dtype).pack_columns(
+            *(self.columns, depth, weight.data_ptr(), column_stride, depth_stride, self.packed.data_ptr()),
+            torch.get_num_threads(),
+        )
+
+    def write(self, rows: Tensor, out: Tensor) -> None:
+        """Write the product of `rows` (·, depth) to `out` (·, columns), of the rows' dtype or their arithmetic's."""
+        kind = cpu._kind(rows.dtype)
+        multiply = kind.multiply_rows_and_round if out.dtype == rows.dtype else kind.multiply_rows_by
+        multiply(
+            *(*rows.shape, self.columns, rows.data_ptr(), rows.stride(0), self.packed.data_ptr(), out.data_ptr()),
+            *(out.stride(0), torch.get_num_threads()),
+        )
+
+
+class _TableRows:
+    """W_ih x for token ids: rows of a table."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def write(self, rows: Tensor, out: Tensor) -> None:
+        """Write the rows of the ids `rows` (·) to `out` (·, columns)."""
+        torch.index_select(self.table, 0, rows, out=out)
+
+
+def _input_product(call: cpu._Call) -> _RowProduct | _TableRows:
+    """Return what makes W_ih x of a call's input."""
+    if call.reads_ids:
+        return _TableRows(cpu.table_of(call))
+    return _RowProduct(call.dtype, call.weights.weight_ih, transposed=True)
+
+
+def _add_by_id(table: Tensor, rows: Tensor, ids: Tensor) -> None:
+    """Add each of `rows` to the row of `table` that its id names."""
+    cpu._kind(rows.dtype).add_by_id(
+        *(*rows.shape, rows.data_ptr(), rows.stride(0), ids.data_ptr(), table.data_ptr()),
+        torch.get_num_threads(),
+    )
+
+
+def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
+    """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
+    cpu._kind(left.dtype).add_outer(
+        *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
+        *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
+    )
