@@ -320,7 +320,7 @@ def _is_watched(*tensors: Tensor | None) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
         or _profiler_enabled()
-        or any(type(tensor) not in _PLAIN for tensor in tensors)
+        or not _PLAIN.issuperset(map(type, tensors))
     )
 
 
