@@ -30,7 +30,7 @@ sanitize: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -DCMAKE_CXX_COMPILER=$(CXX) \
 	  -DTHROUGHTIME_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED) --parallel
-	@for set in $$($(BIN)/python -c 'from throughtime.kernels import cpu; print(*cpu.instruction_sets())'); do \
+	@for set in $$($(BIN)/python -c 'from throughtime.kernels import native; print(*native.instruction_sets())'); do \
 	  echo "$$set:" && THROUGHTIME_NATIVE=$$(ls $(abspath $(SANITIZED))/_native*.so) THROUGHTIME_INSTRUCTION_SET=$$set \
 	  LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels || exit 1; done

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import throughtime
-from throughtime.kernels import cpu
+from throughtime.kernels import native
 
 SHAPES = [(16, 1000, 128), (64, 200, 256)]  # B, T, H
 
@@ -35,7 +35,7 @@ def main() -> None:
             """Return the gradients, seconds and megabytes."""
             start = time.perf_counter()
             output, _ = layer(x)
-            megabytes = cpu.memory_use().used / 1e6
+            megabytes = native.memory_use().used / 1e6
             gradients = torch.autograd.grad(output, [x, *layer.parameters()], grad)
             return list(gradients), time.perf_counter() - start, megabytes
 

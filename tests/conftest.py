@@ -10,8 +10,8 @@ import torch
 from hypothesis import settings
 
 # `make sanitize` has the tests run on another build of the kernels, and on one instruction set after the other.
-if native := os.environ.get("THROUGHTIME_NATIVE"):
-    spec = spec_from_file_location("throughtime.kernels._native", native)
+if built := os.environ.get("THROUGHTIME_NATIVE"):
+    spec = spec_from_file_location("throughtime.kernels._native", built)
     assert spec is not None
     assert spec.loader is not None
     sys.modules[spec.name] = module_from_spec(spec)
@@ -20,7 +20,7 @@ if native := os.environ.get("THROUGHTIME_NATIVE"):
 # Every call into the equations has its shapes checked, from before anything is imported.
 jaxtyping.install_import_hook("throughtime.cells", "beartype.beartype").__enter__()
 
-from throughtime.kernels import cpu  # noqa: E402 after the hook
+from throughtime.kernels import native  # noqa: E402 after the hook
 
 settings.register_profile("suite", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("suite")
@@ -39,4 +39,4 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _chosen_instruction_set() -> None:
     if name := os.environ.get("THROUGHTIME_INSTRUCTION_SET"):
-        cpu.use_instruction_set(name)
+        native.use_instruction_set(name)

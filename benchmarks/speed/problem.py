@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import throughtime
 from benchmarks.speed.case import Results
-from throughtime.kernels import cpu
+from throughtime.kernels import cpu, native
 
 THEIRS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 OURS: dict[str, Callable[..., nn.Module]] = {"lstm": throughtime.LSTM, "gru": throughtime.GRU, "rnn": throughtime.RNN}
@@ -21,7 +21,7 @@ KERNELS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
 
 def missing_bfloat16() -> str | None:
     """Say why there is no bf16 to measure, or nothing."""
-    if cpu.refusal("lstm", torch.zeros(1, dtype=torch.bfloat16)) is None:
+    if native.refusal("lstm", torch.zeros(1, dtype=torch.bfloat16)) is None:
         return None
     return "the native kernels have no bfloat16 yet"
 

@@ -39,7 +39,8 @@ from throughtime.arguments import (
 )
 from throughtime.cells import CELLS, Cell, Masks, Parameters, find, sequence
 from throughtime.errors import unknown_name
-from throughtime.kernels import cpu, torch_fused, variants
+from throughtime.kernels import cpu, native, torch_fused, variants
+from throughtime.kernels.request import shares
 
 Tensors = list[Tensor]
 
@@ -66,7 +67,7 @@ def backends() -> dict[str, str]:
         ['native', 'reference', 'torch']
     """
     return {
-        "native": cpu.description(),
+        "native": native.description(),
         "reference": "the equations, step by step in plain torch",
         "torch": f"torch {torch.__version__}'s own fused call",
     }
@@ -120,7 +121,10 @@ def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, r
         InputError: The named backend is unknown.
         NotImplementedError: The named backend can't serve the request.
     """
-    refusals = {"native": cpu.refusal(stack.whole_cell, input), "torch": torch_fused.refusal(stack.whole_cell, reset)}
+    refusals = {
+        "native": native.refusal(stack.whole_cell, input),
+        "torch": torch_fused.refusal(stack.whole_cell, reset),
+    }
     if stack.recompute_every:
         refusals["torch"] = "it keeps all that its backward pass needs"
     if stack.backend == "auto":
@@ -567,7 +571,7 @@ def _fake_recurrence(
         widths = kernels.saved_widths(cell, hidden := parameters[1].shape[0] // kind.gates)
         if widths and recompute_every:
             count = kernels.segment_count(cell, steps, batch, hidden, output.dtype, recompute_every)
-            return output, final, [s.new_empty((count, *s.shape), dtype=cpu.arithmetic_of(s.dtype)) for s in initial]
+            return output, final, [s.new_empty((count, *s.shape), dtype=native.arithmetic_of(s.dtype)) for s in initial]
         is_ragged = lengths is not None and widths
         rows = torch.library.get_ctx().new_dynamic_size() if is_ragged else math.prod(places)
         return output, final, [output.new_empty((rows, width)) for width in widths]
@@ -745,12 +749,8 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
         if packing is not None:
             grad_output, places, lengths = packing.pad(grad_output), packing.pad(input), packing.lengths
         gradients = []
-        shares = zip(
-            *(cpu.shares(part, len(ways)) for part in (grad_final, others[:states], others[states:])), strict=True
-        )
-        for reverse, grad, (finals, initial, weights) in zip(
-            ways, grad_output.chunk(len(ways), -1), shares, strict=True
-        ):
+        own = zip(*(shares(part, len(ways)) for part in (grad_final, others[:states], others[states:])), strict=True)
+        for reverse, grad, (finals, initial, weights) in zip(ways, grad_output.chunk(len(ways), -1), own, strict=True):
             parameters = Parameters.from_list(_cast(weights, grad_output.dtype), kind.extra)
             rest = lengths, reset, reverse, masks
             x = _as_vectors(places, parameters.weight_ih, lengths)

@@ -14,6 +14,8 @@ from variants import random_parameters
 import throughtime
 from throughtime.cells import CELLS, find
 from throughtime.kernels import cpu
+from throughtime.kernels import request as request_module
+from throughtime.kernels.request import shares
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -50,7 +52,7 @@ class Request:
         if at_once:
             results = [self._pass(self.initial, self.parameters, self.grad_output, self.grad_final, False, more, True)]
         else:
-            lists = (cpu.shares(tensors, 2) for tensors in (self.initial, self.parameters, self.grad_final))
+            lists = (shares(tensors, 2) for tensors in (self.initial, self.parameters, self.grad_final))
             initial, parameters, final = lists
             grads = self.grad_output.chunk(2, -1)
             each = zip(initial, parameters, grads, final, (False, True), strict=True)
@@ -107,7 +109,7 @@ def test_at_once_equals_one_after_the_other(cell, batch, hidden, dtype, form, pr
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("recompute_every", [0, 1, 4])
 def test_stretches_and_segments_of_both_are_met_in_their_order(monkeypatch, cell, form, recompute_every):
-    monkeypatch.setattr(cpu, "_STRETCH", 2000)  # of a few steps each, as many as not to come out even
+    monkeypatch.setattr(request_module, "_STRETCH", 2000)  # of a few steps each, as many as not to come out even
     assert_same(Request(cell, 11, 5, 7, torch.float32, form, False), recompute_every)
 
 

@@ -9,7 +9,7 @@ from comparison import GRADIENT_FACTOR, HAS_NATIVE, assert_as_accurate
 import throughtime
 from throughtime import insight
 from throughtime.insight import adjoint, gradient_flow
-from throughtime.kernels import cotangents, cpu
+from throughtime.kernels import cotangents, native
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -62,18 +62,18 @@ def test_it_is_the_plain_sweep(monkeypatch, cell, bidirectional, steps, batch, h
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_every_instruction_set_is_as_accurate_as_the_plain_sweep(monkeypatch, cell):
-    before = cpu.instruction_set()
+    before = native.instruction_set()
     exact_recording, gradients = record(cell, 40, 3, 50)
     lane = exact_recording.lanes[0]
     exact = insight.lag_matrix(exact_recording, gradients)[0].norms
     recording = exact_recording.__class__((lane_of(lane, torch.float32),), exact_recording.outputs.float())
     try:
-        for name in cpu.instruction_sets():
-            cpu.use_instruction_set(name)
-            (native,), (plain,) = both(monkeypatch, recording, gradients.float())
-            assert_as_accurate([native.norms], [plain.norms], [exact], GRADIENT_FACTOR)
+        for name in native.instruction_sets():
+            native.use_instruction_set(name)
+            (fast,), (plain,) = both(monkeypatch, recording, gradients.float())
+            assert_as_accurate([fast.norms], [plain.norms], [exact], GRADIENT_FACTOR)
     finally:
-        cpu.use_instruction_set(before)
+        native.use_instruction_set(before)
 
 
 def lane_of(lane, dtype):

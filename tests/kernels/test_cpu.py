@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from throughtime.cells import CELLS, Parameters, sequence
-from throughtime.kernels import cpu
+from throughtime.kernels import cpu, native
+from throughtime.kernels import request as request_module
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -32,12 +33,12 @@ def two_threads():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=cpu.instruction_sets() if HAS_NATIVE else [])
+@pytest.fixture(params=native.instruction_sets() if HAS_NATIVE else [])
 def instruction_set(request):
-    before = cpu.instruction_set()
-    cpu.use_instruction_set(request.param)
+    before = native.instruction_set()
+    native.use_instruction_set(request.param)
     yield request.param
-    cpu.use_instruction_set(before)
+    native.use_instruction_set(before)
 
 
 class Request:
@@ -166,7 +167,7 @@ def test_errs_no_more_than_an_honest_computation(cell, dtype, batch, steps, hidd
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_instruction_set(cell, instruction_set):
-    assert cpu.instruction_set() == instruction_set
+    assert native.instruction_set() == instruction_set
     for tokens, hidden, ragged in product((False, True), (3, 37, 70), (False, True)):
         projection = (hidden + 1) // 2 * (cell == "lstm")
         request = Request(cell, 5, 7, hidden, ragged=ragged, resets=True, projection=projection, tokens=tokens)
@@ -177,7 +178,7 @@ def test_every_instruction_set(cell, instruction_set):
 
 @pytest.mark.parametrize("steps", [1, 700])
 def test_long_sequences_cross_the_stretches(monkeypatch, steps):
-    monkeypatch.setattr(cpu, "_STRETCH", 1000)
+    monkeypatch.setattr(request_module, "_STRETCH", 1000)
     for cell, ragged, reverse, tokens in product(("lstm", "gru"), (False, True), (False, True), (False, True)):
         assert_exact(Request(cell, min(steps, 40), 3, 5, ragged=ragged, resets=ragged, reverse=reverse, tokens=tokens))
 
@@ -393,39 +394,39 @@ def test_saved_tensors_survive_a_backward_pass():
 def test_pooled_memory_changes_no_bit(cell, monkeypatch):
     request = Request(cell, 5, 3, 20, ragged=True, projection=7 * (cell == "lstm"))
     expected = request.by_kernels()
-    monkeypatch.setattr(cpu, "_LARGE", 0)
+    monkeypatch.setattr(native, "_LARGE", 0)
     for _ in range(2):  # the second time in memory that the first has left behind
         for a, e in zip(request.by_kernels(), expected, strict=True):
             assert all(map(torch.equal, a, e))
 
 
 def test_pooled_memory_is_reused_and_bounded(monkeypatch):
-    monkeypatch.setattr(cpu, "_LARGE", 0)
-    cpu.release_memory()
-    before = cpu.memory_use()
+    monkeypatch.setattr(native, "_LARGE", 0)
+    native.release_memory()
+    before = native.memory_use()
     assert before.idle == 0
-    first = cpu._new(torch.empty(0), 5 << 20)
-    address, held = first.data_ptr(), cpu.memory_use().used - before.used
+    first = native.new(torch.empty(0), 5 << 20)
+    address, held = first.data_ptr(), native.memory_use().used - before.used
     assert held >= 20 << 20
     del first
-    assert cpu.memory_use() == (before.used, held)
-    assert cpu._new(torch.empty(0), 4 << 20).data_ptr() == address
+    assert native.memory_use() == (before.used, held)
+    assert native.new(torch.empty(0), 4 << 20).data_ptr() == address
     for count in range(100_000, 5 << 20, 300_000):  # arrays of ever new sizes
-        del_me = cpu._new(torch.empty(0), count)
-        assert sum(cpu.memory_use()) <= before.used + held
+        del_me = native.new(torch.empty(0), count)
+        assert sum(native.memory_use()) <= before.used + held
         del del_me
-    cpu.release_memory()
-    assert cpu.memory_use() == before
+    native.release_memory()
+    assert native.memory_use() == before
 
 
 def test_idle_memory_is_handed_back_in_the_end(monkeypatch):
-    monkeypatch.setattr(cpu, "_LARGE", 0)
-    cpu.release_memory()
-    large, small = cpu._new(torch.empty(0), 64 << 20), torch.empty(0)
+    monkeypatch.setattr(native, "_LARGE", 0)
+    native.release_memory()
+    large, small = native.new(torch.empty(0), 64 << 20), torch.empty(0)
     del large
     for _ in range(1100):
-        small = cpu._new(torch.empty(0), 10)
-    assert cpu.memory_use().idle < 64 << 20
+        small = native.new(torch.empty(0), 10)
+    assert native.memory_use().idle < 64 << 20
     del small
 
 
@@ -517,9 +518,9 @@ def test_mixed_dtypes_are_refused():
 
 
 def test_refusals(monkeypatch):
-    assert cpu.refusal("lstm", torch.zeros(1)) is None
-    assert "no transformer cell" in str(cpu.refusal("transformer", torch.zeros(1)))
-    assert "float16" in str(cpu.refusal("lstm", torch.zeros(1, dtype=torch.float16)))
-    monkeypatch.setattr(cpu, "_native", None)
-    monkeypatch.setattr(cpu, "_missing", "not built", raising=False)
-    assert cpu.refusal("lstm", torch.zeros(1)) == "not built"
+    assert native.refusal("lstm", torch.zeros(1)) is None
+    assert "no transformer cell" in str(native.refusal("transformer", torch.zeros(1)))
+    assert "float16" in str(native.refusal("lstm", torch.zeros(1, dtype=torch.float16)))
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "_missing", "not built", raising=False)
+    assert native.refusal("lstm", torch.zeros(1)) == "not built"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import throughtime
 from throughtime.cells import CELLS
-from throughtime.kernels import cpu
+from throughtime.kernels import native
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -47,7 +47,7 @@ def test_the_same_bits_every_time(cell, batch, threads, monkeypatch):
                 0,
                 0,
             ):  # in torch's memory, in the pool's, and where the last run has left its values
-                monkeypatch.setattr(cpu, "_LARGE", large)
+                monkeypatch.setattr(native, "_LARGE", large)
                 assert all(map(torch.equal, train(layer, x, **options), first))
     finally:
         torch.set_num_threads(1)
@@ -55,14 +55,14 @@ def test_the_same_bits_every_time(cell, batch, threads, monkeypatch):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_memory_does_not_grow_with_the_number_of_distinct_lengths(cell, monkeypatch):
-    monkeypatch.setattr(cpu, "_LARGE", 0)
+    monkeypatch.setattr(native, "_LARGE", 0)
     layer = LAYERS[cell](8, 16)
     layer.backend = "native"
     run = lambda steps: train(layer, torch.randn(steps, 2, 8))  # noqa: E731
-    cpu.release_memory()
+    native.release_memory()
     run(400)
-    most = sum(cpu.memory_use())
+    most = sum(native.memory_use())
     assert most > 0
     for steps in random.Random(1).sample(range(1, 400), 150):
         run(steps)
-        assert sum(cpu.memory_use()) <= most
+        assert sum(native.memory_use()) <= most

@@ -11,6 +11,7 @@ from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 
 from throughtime.cells import CELLS, find
 from throughtime.kernels import cpu, variants
+from throughtime.kernels import request as request_module
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -96,7 +97,7 @@ def test_packed_equals_padded_with_variants(cell):
 
 @pytest.mark.parametrize("cell", ["lstm", "lstm+layer_norm"])
 def test_stretches_are_cut_alike(monkeypatch, cell):
-    monkeypatch.setattr(cpu, "_STRETCH", 1000)
+    monkeypatch.setattr(request_module, "_STRETCH", 1000)
     for reverse in (False, True):
         assert_same(Request(cell, 7, LENGTHS[0], torch.float32, ids=False), reverse)
 

@@ -12,6 +12,7 @@ from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 
 from throughtime.cells import CELLS, find
 from throughtime.kernels import cpu, variants
+from throughtime.kernels import request as request_module
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -21,7 +22,7 @@ VARIANTS = [f"{cell}+{'+'.join(mask_names(cell))}" for cell in COMBINATIONS]
 @pytest.fixture(autouse=True)
 def _short_stretches_and_fresh_memory_of_nan():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "_STRETCH", 3000)
+        patch.setattr(request_module, "_STRETCH", 3000)
         torch.use_deterministic_algorithms(True)
         yield
         torch.use_deterministic_algorithms(False)

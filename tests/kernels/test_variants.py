@@ -17,7 +17,8 @@ from torch import Tensor
 from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 
 from throughtime.cells import Masks, Parameters, find, sequence
-from throughtime.kernels import cpu, variants
+from throughtime.kernels import native, variants
+from throughtime.kernels import request as request_module
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -34,11 +35,11 @@ def _fresh_memory_holds_nan():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=cpu.instruction_sets() if HAS_NATIVE else [])
+@pytest.fixture(params=native.instruction_sets() if HAS_NATIVE else [])
 def instruction_set(request):
-    cpu.use_instruction_set(request.param)
+    native.use_instruction_set(request.param)
     yield request.param
-    cpu.use_instruction_set(cpu.instruction_sets()[0])
+    native.use_instruction_set(native.instruction_sets()[0])
 
 
 class Request:
@@ -182,7 +183,7 @@ def test_every_instruction_set(cell, instruction_set):
 
 @pytest.mark.parametrize("cell", EVERYTHING)
 def test_long_sequences_cross_the_stretches(monkeypatch, cell):
-    monkeypatch.setattr(cpu, "_STRETCH", 1000)
+    monkeypatch.setattr(request_module, "_STRETCH", 1000)
     for ragged, reverse in product((False, True), (False, True)):
         request = Request(cell, 40, 3, 5, ragged=ragged, resets=ragged, reverse=reverse)
         assert_exact(request)
@@ -285,5 +286,5 @@ def test_nothing_to_do(steps, batch):
 
 
 def test_refusals():
-    assert cpu.refusal("lstm+layer_norm", torch.zeros(1)) is None
-    assert "layer norm in float32 and float64" in str(cpu.refusal("lstm+layer_norm", torch.zeros(1).bfloat16()))
+    assert native.refusal("lstm+layer_norm", torch.zeros(1)) is None
+    assert "layer norm in float32 and float64" in str(native.refusal("lstm+layer_norm", torch.zeros(1).bfloat16()))

@@ -14,8 +14,20 @@ import torch
 from torch import Tensor
 
 from throughtime.arguments import check_tensor
-from throughtime.kernels import cpu
-from throughtime.kernels.cpu import Gradient
+from throughtime.kernels import native
+from throughtime.kernels.cpu import Gradient, run_segments
+from throughtime.kernels.native import kind, new, new_zeros, plain
+from throughtime.kernels.request import (
+    Call,
+    Stretch,
+    as_weight,
+    check_memory,
+    check_saved,
+    count_segments,
+    gate_count,
+    new_input_sum,
+    table_of,
+)
 
 _APART = 16  # rows of gradients away from powers of two, where reading down a column would meet the same few sets of the cache
 _MASKS = ("zoneout_h", "zoneout_c", "recurrent_dropout")
@@ -57,13 +69,13 @@ def _read(name: str) -> _Spec:
 
 def saved_widths(name: str, hidden: int) -> list[int]:
     """Return the widths of what `forward` keeps; each has a row for every real step of every sequence."""
-    spec, gates = _read(name), cpu._gate_count(name) * hidden
+    spec, gates = _read(name), gate_count(name) * hidden
     return [gates, *([hidden] if spec.keeps else []), *([gates, gates, spec.norms_width] if spec.is_normalised else [])]
 
 
 def segment_count(name: str, steps: int, batch: int, hidden: int, dtype: torch.dtype, every: int) -> int:
     """Return how many states `forward` keeps with `recompute_every`."""
-    return cpu.count_segments(steps, batch, 2 * cpu._gate_count(name) * hidden, dtype, every)
+    return count_segments(steps, batch, 2 * gate_count(name) * hidden, dtype, every)
 
 
 def forward(
@@ -100,7 +112,7 @@ def forward(
     loop = _ForwardLoop(request, call.rows.compact(input))
     if keep and recompute_every:
         segments = request.segments(recompute_every)
-        (saved,) = cpu.run_segments([call], segments, [state], lambda parts: loop.run(parts[0], state, output))
+        (saved,) = run_segments([call], segments, [state], lambda parts: loop.run(parts[0], state, output))
     else:
         saved = loop.new_saved(call.rows.count) if keep else []
         loop.run(call.stretches(call.weights.gates * call.weights.hidden), state, output, saved)
@@ -129,10 +141,10 @@ def backward(
     call, loop, segments = request.call, request.loop, request.segments(recompute_every)
     widths = saved_widths(cell, call.weights.hidden)
     kept = segments if recompute_every else None
-    cpu.check_saved([call], input, grad_output, grad_final, output, saved, widths, kept)
-    output, saved = cpu._plain(output), [cpu._plain(tensor) for tensor in saved]
-    cpu._check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
-    grad_output = None if grad_output is None else cpu._plain(grad_output)
+    check_saved([call], input, grad_output, grad_final, output, saved, widths, kept)
+    output, saved = plain(output), [plain(tensor) for tensor in saved]
+    check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
+    grad_output = None if grad_output is None else plain(grad_output)
     grad_state = [g.clone(memory_format=torch.contiguous_format) for g in grad_final]
     grad_anew = [torch.zeros_like(g) for g in grad_state]
     request.set(
@@ -172,11 +184,11 @@ class _ForwardLoop:
         """Make a place for what the backward pass needs, of so many packed rows."""
         call = self.request.call
         widths = saved_widths(self.request.name, call.weights.hidden)
-        return [cpu._new(call.like, rows, width) for width in widths]
+        return [new(call.like, rows, width) for width in widths]
 
     def run(
         self,
-        stretches: list[cpu._Stretch],
+        stretches: list[Stretch],
         state: list[Tensor],
         output: Tensor | None,
         saved: Sequence[Tensor] = (),
@@ -186,10 +198,10 @@ class _ForwardLoop:
         call, loop = self.request.call, self.request.loop
         arrays = dict(zip(self.request.saved_names, saved, strict=True)) if saved else {}
         width, longest = call.weights.gates * call.weights.hidden, max(s.last_row - s.first_row for s in stretches)
-        gates = arrays.get("gates", cpu._new(call.like, longest, width) if not saved else None)
+        gates = arrays.get("gates", new(call.like, longest, width) if not saved else None)
         w = arrays.get("x", gates)  # W_ih x
         if self.request.spec.is_normalised and not saved:
-            w = cpu._new(call.like, longest, width)
+            w = new(call.like, longest, width)
         assert w is not None
         nothing = dict.fromkeys(("kept", "u", "norms"))
         self.request.set(*self.weights, *{**nothing, **arrays, "gates": gates, "x": w, "output": output}.items())
@@ -201,7 +213,7 @@ class _ForwardLoop:
             loop.begin, loop.end, loop.first_row = stretch.begin, stretch.end, base
             loop.forward()
 
-    def again(self, segment: list[cpu._Stretch], before: list[Tensor]) -> list[Tensor]:
+    def again(self, segment: list[Stretch], before: list[Tensor]) -> list[Tensor]:
         """Compute what the backward pass needs of a segment, from the state before it."""
         saved = self.new_saved(segment[-1].last_row - segment[0].first_row)
         if self.request.spec.cell == "lstm":
@@ -228,16 +240,16 @@ class _Request:
         self.name, self.spec = cell, _read(cell)
         spec = self.spec
         count, names = len(parameters) - len(spec.extra), [name for name in _MASKS if name in spec.variants]
-        self.call = call = cpu._Call(
+        self.call = call = Call(
             *(cell, input, initial, parameters, lengths, reset, reverse),
             *(batch_sizes, spec.extra, masks, names),
         )
-        self.extra = {n: cpu._plain(t) for n, t in zip(spec.extra, parameters[count:], strict=True)}
-        self.masks = {n: cpu._plain(t) for n, t in zip(names, masks, strict=True)}
-        cpu._check_memory(parameters=[*self.extra.values()], masks=[*self.masks.values()])
+        self.extra = {n: plain(t) for n, t in zip(spec.extra, parameters[count:], strict=True)}
+        self.masks = {n: plain(t) for n, t in zip(names, masks, strict=True)}
+        check_memory(parameters=[*self.extra.values()], masks=[*self.masks.values()])
         self._check()
-        native = cpu._native.VariantF32 if call.dtype == torch.float32 else cpu._native.VariantF64
-        self.loop: Any = native(call.layout)
+        variant = native.module.VariantF32 if call.dtype == torch.float32 else native.module.VariantF64
+        self.loop: Any = variant(call.layout)
         self.loop.is_coupled = "coupled" in spec.variants
         self._held: dict[str, Tensor | None] = {}  # what the loop knows by address only
         self.set(("bias_ih", call.weights.bias_ih), ("bias_hh", call.weights.bias_hh), *self.extra.items())
@@ -253,8 +265,8 @@ class _Request:
         """The loop's names of what the forward pass keeps, in the order of `saved_widths`."""
         return ["gates", *["kept"] * self.spec.keeps, *(["x", "u", "norms"] if self.spec.is_normalised else [])]
 
-    def segments(self, every: int) -> list[list[cpu._Stretch]]:
-        """The stretches of the backward pass, as `cpu._Call.segments` groups them."""
+    def segments(self, every: int) -> list[list[Stretch]]:
+        """The stretches of the backward pass, as `Call.segments` groups them."""
         return self.call.segments(2 * self.call.weights.gates * self.call.weights.hidden, every)
 
     def set(self, *fields: tuple[str, Tensor | None]) -> None:
@@ -273,7 +285,7 @@ class _Request:
         return [(n, _RowProduct(f.dtype, f, transposed).packed) for n, f in factors.items() if len(f)]
 
     def _check(self) -> None:
-        """Check of the masks what `cpu._Call` leaves open: their dtypes."""
+        """Check of the masks what `Call` leaves open: their dtypes."""
         for name, mask in self.masks.items():
             dtype = torch.bool if name.startswith("zoneout") and mask.dim() else self.call.dtype
             check_tensor(name, mask, tuple(mask.shape), dtype, self.call.like.device)
@@ -303,13 +315,13 @@ class _Workspace(NamedTuple):
         hidden, projected = call.weights.hidden, call.weights.projected
         width = call.weights.gates * hidden
 
-        def new(columns: int, apart: int = 0) -> Tensor:
-            return cpu._new(call.like, rows, columns + apart)[:, :columns]
+        def part(columns: int, apart: int = 0) -> Tensor:
+            return new(call.like, rows, columns + apart)[:, :columns]
 
-        grad_ih = new(width, _APART)
-        grad_hh = new(width, _APART) if spec.is_normalised or spec.cell == "gru" else grad_ih
-        extra = new(hidden) if projected or spec.cell == "gru_reset_before" else None
-        work = cls(grad_ih, grad_hh, new(call.width), extra, new(projected) if projected else None)
+        grad_ih = part(width, _APART)
+        grad_hh = part(width, _APART) if spec.is_normalised or spec.cell == "gru" else grad_ih
+        extra = part(hidden) if projected or spec.cell == "gru_reset_before" else None
+        work = cls(grad_ih, grad_hh, part(call.width), extra, part(projected) if projected else None)
         request.set(*work._asdict().items())
         return work
 
@@ -320,17 +332,17 @@ class _Sums:
     def __init__(self, request: _Request, x: Tensor, needs_input: bool) -> None:
         call, loop = request.call, request.loop
         self.request, self.weights, self.x = request, call.weights, x
-        self.input = cpu._new(self.x, *self.x.shape) if needs_input else None
-        self.weight_ih = cpu.new_input_sum(call)
-        self.weight_hh = cpu.new_zeros(self.weights.weight_hh, *self.weights.weight_hh.shape)
+        self.input = new(self.x, *self.x.shape) if needs_input else None
+        self.weight_ih = new_input_sum(call)
+        self.weight_hh = new_zeros(self.weights.weight_hh, *self.weights.weight_hh.shape)
         weight_hr = self.weights.weight_hr
-        self.weight_hr = None if weight_hr is None else cpu.new_zeros(weight_hr, *weight_hr.shape)
+        self.weight_hr = None if weight_hr is None else new_zeros(weight_hr, *weight_hr.shape)
         self.through_ih = _RowProduct(call.dtype, self.weights.weight_ih) if needs_input else None
         loop.sum_stride = (self.weights.hidden + 15) // 16 * 16
-        self.by_unit = cpu.new_zeros(call.like, loop.most_groups, loop.sum_rows, loop.sum_stride)
+        self.by_unit = new_zeros(call.like, loop.most_groups, loop.sum_rows, loop.sum_stride)
         request.set(("sums", self.by_unit))
 
-    def add(self, stretch: cpu._Stretch, work: _Workspace) -> None:
+    def add(self, stretch: Stretch, work: _Workspace) -> None:
         """Add what a stretch of the backward loop has yielded; sums by unit it has taken itself."""
         first, last = stretch.first_row, stretch.last_row
         rows = last - first
@@ -352,7 +364,7 @@ class _Sums:
         gates, spec = self.weights.gates, self.request.spec
         total = self.by_unit.sum(0)[:, : self.weights.hidden]
         of_gates, da_n_r, gain_ih, gain_hh, of_c, weight_ch = total.split([gates, 1, gates, gates, 2, 3])
-        tensors = [cpu.as_weight(self.request.call, self.weight_ih), self.weight_hh]
+        tensors = [as_weight(self.request.call, self.weight_ih), self.weight_hh]
         if self.weights.bias_ih is not None:
             bias_hh = torch.cat([of_gates[:2], da_n_r]) if spec.cell == "gru" else of_gates
             tensors += [_vector(of_gates), _vector(bias_hh)]
@@ -378,16 +390,16 @@ class _RowProduct:
     def __init__(self, dtype: torch.dtype, weight: Tensor, transposed: bool = False) -> None:
         depth, self.columns = weight.shape[::-1] if transposed else weight.shape
         column_stride, depth_stride = weight.stride() if transposed else weight.stride()[::-1]
-        self.packed = cpu._new(weight.new_empty(0, dtype=dtype), cpu._kind(dtype).columns_size(self.columns, depth))
-        cpu._kind(dtype).pack_columns(
+        self.packed = new(weight.new_empty(0, dtype=dtype), kind(dtype).columns_size(self.columns, depth))
+        kind(dtype).pack_columns(
             *(self.columns, depth, weight.data_ptr(), column_stride, depth_stride, self.packed.data_ptr()),
             torch.get_num_threads(),
         )
 
     def write(self, rows: Tensor, out: Tensor) -> None:
         """Write the product of `rows` (·, depth) to `out` (·, columns), of the rows' dtype or their arithmetic's."""
-        kind = cpu._kind(rows.dtype)
-        multiply = kind.multiply_rows_and_round if out.dtype == rows.dtype else kind.multiply_rows_by
+        own = kind(rows.dtype)
+        multiply = own.multiply_rows_and_round if out.dtype == rows.dtype else own.multiply_rows_by
         multiply(
             *(*rows.shape, self.columns, rows.data_ptr(), rows.stride(0), self.packed.data_ptr(), out.data_ptr()),
             *(out.stride(0), torch.get_num_threads()),
@@ -405,16 +417,16 @@ class _TableRows:
         torch.index_select(self.table, 0, rows, out=out)
 
 
-def _input_product(call: cpu._Call) -> _RowProduct | _TableRows:
+def _input_product(call: Call) -> _RowProduct | _TableRows:
     """Return what makes W_ih x of a call's input."""
     if call.reads_ids:
-        return _TableRows(cpu.table_of(call))
+        return _TableRows(table_of(call))
     return _RowProduct(call.dtype, call.weights.weight_ih, transposed=True)
 
 
 def _add_by_id(table: Tensor, rows: Tensor, ids: Tensor) -> None:
     """Add each of `rows` to the row of `table` that its id names."""
-    cpu._kind(rows.dtype).add_by_id(
+    kind(rows.dtype).add_by_id(
         *(*rows.shape, rows.data_ptr(), rows.stride(0), ids.data_ptr(), table.data_ptr()),
         torch.get_num_threads(),
     )
@@ -422,7 +434,7 @@ def _add_by_id(table: Tensor, rows: Tensor, ids: Tensor) -> None:
 
 def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
     """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
-    cpu._kind(left.dtype).add_outer(
+    kind(left.dtype).add_outer(
         *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
         *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
     )

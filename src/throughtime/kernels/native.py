@@ -1,0 +1,121 @@
+"""The native module: whether it is there, what it serves and with which instructions, and memory for its arrays."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    module: Any = import_module("throughtime.kernels._native")
+except ImportError as error:
+    module = None
+    _missing = f"the native kernels aren't built ({error}); install throughtime where a C++17 compiler is"
+
+CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_LARGE = 1 << 20  # bytes from which memory is pooled
+
+
+def refusal(cell: str, input: Tensor) -> str | None:
+    """Return why the native kernels can't serve a request, or `None` where they can."""
+    if module is None:
+        return _missing
+    base, *variants = cell.split("+")
+    if base not in CELLS:
+        return f"they have no {base} cell"
+    if variants and input.dtype == torch.bfloat16:
+        return f"they compute {', '.join(variants).replace('_', ' ')} in float32 and float64, not in bfloat16"
+    if input.device.type != "cpu" or input.dtype not in _DTYPES:
+        return f"they compute float32, float64 and bfloat16 on the CPU, not {input.dtype} on {input.device.type}"
+    return None
+
+
+def description() -> str:
+    """Say in a line what the kernels are, or why there are none."""
+    return _missing if module is None else f"C++ kernels for the CPU, {instruction_set()}"
+
+
+def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of state, sums and pointwise arithmetic."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def instruction_set() -> str:
+    """Name the instruction set in use: avx512_bf16, avx512, avx2 or generic."""
+    return module.instruction_set()
+
+
+def instruction_sets() -> list[str]:
+    """Name those that this machine can run, the fastest first."""
+    return module.instruction_sets()
+
+
+def use_instruction_set(name: str) -> None:
+    """Use another instruction set from now on, in the whole process: for tests and measurements."""
+    module.use_instruction_set(name)
+
+
+class MemoryUse(NamedTuple):
+    """Bytes of pooled memory: in arrays that somebody still holds, and kept for the next ones."""
+
+    used: int
+    idle: int
+
+
+def memory_use() -> MemoryUse:
+    """Say how much memory the kernels' large arrays take."""
+    return MemoryUse(*module.memory_use())
+
+
+def release_memory() -> None:
+    """Hand memory that is kept for the next call back to the system."""
+    module.release_memory()
+
+
+@cache
+def kind(dtype: torch.dtype) -> Any:
+    """Return the native code for arrays of a dtype."""
+    names = {torch.float32: "LayoutF32", torch.float64: "LayoutF64", torch.bfloat16: "LayoutBf16"}
+    return getattr(module, names[dtype])
+
+
+def new(like: Tensor, *shape: int) -> Tensor:
+    """Return an array of arbitrary content, as `like.new_empty`, but in pooled memory if it is large."""
+    count = math.prod(shape)
+    if count * like.element_size() < _LARGE or like.dtype not in _DTYPES:
+        return like.new_empty(shape)
+    own = kind(like.dtype)
+    if like.dtype == torch.bfloat16:  # whose arrays come as floats of half the number
+        tensor = own.new_array((count + 1) // 2).view(like.dtype)[:count].view(shape)
+    else:
+        tensor = own.new_array(count).view(shape)
+    if torch.are_deterministic_algorithms_enabled():  # as torch fills its own
+        tensor.fill_(torch.nan)
+    return tensor
+
+
+def new_zeros(like: Tensor, *shape: int) -> Tensor:
+    """Return zeros, as `like.new_zeros`, without torch's threads: beside a busy process they may come late (csrc/threads.h)."""
+    tensor = new(like, *shape)
+    module.clear(tensor.data_ptr(), tensor.numel() * tensor.element_size(), torch.get_num_threads())
+    return tensor
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return the tensor as it is read by address: without gaps, and its elements' signs in its memory."""
+    return tensor.resolve_neg().contiguous()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Return where a tensor's first element is, or 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def addresses(tensors: Sequence[Tensor]) -> tuple[int, int]:
+    """Addresses of up to two tensors."""
+    first, second = [*tensors, None, None][:2]
+    return address(first), address(second)
