@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import throughtime
-from throughtime.kernels import cpu
+from throughtime.kernels import request
 
 PAIRS = {
     "rnn": (throughtime.RNN, nn.RNN, {}),
@@ -237,7 +237,7 @@ def test_a_packed_sequence_gives_the_bits_that_lengths_give(name, dtype, tokens)
 @pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
 @pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "torch"])
 def test_recomputing_changes_no_bit(name, backend, monkeypatch):
-    monkeypatch.setattr(cpu, "_STRETCH", 600)  # so that there are segments of a few steps
+    monkeypatch.setattr(request, "_STRETCH", 600)  # so that there are segments of a few steps
     layer = make(name, num_layers=2, bidirectional=True, dropout=0.3, backend=backend)
     x, lengths = torch.randn(23, 4, 5), torch.tensor([11, 23, 0, 17])
     results = []
@@ -255,7 +255,7 @@ def test_recomputing_changes_no_bit(name, backend, monkeypatch):
 @pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 def test_recomputing_keeps_a_fraction(monkeypatch):
     kept = []
-    monkeypatch.setattr(cpu, "_STRETCH", 10000)
+    monkeypatch.setattr(request, "_STRETCH", 10000)
     for every in (0, 10):
         layer = throughtime.LSTM(5, 16, recompute_every=every)
         sizes = []

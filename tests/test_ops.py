@@ -9,7 +9,7 @@ from variants import mask_names, random_masks, random_parameters
 
 import throughtime
 from throughtime.cells import CELLS, Parameters, find
-from throughtime.kernels import cpu
+from throughtime.kernels import native, request
 from throughtime.ops import Stack, choose_backend
 
 LAYERS = {
@@ -166,7 +166,7 @@ def test_auto_takes_the_fastest_that_is_right(monkeypatch):
     x, reset = torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool)
     if HAS_NATIVE:
         assert choose_backend(Stack("lstm"), x) == "native"
-    monkeypatch.setattr(cpu, "refusal", lambda cell, input: "not here")
+    monkeypatch.setattr(native, "refusal", lambda cell, input: "not here")
     assert choose_backend(Stack("lstm"), x) == "torch"
     assert choose_backend(Stack("lstm"), x, reset=reset) == "reference"
     assert choose_backend(Stack("gru_reset_before"), x) == "reference"
@@ -234,7 +234,7 @@ def test_packed_rows_and_recomputation_keep_torchs_rules(name, backend, recomput
 @pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
 def test_derivatives_of_packed_rows_of_first_and_second_order(name, backend, monkeypatch):
-    monkeypatch.setattr(cpu, "_STRETCH", 100)  # so that there is a segment for each step
+    monkeypatch.setattr(request, "_STRETCH", 100)  # so that there is a segment for each step
     x, state, parameters, *rest = packed_arguments(name, backend, 1, False, hidden=2)
 
     def run(x: Tensor, *tensors: Tensor):
