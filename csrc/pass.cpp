@@ -99,8 +99,8 @@ Forward<E> prepare(const Kernels<E>& kernels, const ForwardPass<E>& pass, const 
   return loop;
 }
 
-// What one stretch of the backward loop yields for the products after it, each part beginning at a cache line. Rows of the gates' gradients are kept away from
-// powers of two, where reading down a column would meet the same few sets of the cache.
+// What one stretch of the backward loop yields for the products after it, each part at the beginning of a cache line. Rows of
+// the gates' gradients are kept away from powers of two, where reading down a column would meet the same few sets of the cache.
 template <class E>
 class Workspace {
   static constexpr long apart = 16;

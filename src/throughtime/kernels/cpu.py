@@ -252,10 +252,10 @@ def _marks(input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> li
 
 
 def run_segments(
-    calls: list["Call"],
-    segments: list[list["Stretch"]],
+    calls: list[Call],
+    segments: list[list[Stretch]],
     states: list[list[Tensor]],
-    run: Callable[[list[list["Stretch"]]], None],
+    run: Callable[[list[list[Stretch]]], None],
 ) -> list[list[Tensor]]:
     """Run forward loops segment by segment; return the states of each before each of its segments, (segments, B, ·)."""
     kept = [[s.new_empty((len(segments), *s.shape)) for s in state] for state in states]
@@ -269,7 +269,7 @@ def run_segments(
 
 def _run_forward(
     loops: list["_ForwardLoop"],
-    stretches: list[list["Stretch"]],
+    stretches: list[list[Stretch]],
     states: list[list[Tensor]],
     saved: Sequence[Sequence[Tensor]] = ((), ()),
     first_rows: Sequence[int] = (0, 0),
@@ -281,7 +281,7 @@ def _run_forward(
 
 
 def _recompute(
-    loops: list["_ForwardLoop"], segments: list[list["Stretch"]], before: list[list[Tensor]]
+    loops: list["_ForwardLoop"], segments: list[list[Stretch]], before: list[list[Tensor]]
 ) -> list[list[Tensor]]:
     """Compute what the backward passes need of their segments, from the states before them."""
     saved = []
@@ -295,7 +295,7 @@ def _recompute(
     return saved
 
 
-def _sum_over_directions(call: "Call", loops: list["_BackwardLoop"], shape: torch.Size) -> Tensor | None:
+def _sum_over_directions(call: Call, loops: list["_BackwardLoop"], shape: torch.Size) -> Tensor | None:
     """Return the input's gradient, or `None` where nobody wants it."""
     first, *others = [loop.sums.input for loop in loops]
     if first is None:
@@ -314,7 +314,7 @@ def _columns(tensor: Tensor, count: int) -> list[Any]:
 class _ForwardLoop:
     """The forward pass over any of a call's steps, its weights packed; it writes to `output`, unless that is `None`."""
 
-    def __init__(self, cell: str, call: "Call", x: Tensor, output: Tensor | None) -> None:
+    def __init__(self, cell: str, call: Call, x: Tensor, output: Tensor | None) -> None:
         self.cell, self.call, self.x, self.output = cell, call, x, output
         weights = call.weights
         weight_ih, self.table = (None, table_of(call)) if call.reads_ids else (weights.weight_ih, None)
@@ -328,7 +328,7 @@ class _ForwardLoop:
         return [new(self.call.like, rows, width) for width in saved_widths(self.cell, self.call.weights.hidden)]
 
     def native_pass(
-        self, stretches: list["Stretch"], state: list[Tensor], saved: Sequence[Tensor], first_row: int
+        self, stretches: list[Stretch], state: list[Tensor], saved: Sequence[Tensor], first_row: int
     ) -> Any:
         """Return the native pass that carries `state` over some stretches.
 
@@ -354,7 +354,7 @@ class _BackwardLoop:
     def __init__(
         self,
         cell: str,
-        call: "Call",
+        call: Call,
         output: Tensor,
         grad_output: Tensor | None,
         grad_final: Sequence[Tensor | None],
@@ -373,7 +373,7 @@ class _BackwardLoop:
         self.grad_state = [_own(g, s, call.arithmetic) for g, s in zip(grad_final, call.initial, strict=True)]
         self.grad_anew = [torch.zeros_like(g) for g in self.grad_state] if call.reset is not None else []
 
-    def native_pass(self, stretches: list["Stretch"], saved: list[Tensor], first_row: int) -> Any:
+    def native_pass(self, stretches: list[Stretch], saved: list[Tensor], first_row: int) -> Any:
         """Return the native pass for some stretches; `saved` begins at a packed row."""
         call = self.call
         return call.layout.backward_pass(
