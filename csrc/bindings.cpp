@@ -1,5 +1,5 @@
 // What Python sees: a Layout, and the passes over it. Arrays come as addresses (`tensor.data_ptr()`, 0 for none),
-// because handing over ten tensors costs 38 microseconds and ten integers one; kernels/cpu.py has checked them.
+// because handing over ten tensors costs 38 microseconds and ten integers one; kernels/request.py has checked them.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -75,29 +75,18 @@ class Packed {
   E *weight_hh, *weight_n, *weight_hr, *weight_ih;
   T* bias;
 
-  Packed(PackedSizes sizes, long ih) : block_(bytes<T>(sizes.bias) + bytes<E>(sizes.weight_hh) + bytes<E>(sizes.weight_n) +
-                                              bytes<E>(sizes.weight_hr) + bytes<E>(ih)) {
-    check(block_.get());
-    char* memory = static_cast<char*>(block_.get());
-    take(bias, sizes.bias, memory);
-    take(weight_hh, sizes.weight_hh, memory);
-    take(weight_n, sizes.weight_n, memory);
-    take(weight_hr, sizes.weight_hr, memory);
-    take(weight_ih, ih, memory);
+  Packed(PackedSizes sizes, long ih)
+      : block_(Block::bytes<E>(sizes.weight_hh) + Block::bytes<E>(sizes.weight_n) + Block::bytes<E>(sizes.weight_hr) +
+               Block::bytes<E>(ih) + Block::bytes<T>(sizes.bias)) {
+    check(block_.is_there());
+    weight_hh = block_.take<E>(sizes.weight_hh);
+    weight_n = block_.take<E>(sizes.weight_n);
+    weight_hr = block_.take<E>(sizes.weight_hr);
+    weight_ih = block_.take<E>(ih);
+    bias = block_.take<T>(sizes.bias);
   }
 
  private:
-  template <class F>
-  static size_t bytes(long count) {
-    return (count * sizeof(F) + 63) / 64 * 64;  // whole cache lines
-  }
-
-  template <class F>
-  static void take(F*& part, long count, char*& memory) {
-    part = count ? reinterpret_cast<F*>(memory) : nullptr;
-    memory += bytes<F>(count);
-  }
-
   Block block_;
 };
 
@@ -228,14 +217,7 @@ void bind(nb::module_& module, const char* name) {
                     kernels<E>().pack_columns(columns, depth, at<const T>(source), column_stride, depth_stride,
                                               at<E>(packed), threads);
                   })
-      .def_static("multiply_rows_by",
-                  [](long rows, long depth, long columns, Address a, long a_stride, Address packed, Address out,
-                     long out_stride, int threads) {
-                    nb::gil_scoped_release release;
-                    kernels<E>().multiply_rows_by(rows, depth, columns, at<const E>(a), a_stride, at<const E>(packed),
-                                                  at<T>(out), out_stride, threads);
-                  })
-      .def_static("multiply_rows_and_round",
+      .def_static("multiply_rows",
                   [](long rows, long depth, long columns, Address a, long a_stride, Address packed, Address out,
                      long out_stride, int threads) {
                     nb::gil_scoped_release release;
@@ -243,10 +225,10 @@ void bind(nb::module_& module, const char* name) {
                                                          at<const E>(packed), at<E>(out), out_stride, threads);
                   })
       .def_static("add_outer", [](long rows, long left, long right, Address a, long a_stride, Address b, long b_stride,
-                                  Address sum, Address bias, int threads) {
+                                  Address sum, int threads) {
         nb::gil_scoped_release release;
         check(kernels<E>().add_outer(rows, left, right, at<const E>(a), a_stride, at<const E>(b), b_stride, at<T>(sum),
-                               at<T>(bias), threads));
+                                     nullptr, threads));
       })
       .def_static("add_by_id", [](long rows, long columns, Address a, long a_stride, Address ids, Address table,
                                   int threads) {
@@ -358,7 +340,6 @@ void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSe
 }  // namespace
 
 NB_MODULE(_native, module) {
-  nb::set_leak_warnings(false);  // at exit a graph that somebody still holds keeps its plans: no leak
   active = instruction_sets().front();
   module.def("instruction_sets", &names, "Instruction sets that this machine can run, the fastest first.");
   module.def("instruction_set", [] { return std::string(active->name); }, "The one in use.");
@@ -368,6 +349,7 @@ NB_MODULE(_native, module) {
     return std::make_tuple(use.used, use.idle);
   });
   module.def("release_memory", &release_memory);
+  module.def("fill_blocks", &fill_blocks, "value"_a);
   module.def("clear", [](uintptr_t array, long bytes, int threads) { clear(at<char>(array), bytes, threads); });
   module.def("plan_rows", [](Address lengths, long batch, long steps, Address order, Address rows, Address first_row,
                              Address index) {

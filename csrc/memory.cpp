@@ -9,6 +9,9 @@
 
 #include "threads.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -17,6 +20,7 @@ namespace throughtime {
 namespace {
 
 constexpr size_t large_page = 2u << 20, line = 64;
+bool blocks_are_filled = false;
 constexpr long oldest = 1000;  // calls of take_memory that an idle block outlives
 
 void* from_system(size_t bytes) {
@@ -131,16 +135,32 @@ void* scratch_memory(size_t bytes) {
   return scratch.at_least(std::max(bytes, size_t{1}));
 }
 
-Block::Block(size_t bytes) : is_pooled_(bytes >= large_page / 2) {
-  memory_ = is_pooled_ ? take_memory(bytes) : std::aligned_alloc(line, (std::max(bytes, line) + line - 1) / line * line);
+Block::Block(size_t bytes) : bytes_((std::max(bytes, line) + line - 1) / line * line) {
+  is_pooled_ = bytes_ >= large_page / 2;
+  memory_ = static_cast<char*>(is_pooled_ ? take_memory(bytes_) : std::aligned_alloc(line, bytes_));
+  if (memory_ && blocks_are_filled) memset(memory_, 0xFF, bytes_);
 }
 
 Block::~Block() {
-  if (memory_ && is_pooled_)
-    give_memory(memory_);
-  else
-    std::free(memory_);
+  if (!memory_) return;
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(memory_, bytes_);
+#endif
+  is_pooled_ ? give_memory(memory_) : std::free(memory_);
 }
+
+void* Block::take(size_t used, size_t bytes) {
+  char* const part = memory_ + taken_;
+  taken_ += bytes;
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_poison_memory_region(part + used, bytes - used);
+#else
+  (void)used;
+#endif
+  return part;
+}
+
+void fill_blocks(bool value) { blocks_are_filled = value; }
 
 void* take_memory(size_t bytes) { return pool().take(bytes); }
 void give_memory(void* memory) { pool().give(memory); }

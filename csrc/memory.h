@@ -20,21 +20,47 @@ MemoryUse memory_use();
 // Hand back to the system all that is idle.
 void release_memory();
 
-// Memory of its own, aligned to a cache line; pooled where it is large. It is arbitrary in content, and null where there is
-// none left.
+// Memory of its own, to be taken part by part; pooled where it is large. It is arbitrary in content.
 class Block {
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t line = 64, gap = line;  // which nobody may touch
+#else
+  static constexpr size_t line = 64, gap = 0;
+#endif
+
  public:
+  // What a part takes of it.
+  template <class T>
+  static constexpr size_t bytes(long count) {
+    return count ? (count * sizeof(T) + line - 1) / line * line + gap : 0;
+  }
+
   explicit Block(size_t bytes);
-  Block(Block&& other) noexcept : memory_(other.memory_), is_pooled_(other.is_pooled_) { other.memory_ = nullptr; }
+  Block(Block&& other) noexcept
+      : memory_(other.memory_), bytes_(other.bytes_), taken_(other.taken_), is_pooled_(other.is_pooled_) {
+    other.memory_ = nullptr;
+  }
   Block(const Block&) = delete;
   ~Block();
 
-  void* get() const { return memory_; }
+  bool is_there() const { return memory_; }  // else no memory was left
+
+  // The next part, at the beginning of a cache line; null where it has no elements.
+  template <class T>
+  T* take(long count) {
+    return count ? static_cast<T*>(take(count * sizeof(T), bytes<T>(count))) : nullptr;
+  }
 
  private:
-  void* memory_;
+  void* take(size_t used, size_t bytes);
+
+  char* memory_;
+  size_t bytes_, taken_ = 0;
   bool is_pooled_;
 };
+
+// Fill blocks with NaNs from now on, so that tests see who reads what nobody has written.
+void fill_blocks(bool value);
 
 // Memory for one call's scratch arrays, aligned to a cache line, or null where there is none left: the calling thread's own,
 // kept between calls, and arbitrary in content. The next call of this function by the same thread ends its use.

@@ -57,18 +57,21 @@ class Scratch {
 
  public:
   explicit Scratch(const ForwardPass<E>& pass)
-      : is_used_(!(reads_table(pass) || (std::is_same_v<E, T> && pass.loop.gates))),
-        block_(is_used_ ? most_rows(pass.stretches) * gate_count(pass.loop.cell) * pass.loop.hidden * sizeof(T) : 0) {}
+      : count_(reads_table(pass) || (std::is_same_v<E, T> && pass.loop.gates)
+                   ? 0
+                   : most_rows(pass.stretches) * gate_count(pass.loop.cell) * pass.loop.hidden),
+        block_(Block::bytes<T>(count_)), x_(block_.is_there() ? block_.take<T>(count_) : nullptr) {}
 
   // Ids are read by the step itself, but for the cell that writes to W_ih x.
   static bool reads_table(const ForwardPass<E>& pass) { return pass.table && pass.loop.cell != Cell::gru_reset_before; }
 
-  bool is_there() const { return !is_used_ || block_.get(); }
-  T* of(E* gates) const { return is_used_ ? static_cast<T*>(block_.get()) : reinterpret_cast<T*>(gates); }
+  bool is_there() const { return block_.is_there(); }
+  T* of(E* gates) const { return count_ ? x_ : reinterpret_cast<T*>(gates); }
 
  private:
-  bool is_used_;
+  long count_;
   Block block_;
+  T* x_;
 };
 
 // Make W_ih x of a stretch, and say what the time loop runs over.
@@ -110,25 +113,31 @@ class Workspace {
 
   explicit Workspace(const BackwardPass<E>& pass)
       : width((pass.loop.cell == Cell::gru ? 4 : gate_count(pass.loop.cell)) * pass.loop.hidden), stride(width + apart),
-        rows_((most_rows(pass.stretches) + 31) / 32 * 32), h_prev_(pass.loop.rows || pass.loop.reset ? pass.loop.width() : 0),
-        extra_(pass.loop.cell == Cell::gru_reset_before || pass.loop.projected ? pass.loop.hidden : 0),
-        block_(rows_ * (stride + h_prev_ + extra_ + pass.loop.projected) * sizeof(E)) {}
+        sizes_{most_rows(pass.stretches) * stride,
+               most_rows(pass.stretches) * (pass.loop.rows || pass.loop.reset ? pass.loop.width() : 0),
+               most_rows(pass.stretches) *
+                   (pass.loop.cell == Cell::gru_reset_before || pass.loop.projected ? pass.loop.hidden : 0),
+               most_rows(pass.stretches) * pass.loop.projected},
+        block_(Block::bytes<E>(sizes_[0]) + Block::bytes<E>(sizes_[1]) + Block::bytes<E>(sizes_[2]) +
+               Block::bytes<E>(sizes_[3])) {
+    if (!is_there()) return;
+    for (int i = 0; i < 4; ++i) parts_[i] = block_.template take<E>(sizes_[i]);
+  }
 
-  bool is_there() const { return block_.get(); }
+  bool is_there() const { return block_.is_there(); }
 
   void give_to(Backward<E>& loop) const {
-    E* const memory = static_cast<E*>(block_.get());
     loop.grad_stride = stride;
-    loop.grad_gates = memory;
-    E* const rest = memory + rows_ * stride;
-    loop.h_prev = h_prev_ ? rest : nullptr;
-    loop.extra = extra_ ? rest + rows_ * h_prev_ : nullptr;
-    loop.grad_hidden = loop.projected ? rest + rows_ * (h_prev_ + extra_) : nullptr;
+    loop.grad_gates = parts_[0];
+    loop.h_prev = parts_[1];
+    loop.extra = parts_[2];
+    loop.grad_hidden = parts_[3];
   }
 
  private:
-  long rows_, h_prev_, extra_;
+  long sizes_[4];
   Block block_;
+  E* parts_[4];
 };
 
 // The products after a stretch of the backward loop, for which `loop` says what it has yielded.
@@ -170,7 +179,8 @@ class Sums {
   // h before each of the stretch's rows: where all rows take part in every step, the output shifted by one.
   bool add_h(const E* da, long width) {
     const long P = loop_.width(), B = loop_.batch;
-    if (loop_.h_prev) return outer(da, loop_.grad_stride, width, loop_.h_prev, P, P, pass_.sum_hh, pass_.sum_bias_hh);
+    if (loop_.rows || loop_.reset)
+      return outer(da, loop_.grad_stride, width, loop_.h_prev, P, P, pass_.sum_hh, pass_.sum_bias_hh);
     const long start = loop_.reverse ? loop_.steps - 1 : 0;
     if (stretch_.begin <= start && start < stretch_.end) {
       const E* const first = da + (start - stretch_.begin) * B * loop_.grad_stride;

@@ -39,8 +39,8 @@ struct BackwardPass {
   Input<E> input;
   const E* weight_ih;  // packed by pack_columns, a GRU's gates in the order n, r, z; or null
   E* grad_input;       // packed (., I); or null
-  // To which gradients are added. Of a GRU the first and third hold the gates in the order n, r, z, the fourth r, z, n.
-  // sum_bias_hh is null for all other cells, where the two biases have one gradient.
+  // To which gradients are added. Of a GRU sum_ih and sum_bias_ih hold the gates in the order n, r, z, sum_hh and
+  // sum_bias_hh r, z, n. For all other cells sum_bias_hh is null: there the two biases have one gradient.
   T *sum_ih, *sum_hh, *sum_hr;  // (G*H, I), or for ids its transpose (V, G*H); (G*H, P); (P, H) or null
   T *sum_bias_ih, *sum_bias_hh;  // (G*H,), or null
 };

@@ -22,6 +22,9 @@ jaxtyping.install_import_hook("throughtime.cells", "beartype.beartype").__enter_
 
 from throughtime.kernels import native  # noqa: E402 after the hook
 
+if native.module is not None:
+    native.fill_blocks(True)
+
 settings.register_profile("suite", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("suite")
 

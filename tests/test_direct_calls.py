@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
 from comparison import HAS_NATIVE
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import throughtime
@@ -147,12 +150,13 @@ def test_mapping_a_function_over_a_layer_is_refused():
 @needs_native
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
 @pytest.mark.parametrize("lengths", [False, True])
-def test_both_passes_share_a_plan(plans, options, lengths):
+def test_both_passes_share_a_plan_and_a_third_has_its_own(plans, options, lengths):
     case = Case(lengths=lengths, **options)
     output, final = case.forward()
     first = case.gradients(output, final, retain_graph=True)
-    assert same(first, case.gradients(output, final))
     assert len(plans) == 1
+    assert same(first, case.gradients(output, final))
+    assert len(plans) == 2
 
 
 @needs_native
@@ -195,15 +199,91 @@ def test_a_parameter_that_was_written_to_since_is_refused():
         case.gradients(output, final)
 
 
-def test_nothing_is_kept_alive_that_autograd_has_let_go_of():
-    case = Case()
+@pytest.mark.parametrize("lengths", [False, True])
+def test_nothing_is_kept_alive_that_autograd_has_let_go_of(lengths):
+    case = Case(lengths=lengths)
     case.x = torch.randn(6, 3, 3)
     with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, lambda tensor: tensor):
         output, _ = case.forward()
-    tensors = [weakref.ref(case.x), *(weakref.ref(p) for p in case.layer.parameters())]
+    x, lengths = weakref.ref(case.x), None if case.lengths is None else weakref.ref(case.lengths)
     case.x = None
-    assert tensors[0]() is None
+    assert x() is None
     output.sum().backward()
+    case.lengths = None
+    assert lengths is None or lengths() is None
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_the_final_state_is_the_callers_own(layer, num_layers):
+    _, final = LAYERS[layer](3, 4, num_layers)(torch.randn(5, 2, 3))
+    for tensor in final if isinstance(final, tuple) else (final,):
+        assert not tensor._is_view()
+        tensor.detach_().zero_()
+
+
+def test_checkpointing_changes_no_bit():
+    case = Case()
+    expected = case.run()
+    output, (_, final) = torch.utils.checkpoint.checkpoint(case.layer, case.x, use_reentrant=False)
+    (output.square().sum() + final.sum()).backward()
+    assert same(expected[2:], [case.x.grad, *(p.grad for p in case.layer.parameters())])
+
+
+def test_a_negative_distance_set_later_is_refused():
+    case = Case()
+    case.layer.recompute_every = -5
+    with pytest.raises(ValueError, match="recompute_every = -5; expected a number of steps"):
+        case.forward()
+
+
+@pytest.mark.parametrize("id", [-1, 10**6])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([5, 0, 3])])
+def test_token_ids_overwritten_behind_autograds_back_are_refused(id, lengths):
+    ids = torch.zeros(5, 3, dtype=torch.int64)
+    output, _ = throughtime.LSTM(3, 4)(ids, lengths=lengths)
+    ids.numpy()[0, 0] = id
+    with pytest.raises((IndexError, RuntimeError), match=r"token id|[Cc]lass values"):
+        output.sum().backward()
+
+
+def test_a_function_mode_sees_the_operator():
+    class Watch(TorchFunctionMode):
+        seen: ClassVar = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch() as watch:
+        Case().forward()
+    assert FORWARD in watch.seen
+
+
+def test_a_graph_made_before_dispatch_holds_the_operator():
+    case = Case()
+    with torch.no_grad():
+        graph = make_fx(lambda x: case.layer(x)[0], pre_dispatch=True)(case.x.detach())
+        assert FORWARD in graph.code
+        other = torch.randn(6, 3, 3)
+        assert torch.equal(graph(other), case.layer(other)[0])
+
+
+def test_many_gradients_at_once_are_refused():
+    case = Case()
+    output, _ = case.forward()
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for throughtime::recurrence_backward"):
+        torch.autograd.grad(output, case.x, torch.ones(2, *output.shape), is_grads_batched=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.1}, {"reset_after": False}, {"bidirectional": True}])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_shapes_are_told_without_values(options, tokens):
+    layer = throughtime.GRU(9, 4, device="meta", **options)
+    x = torch.zeros(5, 2, dtype=torch.int64, device="meta") if tokens else torch.zeros(5, 2, 9, device="meta")
+    output, h = layer(x)
+    ways = 2 if "bidirectional" in options else 1
+    assert (output.shape, h.shape) == ((5, 2, 4 * ways), (ways, 2, 4))
 
 
 @needs_native

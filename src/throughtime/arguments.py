@@ -168,7 +168,7 @@ def check_token_ids(ids: Tensor, vocabulary_size: int, is_real: Tensor | None = 
     """Refuse ids that name no row of a table.
 
     Args:
-        ids: (T, B), or packed (N,).
+        ids: (T, B), or packed (N,); on "meta" they have no values to be refused.
         vocabulary_size: V; ids must lie in 0 … V − 1.
         is_real: Which of them matter, or `None` for all.
 
@@ -181,7 +181,7 @@ def check_token_ids(ids: Tensor, vocabulary_size: int, is_real: Tensor | None = 
         Traceback (most recent call last):
         IndexError: token id 7 at step 0 of row 1; expected 0 to 4, since there are 5 rows to choose from
     """
-    if ids.numel() == 0 or (int(ids.min()) >= 0 and int(ids.max()) < vocabulary_size):
+    if ids.is_meta or ids.numel() == 0 or (int(ids.min()) >= 0 and int(ids.max()) < vocabulary_size):
         return
     wrong = (ids < 0) | (ids >= vocabulary_size)
     places = (wrong if is_real is None else wrong & is_real).nonzero()

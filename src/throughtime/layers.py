@@ -297,7 +297,7 @@ class Recurrent(nn.Module):
     def _computed_dtype(self, device: torch.device) -> torch.dtype:
         """Dtype of output and state: the parameters', or under torch.autocast, which leaves float64 alone, that one's."""
         dtype = self._first_weight.dtype
-        if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+        if _is_autocast(device) and dtype != torch.float64:
             return torch.get_autocast_dtype(device.type)
         return dtype
 
@@ -327,7 +327,7 @@ class Recurrent(nn.Module):
 
     def _check_features(self, input: Tensor, dims: int) -> None:
         weight = self._first_weight
-        is_cast = torch.is_autocast_enabled(input.device.type) and input.is_floating_point()
+        is_cast = _is_autocast(input.device) and input.is_floating_point()
         is_cast = is_cast and torch.float64 not in (input.dtype, weight.dtype)
         if input.dtype != weight.dtype and not is_cast:
             raise ValueError(
@@ -613,6 +613,11 @@ def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
+
+
+def _is_autocast(device: torch.device) -> bool:
+    """Whether torch.autocast is on for a device; there are some that it doesn't know, as "meta"."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _are_ids(input: Tensor) -> bool:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._autograd import _profiler_enabled
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.nn.functional import dropout, linear, one_hot
 from torch.nn.functional import embedding as look_up
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -121,17 +122,18 @@ def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, r
         InputError: The named backend is unknown.
         NotImplementedError: The named backend can't serve the request.
     """
-    refusals = {
-        "native": native.refusal(stack.whole_cell, input),
-        "torch": torch_fused.refusal(stack.whole_cell, reset),
-    }
+    cell, is_auto = stack.whole_cell, stack.backend == "auto"
+    refusals = {"native": native.refusal(cell, input)}
+    if is_auto and torch.compiler.is_compiling():
+        # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
+        return "native" if lengths is None and not refusals["native"] else "reference"
+    if is_auto and not refusals["native"]:
+        return "native"
+    refusals["torch"] = torch_fused.refusal(cell, reset)
     if stack.recompute_every:
         refusals["torch"] = "it keeps all that its backward pass needs"
-    if stack.backend == "auto":
-        if torch.compiler.is_compiling():
-            # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
-            return "native" if lengths is None and not refusals["native"] else "reference"
-        return next((name for name, refusal in refusals.items() if not refusal), "reference")
+    if is_auto:
+        return "reference" if refusals["torch"] else "torch"
     if stack.backend not in backends():
         raise unknown_name("backend", stack.backend, ["auto", *backends()])
     if reason := refusals.get(stack.backend):
@@ -295,8 +297,6 @@ def _run_layers(
         input = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         if layer < stack.num_layers - 1:
             input = dropout(input, stack.dropout)
-    if len(finals) == 1:
-        return input, tuple(tensor.unsqueeze(0) for tensor in finals[0])
     return input, tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
 
 
@@ -305,8 +305,8 @@ def _recur(*arguments: Any) -> tuple[Tensor, Tensors]:
 
     Through it a call takes 0.1 ms longer each way, as long as thirty steps of a single row.
     """
-    input, initial, parameters, lengths, reset, masks, *_, batch_sizes, _, _ = arguments
-    if _is_watched(input, *initial, *parameters, lengths, reset, *masks, batch_sizes):
+    input, initial, parameters, lengths, reset, masks, _, _, _, backend, batch_sizes, _, _ = arguments
+    if backend != "native" or _is_watched(input, *initial, *parameters, lengths, reset, *masks, batch_sizes):
         output, final, _ = torch.ops.throughtime.recurrence.default(*arguments)
     else:
         output, final, _ = _differentiable(False, *arguments)
@@ -321,6 +321,7 @@ def _is_watched(*tensors: Tensor | None) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
         or _profiler_enabled()
@@ -371,8 +372,7 @@ def _recurrence(
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run one layer in one direction, or in both. `keep` asks for what the backward pass needs; without it `saved` is empty."""
     _check_bidirectional(bidirectional, backend, cell)
-    if recompute_every < 0:
-        raise ValueError(f"recompute_every = {recompute_every}; expected a number of steps, or 0 to recompute nothing")
+    _check_recompute(recompute_every)
     if backend == "native":
         given = (cell, input, initial, parameters, lengths, reset, reverse, keep)
         if "+" in cell:
@@ -386,6 +386,11 @@ def _recurrence(
     output = result.outputs if packing is None else packing.pack(result.outputs)
     # An operator's outputs must not alias its inputs, and an all-empty batch would hand the initial state through.
     return output, [s.clone() for s in result.final_state], saved
+
+
+def _check_recompute(recompute_every: int) -> None:
+    if recompute_every < 0:
+        raise ValueError(f"recompute_every = {recompute_every}; expected a number of steps, or 0 to recompute nothing")
 
 
 def _check_bidirectional(bidirectional: bool, backend: str, cell: str) -> None:
@@ -621,6 +626,7 @@ class _Recurrence(torch.autograd.Function):
         ctx.plan = None
         with torch._C._AutoDispatchBelowAutograd():
             if _is_planned(is_watched, cell, backend):
+                _check_recompute(recompute_every)
                 ways = batch_sizes, bidirectional
                 ctx.plan = cpu.Plan(cell, input, initial, parameters, lengths, reset, reverse, *ways)
                 output, final, saved = ctx.plan.forward(input, keep, recompute_every)
@@ -638,13 +644,14 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         states, weights, drawn = ctx.counts
         count = 4 + states + weights + drawn
-        given, (output, *saved) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        tensors = ctx.saved_tensors  # each access makes them anew, and checkpointing allows one
+        given, (output, *saved) = tensors[:count], tensors[count:]
         input, initial, parameters, masks, lengths, reset, batch_sizes = _unflatten(ctx.counts, given)
         rest, more = ctx.rest
         _, _, needs_input, _ = rest
-        plan = None
-        if ctx.plan is not None and not torch.is_grad_enabled() and not _is_watched(*grads, *given, output, *saved):
-            plan = ctx.plan.take_up(input, initial, parameters)
+        plan, ctx.plan = ctx.plan, None  # what it keeps goes when autograd's own tensors go; a second pass plans anew
+        is_watched = torch.is_grad_enabled() or _is_watched(*grads, *given, output, *saved) or _are_batched(grads)
+        plan = None if plan is None or is_watched else plan.take_up(input, initial, parameters)
         # The derivative of the derivative is asked for by running this pass with gradients on.
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
             if plan is not None:
@@ -659,6 +666,11 @@ class _Recurrence(torch.autograd.Function):
                 )
         wanted = [grad_input if needs_input else None, *grad_initial, *grad_parameters]
         return *[None] * 5, *wanted, *[None] * (drawn + 3)
+
+
+def _are_batched(grads: Sequence[Tensor | None]) -> bool:
+    """Whether these are many gradients each, as `torch.autograd.grad(is_grads_batched=True)` gives them."""
+    return any(grad is not None and is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def _is_planned(is_watched: bool, cell: str, backend: str) -> bool:

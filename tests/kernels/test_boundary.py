@@ -21,6 +21,7 @@ from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 import throughtime
 from throughtime.cells import CELLS, Masks, Parameters, find, sequence
 from throughtime.kernels import cpu
+from throughtime.kernels.request import shares
 from throughtime.ops import _Packing
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
@@ -253,7 +254,7 @@ def test_both_directions_at_once_answer_rightly_or_clearly(request, spoilers, ke
     shared = ("input", "lengths", "reset")
     request.tensors = {n: t for n, t in request.tensors.items() if n not in shared}
     request.tensors |= {n: t for n, t in reverse.tensors.items() if n in shared}
-    own = zip((request, reverse), output.chunk(2, -1), cpu.shares(final, 2), (False, True), strict=True)
+    own = zip((request, reverse), output.chunk(2, -1), shares(final, 2), (False, True), strict=True)
     for direction, half, state, is_reverse in own:
         assert_right(half, state, direction, is_reverse)
 

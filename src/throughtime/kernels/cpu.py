@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from throughtime.arguments import check_token_ids
 from throughtime.kernels.native import address, addresses, kind, new, new_zeros, plain
 from throughtime.kernels.request import (
     Call,
@@ -168,7 +169,7 @@ class Plan:
         self._marks: list[Any] = []
 
     def let_go(self, input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> None:
-        """Drop the tensors which it was made of, so that it keeps none alive, until `take_up`."""
+        """Drop input, state and parameters, so that it keeps none of them alive, until `take_up`."""
         self._marks = _marks(input, initial, parameters)
         for call in self._calls:
             call.let_go()
@@ -199,7 +200,10 @@ class Plan:
             saved = [loop.new_saved(call.rows.count) if keep else [] for loop in loops]
             stretches = call.stretches(call.weights.gates * call.weights.hidden)
             _run_forward(loops, [stretches] * len(loops), states, saved)
-        return output, [s.to(call.dtype) for s in joined(states)], joined(saved)
+        final = joined(states)
+        if call.dtype != call.arithmetic:
+            final = [s.to(call.dtype) for s in final]
+        return output, final, joined(saved)
 
     def backward(
         self,
@@ -220,6 +224,8 @@ class Plan:
         output, saved = plain(output), [plain(tensor) for tensor in saved]
         check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
         x, kept = call.rows.compact(input), shares(saved, count)
+        if call.reads_ids:  # they may have been written to since `forward`, where autograd doesn't see it
+            check_token_ids(x, call.weights.weight_ih.shape[1])
         outputs = _columns(output, count)
         grads = [None] * count if grad_output is None else _columns(plain(grad_output), count)
         needs_input = needs_input and not call.reads_ids
@@ -238,12 +244,11 @@ class Plan:
             each = zip(loops, here, saved_here, first_rows, strict=True)
             passes = [loop.native_pass(own, kept_here, first) for loop, own, kept_here, first in each]
             kind(call.dtype).backward(*passes)
-        dtype = call.weights_dtype
-        return Gradient(
-            _sum_over_directions(call, loops, input.shape),
-            [g.to(call.dtype) for g in joined([loop.grad_initial() for loop in loops])],
-            joined([loop.sums.to_list(dtype) for loop in loops]),
-        )
+        grad_initial = joined([loop.grad_initial() for loop in loops])
+        if call.dtype != call.arithmetic:
+            grad_initial = [g.to(call.dtype) for g in grad_initial]
+        grad_parameters = joined([loop.sums.to_list(call.weights_dtype) for loop in loops])
+        return Gradient(_sum_over_directions(call, loops, input.shape), grad_initial, grad_parameters)
 
 
 def _marks(input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> list[Any]:
@@ -443,4 +448,4 @@ class _Sums:
         elif bias_ih is not None:
             bias_hh = bias_ih.clone()
         tensors = [weight_ih, self.weight_hh, bias_ih, bias_hh, self.weight_hr]
-        return [tensor.to(dtype) for tensor in tensors if tensor is not None]
+        return [t if t.dtype == dtype else t.to(dtype) for t in tensors if t is not None]

@@ -76,6 +76,11 @@ def release_memory() -> None:
     module.release_memory()
 
 
+def fill_blocks(value: bool) -> None:
+    """Fill the kernels' own memory with NaNs from now on: for tests, which then see who reads what nobody has written."""
+    module.fill_blocks(value)
+
+
 @cache
 def kind(dtype: torch.dtype) -> Any:
     """Return the native code for arrays of a dtype."""

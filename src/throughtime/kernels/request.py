@@ -201,16 +201,21 @@ class Call:
             lengths = None
         self._is_packed = batch_sizes is not None
         if batch_sizes is not None:
-            batch_sizes = None if int(batch_sizes[-1]) == batch else batch_sizes.contiguous()
+            batch_sizes = None if int(batch_sizes[-1]) == batch else batch_sizes.clone()
         self.rows = other.rows if other is not None else Rows(steps, batch, lengths, batch_sizes)
         self.directions = directions
         self.reset = None if reset is None else reset.contiguous()
         self.reverse = reverse
-        self.layout = kind(self.dtype)(
-            *(native.CELLS[base], bool(reverse), torch.get_num_threads(), steps, batch),
+        self._base = base
+        self.layout = self._lay_out()
+
+    def _lay_out(self) -> Any:
+        """Make the native layout, which knows arrays by address only."""
+        return kind(self.dtype)(
+            *(native.CELLS[self._base], bool(self.reverse), torch.get_num_threads(), self.rows.steps, self.rows.batch),
             *(self.weights.hidden, self.weights.projected),
             *(address(t) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
-            *(batch_sizes is not None, directions * self.width),
+            *(self.rows.batch_sizes is not None, self.directions * self.width),
         )
 
     def _hold(self, input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> None:
@@ -220,14 +225,15 @@ class Call:
         self.weights = _read_weights(self._gates, parameters, self.reads_ids).to(self.arithmetic)
 
     def let_go(self) -> None:
-        """Drop the tensors which it was made of."""
-        del self.like, self.initial, self.weights
+        """Drop input, state and parameters; who takes part when, and the resets, stay."""
+        del self.like, self.initial, self.weights, self.layout
 
     def take_up(self, input: Tensor, initial: list[Tensor], parameters: list[Tensor]) -> "Call":
         """Return the same request for tensors like those which it was made of."""
         call = object.__new__(Call)
         call.__dict__ |= self.__dict__
         call._hold(input, initial, parameters)
+        call.layout = call._lay_out()
         return call
 
     def where_input_is(self, x: Tensor) -> tuple[int, int, int, int]:
@@ -235,11 +241,11 @@ class Call:
         width = self.weights.weight_ih.shape[1]
         return (0, width, 0, x.data_ptr()) if self.reads_ids else (x.data_ptr(), width, x.stride(0), 0)
 
-    def stretches(self, width: int) -> list["Stretch"]:
+    def stretches(self, width: int) -> list[Stretch]:
         """Cut the steps into stretches whose gates fit the cache."""
         return list(self.rows.stretches(width, self.arithmetic.itemsize))
 
-    def segments(self, width: int, every: int) -> list[list["Stretch"]]:
+    def segments(self, width: int, every: int) -> list[list[Stretch]]:
         """Group the stretches of a backward pass such that each has `every` steps at least; 0 makes one segment of them all."""
         stretches = self.stretches(width)
         count = -(-every // max(1, stretches[0].end)) if every else len(stretches)
@@ -253,7 +259,7 @@ class Call:
         """Number them in the order of the backward pass."""
         return self.forward_order(parts)[::-1]
 
-    def with_c_before(self, kept: Tensor, segment: list["Stretch"], c: Tensor) -> Tensor:
+    def with_c_before(self, kept: Tensor, segment: list[Stretch], c: Tensor) -> Tensor:
         """Return `kept` of a segment, in memory whose rows beside it hold the c before: (B, H), of each row of the step before."""
         step = segment[-1].end if self.reverse else segment[0].begin - 1
         if not 0 <= step < self.rows.steps:

@@ -397,10 +397,8 @@ class _RowProduct:
         )
 
     def write(self, rows: Tensor, out: Tensor) -> None:
-        """Write the product of `rows` (·, depth) to `out` (·, columns), of the rows' dtype or their arithmetic's."""
-        own = kind(rows.dtype)
-        multiply = own.multiply_rows_and_round if out.dtype == rows.dtype else own.multiply_rows_by
-        multiply(
+        """Write the product of `rows` (·, depth) to `out` (·, columns)."""
+        kind(rows.dtype).multiply_rows(
             *(*rows.shape, self.columns, rows.data_ptr(), rows.stride(0), self.packed.data_ptr(), out.data_ptr()),
             *(out.stride(0), torch.get_num_threads()),
         )
@@ -432,9 +430,9 @@ def _add_by_id(table: Tensor, rows: Tensor, ids: Tensor) -> None:
     )
 
 
-def _add_outer(sum: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
-    """Add leftᵀ · right to `sum`, and the sum of left's rows to `bias`."""
+def _add_outer(sum: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ · right to `sum`."""
     kind(left.dtype).add_outer(
         *(*left.shape, right.shape[1], left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0)),
-        *(sum.data_ptr(), 0 if bias is None else bias.data_ptr(), torch.get_num_threads()),
+        *(sum.data_ptr(), torch.get_num_threads()),
     )
