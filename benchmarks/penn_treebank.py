@@ -23,7 +23,7 @@ RECIPES = {
     "zaremba-small": "--preset zaremba-small --dtype bfloat16",
     "zaremba-medium": "--preset zaremba-medium --dtype bfloat16",
     "medium-modern": "--hidden 650 --layers 2 --embedding 650 --tied --locked --dropout 0.4 --embedding-dropout 0.1 --batch 32 "
-    "--bptt 35 --lr 3e-3 --final-lr 0 --weight-decay 0.02 --clip 0.25 --dtype bfloat16 --epochs 7",
+    "--bptt 35 --lr 3e-3 --final-lr 0 --weight-decay 0.02 --clip 0.25 --dtype bfloat16 --epochs 20",
 }
 
 
