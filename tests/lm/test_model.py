@@ -62,6 +62,18 @@ def test_tied_weights_are_one_tensor(embedding):
     assert model.output.weight.grad is not None
 
 
+@pytest.mark.parametrize("cell", ["rnn", "rnn_relu", "lstm", "gru", "mlp"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("embedding", [0, 7, 6])
+def test_parameters_are_counted_without_making_them(cell, layers, embedding):
+    variants = [{}, {"dropout": 0.5, "locked": True}]
+    variants += [{"tied": True}] if embedding else []
+    variants += [{"layer_norm": True}, {"layer_norm": True, "dropout": 0.1, "locked": True}] if cell != "mlp" else []
+    for more in variants:
+        config = ModelConfig(11, cell, hidden_size=6, num_layers=layers, embedding_size=embedding, window=3, **more)
+        assert config.parameter_count == LanguageModel(config).parameter_count
+
+
 def test_dropout_acts_only_in_training():
     model = LanguageModel(ModelConfig(vocabulary_size=11, hidden_size=64, dropout=0.5))
     ids = torch.zeros(3, 2, dtype=torch.int64)

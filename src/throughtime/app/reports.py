@@ -65,7 +65,7 @@ def run_record(run: "Run") -> dict[str, Any]:
     corpus = run.corpus()
     return {
         "run": str(run.folder),
-        "model": asdict(run.model_config) | {"parameters": _parameter_count(run)},
+        "model": asdict(run.model_config) | {"parameters": run.model_config.parameter_count},
         "data": {
             "level": run.tokenizer.level,
             "files": [source["path"] for source in corpus.sources],
@@ -116,7 +116,7 @@ def describe_model(run: "Run") -> str:
     for option, name in named.items():
         extras += f", {name} {getattr(config, option):g}" if getattr(config, option) else ""
     extras += ", layer norm" if config.layer_norm else ""
-    return f"{config.cell.upper().replace('_', ' ')}, {layers}{inputs}{extras}: {_parameter_count(run):,} parameters"
+    return f"{config.cell.upper().replace('_', ' ')}, {layers}{inputs}{extras}: {config.parameter_count:,} parameters"
 
 
 def headline(run: "Run") -> str:
@@ -127,15 +127,6 @@ def headline(run: "Run") -> str:
         f"model: {describe_model(run)}\n"
         f"data:  {len(corpus.train):,} {units} to train on, {len(corpus.held_out):,} held out"
     )
-
-
-def _parameter_count(run: "Run") -> int:
-    import torch
-
-    from throughtime.lm.model import LanguageModel
-
-    with torch.device("meta"):  # no memory is taken and nothing is drawn
-        return LanguageModel(run.model_config).parameter_count
 
 
 def _describe_files(files: list[str], skipped: int) -> str:

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import torch
-
 from throughtime.errors import InputError
 from throughtime.lm.loss import logits_held
-from throughtime.lm.model import LanguageModel, ModelConfig
+from throughtime.lm.model import ModelConfig
 
 _COPIES = 4  # of each weight: itself, its gradient, and an optimiser's two moments
 _LOGITS = 3  # of those held at a time: themselves, their gradient, and either in bfloat16
@@ -15,9 +13,7 @@ _FLOAT = 4  # bytes
 
 def bytes_to_train(config: ModelConfig, batch: int, window: int) -> int:
     """Return about how many bytes it takes to train a model on windows (T, B)."""
-    with torch.device("meta"):  # no memory is taken and nothing is drawn
-        weights = LanguageModel(config).parameter_count
-    return _FLOAT * (_COPIES * weights + _LOGITS * logits_held(batch * window, config.vocabulary_size))
+    return _FLOAT * (_COPIES * config.parameter_count + _LOGITS * logits_held(batch * window, config.vocabulary_size))
 
 
 def free_bytes() -> int | None:

@@ -103,6 +103,33 @@ class ModelConfig:
         if self.tied and not self.embedding_size:
             raise InputError("--tied needs an embedding to share; add --embedding, for example --embedding 128")
 
+    @property
+    def parameter_count(self) -> int:
+        """How many weights a model of this shape has, told without making it; shared ones count once.
+
+        Example:
+            >>> config = ModelConfig(vocabulary_size=65, hidden_size=16, tied=True, embedding_size=8)
+            >>> config.parameter_count == LanguageModel(config).parameter_count
+            True
+        """
+        vocabulary, hidden = self.vocabulary_size, self.hidden_size
+        inputs = self.embedding_size or vocabulary
+        above = self.num_layers - 1
+        if self.cell == "mlp":
+            stack = self.window * inputs * hidden + hidden + above * (hidden + 1) * hidden
+        else:
+            rows = _GATES[self.cell] * hidden
+            gains = (2 * rows + (2 * hidden if self.cell == "lstm" else 0)) if self.layer_norm else 0
+            stack = rows * (inputs + hidden + 2) + gains + above * (rows * (2 * hidden + 2) + gains)
+        embedding = vocabulary * self.embedding_size
+        if not self.tied:
+            return embedding + stack + (hidden + 1) * vocabulary
+        projection = hidden * inputs if hidden != inputs else 0
+        return embedding + stack + projection + vocabulary
+
+
+_GATES = {"rnn": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
+
 
 class LanguageModel(nn.Module):
     """A recurrent language model.
