@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from throughtime.app.plotting import plot_losses
-from throughtime.app.reports import describe_model
 from throughtime.lm import Run, TrainingOptions, open_run, train
 
 CELLS = ("mlp", "rnn", "gru", "lstm")
@@ -66,7 +65,7 @@ def row(cell: str, run: Run) -> dict[str, Any]:
     nats = held_out(run)["nats_per_token"]
     return {
         "cell": cell,
-        "model": describe_model(run),
+        "model": run.model_config.describe(),
         "lr": run.options["lr"],
         "minutes": run.options["minutes"],
         "steps": results["training"]["steps"],

@@ -48,6 +48,11 @@ def test_the_layout_is_there(path):
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
 def test_python_examples_run(code, tmp_path):
+    """They run beside a trained run of the name "run"."""
+    from throughtime.lm import TrainingOptions, train
+
+    (tmp_path / "book.txt").write_text("Once upon a time there was a king.\n" * 40)
+    train([tmp_path / "book.txt"], tmp_path / "run", TrainingOptions(hidden=8, steps=3, batch=4, bptt=16))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 

@@ -12,13 +12,14 @@ from throughtime.errors import InputError
 if TYPE_CHECKING:
     from throughtime import init
     from throughtime.layers import GRU, LSTM, RNN
+    from throughtime.lm.loaded import load
     from throughtime.ops import backends
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "LSTM", "RNN", "InputError", "__version__", "backends", "init"]
+__all__ = ["GRU", "LSTM", "RNN", "InputError", "__version__", "backends", "init", "load"]
 
-_HOMES = {"GRU": "layers", "LSTM": "layers", "RNN": "layers", "backends": "ops"}
+_HOMES = {"GRU": "layers", "LSTM": "layers", "RNN": "layers", "backends": "ops", "load": "lm.loaded"}
 _MODULES = ("app", "cells", "init", "insight", "kernels", "layers", "lm", "ops", "training")
 
 

@@ -83,7 +83,7 @@ def run_rows(run: "Run") -> list[Row]:
     record = run_record(run)
     data, results = record["data"], record["results"]
     rows = [
-        ("model", describe_model(run)),
+        ("model", run.model_config.describe()),
         ("vocabulary", f"{run.model_config.vocabulary_size:,} ({run.tokenizer.level})"),
         ("text", _describe_files(data["files"], data["skipped_files"])),
         ("tokens", f"{data['train_tokens']:,} to train on, {data['held_out_tokens']:,} held out"),
@@ -96,35 +96,12 @@ def run_rows(run: "Run") -> list[Row]:
     return [*rows, HELD_OUT, *_figures(held_out)]
 
 
-def describe_model(run: "Run") -> str:
-    """Return a model in a line: "LSTM, 1 layer of 256, 360,258 parameters"."""
-    config = run.model_config
-    layers = f"{config.num_layers} layer{'s' if config.num_layers > 1 else ''} of {config.hidden_size}"
-    inputs = f", embedding {config.embedding_size}" if config.embedding_size else ", one-hot input"
-    inputs += f", a window of {config.window} tokens" if config.cell == "mlp" else ""
-    extras = (", tied" if config.tied else "") + (f", dropout {config.dropout:g}" if config.dropout else "")
-    extras += (" locked" if config.locked and config.dropout else "") + (
-        f", embedding dropout {config.embedding_dropout:g}" if config.embedding_dropout else ""
-    )
-    named = {
-        "weight_drop": "weight drop",
-        "recurrent_dropout": "recurrent dropout",
-        "zoneout": "zoneout",
-        "ar": "AR",
-        "tar": "TAR",
-    }
-    for option, name in named.items():
-        extras += f", {name} {getattr(config, option):g}" if getattr(config, option) else ""
-    extras += ", layer norm" if config.layer_norm else ""
-    return f"{config.cell.upper().replace('_', ' ')}, {layers}{inputs}{extras}: {config.parameter_count:,} parameters"
-
-
 def headline(run: "Run") -> str:
     """Return what is about to be trained, on what, in two lines."""
     corpus = run.corpus()
     units = UNITS[run.tokenizer.level]
     return (
-        f"model: {describe_model(run)}\n"
+        f"model: {run.model_config.describe()}\n"
         f"data:  {len(corpus.train):,} {units} to train on, {len(corpus.held_out):,} held out"
     )
 

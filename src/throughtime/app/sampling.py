@@ -8,7 +8,7 @@ import numpy as np
 
 from throughtime.app.terminal import messages, visible
 from throughtime.errors import InputError
-from throughtime.lm.generate import Beam, Sampling, generate
+from throughtime.lm.generate import Beam, Sampling, generate, seed_of_sample
 
 if TYPE_CHECKING:
     from throughtime.lm.run import Run
@@ -52,7 +52,7 @@ def stream(
     for number in range(samples):
         if number and tokenizer.eos_id is None:
             _write("\n")
-        chance = None if seed is None else seed + number
+        chance = seed_of_sample(seed, number)
         pieces = generate(model, tokenizer, prompt, length, sampling, chance, stop, alphabet)
         _write(prompt)
         written = prompt

@@ -14,7 +14,9 @@ from throughtime.lm.evaluate import (
     score_sequences,
 )
 from throughtime.lm.generate import Beam, Sampling, beam_search, generate
+from throughtime.lm.loaded import LoadedRun, Writing, load
 from throughtime.lm.model import LanguageModel, ModelConfig, cell_names
+from throughtime.lm.next_token import next_probabilities, token_names
 from throughtime.lm.presets import PRESETS, for_minutes
 from throughtime.lm.run import Run, open_run
 from throughtime.lm.score import Hypothesis, rerank, score_lines
@@ -33,6 +35,7 @@ __all__ = [
     "Evaluation",
     "Hypothesis",
     "LanguageModel",
+    "LoadedRun",
     "ModelConfig",
     "NGramBaseline",
     "NeuralCache",
@@ -46,6 +49,7 @@ __all__ = [
     "TrainingOptions",
     "TrainingSummary",
     "WordTokenizer",
+    "Writing",
     "beam_search",
     "build_corpus",
     "cell_names",
@@ -54,13 +58,16 @@ __all__ = [
     "for_minutes",
     "generate",
     "level_names",
+    "load",
     "loss_by_position",
+    "next_probabilities",
     "open_corpus",
     "open_run",
     "rerank",
     "resume",
     "score_lines",
     "score_sequences",
+    "token_names",
     "tokenizer_from_json",
     "train",
     "train_bpe",

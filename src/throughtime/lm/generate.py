@@ -160,6 +160,11 @@ def generate(
     return _until(pieces, stop) if stop else pieces
 
 
+def seed_of_sample(seed: int | None, number: int) -> int | None:
+    """Return the seed of one of several samples, counted from 0, if they are to be repeatable."""
+    return None if seed is None else seed + number
+
+
 def allowed_tokens(tokenizer: Tokenizer, alphabet: str) -> NDArray[np.bool_]:
     """Return which tokens (V,) are written with the characters of an alphabet alone.
 
@@ -214,7 +219,7 @@ def _check_length(length: int) -> None:
         raise InputError(f"--length {length}: expected at least 1")
 
 
-def _first_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def first_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return what is read before the first token is chosen."""
     ids = tokenizer.encode(tokenizer.prompt(prompt)).tolist()
     if tokenizer.eos_id is not None:
@@ -241,7 +246,7 @@ def _generate(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    history = _first_ids(tokenizer, prompt)
+    history = first_ids(tokenizer, prompt)
     decoder = _primed(tokenizer, prompt)
     model.eval()
     logits, state = model(torch.tensor(history, device=device)[:, None])
@@ -340,7 +345,7 @@ def beam_search(
     forbidden = _forbidden(tokenizer, alphabet)
     device = next(model.parameters()).device
     model.eval()
-    history = torch.tensor([_first_ids(tokenizer, prompt)], device=device).T
+    history = torch.tensor([first_ids(tokenizer, prompt)], device=device).T
     logits, state = model(history)
     alive = [_Path((), 0.0)]
     ended: list[_Path] = []

@@ -127,6 +127,37 @@ class ModelConfig:
         projection = hidden * inputs if hidden != inputs else 0
         return embedding + stack + projection + vocabulary
 
+    def describe(self) -> str:
+        """Return the shape in a line, as a reader wants it.
+
+        Example:
+            >>> ModelConfig(vocabulary_size=65, hidden_size=256, dropout=0.1).describe()
+            'LSTM, 1 layer of 256, one-hot input, dropout 0.1: 347,457 parameters'
+        """
+        parts = [
+            self.cell.upper().replace("_", " "),
+            f"{self.num_layers} layer{'s' if self.num_layers > 1 else ''} of {self.hidden_size}",
+            f"embedding {self.embedding_size}" if self.embedding_size else "one-hot input",
+        ]
+        if self.cell == "mlp":
+            parts.append(f"a window of {self.window} tokens")
+        if self.tied:
+            parts.append("tied")
+        if self.dropout:
+            parts.append(f"dropout {self.dropout:g}" + (" locked" if self.locked else ""))
+        for name, value in (
+            ("embedding dropout", self.embedding_dropout),
+            ("weight drop", self.weight_drop),
+            ("recurrent dropout", self.recurrent_dropout),
+            ("zoneout", self.zoneout),
+            ("AR", self.ar),
+            ("TAR", self.tar),
+        ):
+            if value:
+                parts.append(f"{name} {value:g}")
+        parts += ["layer norm"] if self.layer_norm else []
+        return f"{', '.join(parts)}: {self.parameter_count:,} parameters"
+
 
 _GATES = {"rnn": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
