@@ -21,7 +21,7 @@ from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.generate import Sampling
 from throughtime.lm.presets import for_minutes
-from throughtime.lm.run import CONFIG, DATA, check_new, clear_run, open_run
+from throughtime.lm.run import CONFIG, DATA, check_new, clear_run, open_run, read_config
 from throughtime.lm.train import TrainingOptions, train
 
 MOST_BYTES = 4_000_000  # of source: more than is read in a minute
@@ -132,7 +132,7 @@ def comparison(scores: list[Score], held_out: int) -> Table:
 def _make_way(folder: Path) -> None:
     """Clear an earlier demo's run, but nothing else, and not its encoded text."""
     if (folder / CONFIG).exists():
-        open_run(folder)  # raises if it is somebody else's
+        read_config(folder)  # raises if it is somebody else's
         clear_run(folder)
     try:
         check_new(folder)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding as embed
 from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from throughtime import init
 from throughtime.errors import InputError, unknown_name
@@ -275,6 +276,21 @@ class LanguageModel(nn.Module):
     def parameter_count(self) -> int:
         """How many weights there are; shared ones count once."""
         return sum(p.numel() for p in self.parameters())
+
+
+def outline(config: ModelConfig) -> LanguageModel:
+    """Return a model on torch's meta device: its weights have names, shapes and dtypes, but take no memory and aren't drawn."""
+    with torch.device("meta"), _Undrawn():
+        return LanguageModel(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out what draws normal numbers: on the meta device, torch imports its compiler for that, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "normal_":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _mean_square(x: Tensor, counts: Tensor) -> Tensor:

@@ -3,34 +3,41 @@
 config.json              the options of training and the shape of the model
 config.toml              the options again, as `train --config` reads them: given back, they make the same run
 tokenizer.json           which ids stand for what
-model.safetensors        the weights, the best where they were measured along the way; verifies itself and the two files above
+model.safetensors        the weights, the best where they were measured along the way; verifies itself, config and tokenizer
 generation_config.json   how `sample` chooses unless told otherwise
 results.json             what training came to: time, steps, held-out evaluation
 metrics.jsonl            a line a second of training, one for each measurement, one for each rollback
 tensorboard/             the same for TensorBoard, where that was asked for
 data/                    the encoded text
-checkpoint/              latest.safetensors, all that an exact continuation needs
+checkpoint/              latest.safetensors, all that an exact continuation needs; verifies itself, config, tokenizer and data
 """
 
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from torch import Tensor
 
 from throughtime.errors import InputError
-from throughtime.lm.corpus import Corpus, open_corpus
+from throughtime.lm.corpus import DESCRIPTION, Corpus, open_corpus
 from throughtime.lm.generate import Sampling
-from throughtime.lm.model import LanguageModel, ModelConfig, device_named
+from throughtime.lm.model import LanguageModel, ModelConfig, device_named, outline
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
-from throughtime.training.checkpoint import CheckpointError, load, load_json, save, save_json, write_atomically
+from throughtime.training.checkpoint import CheckpointError, load, load_json, read, save, save_json, write_atomically
+from throughtime.training.restoring import check_tensors
 
 CONFIG, TOKENIZER, MODEL, GENERATION = "config.json", "tokenizer.json", "model.safetensors", "generation_config.json"
 OPTIONS, TENSORBOARD = "config.toml", "tensorboard"
 RESULTS, METRICS, DATA, CHECKPOINT = "results.json", "metrics.jsonl", "data", "checkpoint/latest.safetensors"
+
+OF_MODEL = CONFIG, TOKENIZER  # whose digests the weights carry, and the checkpoint
+OF_CHECKPOINT = CONFIG, TOKENIZER, f"{DATA}/{DESCRIPTION}"
+_BOUND = "files"  # where a checkpoint's state has them
 
 
 class Run:
@@ -43,15 +50,11 @@ class Run:
         tokenizer: Its tokenizer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: dict[str, Any], model_config: ModelConfig, tokenizer: Tokenizer) -> None:
         self.folder = folder
-        config = load_json(folder / CONFIG)
-        try:
-            self.options: dict[str, Any] = config["training"]
-            self.model_config = ModelConfig(**config["model"])
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / CONFIG}: not a run's configuration ({error}); restore it") from error
-        self.tokenizer: Tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER))
+        self.options = options
+        self.model_config = model_config
+        self.tokenizer = tokenizer
 
     def load_model(self, device: str = "auto", *, last: bool = False) -> LanguageModel:
         """Load the trained model, ready to evaluate or sample.
@@ -62,28 +65,36 @@ class Run:
                 were measured, or the last where nothing was measured along the way.
 
         Raises:
-            InputError: Weights, configuration or tokenizer are missing, truncated or altered.
+            InputError: Weights, configuration or tokenizer are missing, truncated or altered, or don't belong together.
         """
-        tensors, state = load(self.folder / MODEL)
-        for name in (CONFIG, TOKENIZER):
-            load_json(self.folder / name, sha256=state.get(name, ""))
+        path = self.folder / (CHECKPOINT if last else MODEL)
+        tensors, _ = _load_bound(self.folder, CHECKPOINT if last else MODEL)
         if last:
-            saved, _ = load(self.folder / CHECKPOINT)
-            prefix = "average.module." if any(name.startswith("average.") for name in saved) else "model."
-            tensors = {name.removeprefix(prefix): part for name, part in saved.items() if name.startswith(prefix)}
+            prefix = "average.module." if any(name.startswith("average.") for name in tensors) else "model."
+            tensors = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+        _check_weights(path, tensors, self.model_config)
         model = LanguageModel(self.model_config)
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{self.folder / MODEL}: the weights don't fit the configuration beside them"
-            ) from error
+        model.load_state_dict(tensors)
         return model.to(device_named(device)).eval()
 
     def save_model(self, model: LanguageModel) -> None:
         """Write the weights, bound to the configuration and the tokenizer beside them."""
-        bound = {name: file_digest(self.folder / name) for name in (CONFIG, TOKENIZER)}
-        save(self.folder / MODEL, model.state_dict(), bound)
+        save(self.folder / MODEL, model.state_dict(), self._digests(OF_MODEL))
+
+    def save_checkpoint(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write what a loop's `checkpoint` returned, bound to the configuration, the tokenizer and the encoded text."""
+        save(self.folder / CHECKPOINT, tensors, state | {_BOUND: self._digests(OF_CHECKPOINT)})
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read what a loop's `restore` takes.
+
+        Raises:
+            CheckpointError: It is missing, truncated or altered, or belongs to another configuration, tokenizer or text.
+        """
+        return _load_bound(self.folder, CHECKPOINT)
+
+    def _digests(self, names: Sequence[str]) -> dict[str, str]:
+        return {name: file_digest(self.folder / name) for name in names}
 
     @property
     def generation(self) -> dict[str, Any]:
@@ -123,17 +134,73 @@ class Run:
 
 
 def open_run(folder: str | Path) -> Run:
-    """Open a run folder.
+    """Open a run folder, its weights, configuration and tokenizer verified.
 
     Raises:
-        InputError: There is none, or its files are damaged.
+        InputError: There is none, or its files are damaged, or don't belong together.
     """
     folder = Path(folder)
     if not folder.exists():
         raise InputError(f"{folder}: no such run; expected a folder written by 'throughtime train … --out {folder}'")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not a run, it has no {CONFIG}; expected a folder written by 'throughtime train'")
-    return Run(folder)
+    if not (folder / MODEL).exists():
+        read_config(folder)  # raises if it is something else
+        raise InputError(
+            f"{folder}: has no {MODEL}; its training was stopped before anything was saved, or the file was lost: restore it or "
+            "train anew, with another --out"
+        )
+    tensors, _ = _load_bound(folder, MODEL)
+    options, model_config = read_config(folder)
+    tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER))
+    if tokenizer.vocabulary_size != model_config.vocabulary_size:
+        raise CheckpointError(
+            f"{folder / TOKENIZER}: a vocabulary of {tokenizer.vocabulary_size:,}, but the model's has "
+            f"{model_config.vocabulary_size:,}; restore the run"
+        )
+    _check_weights(folder / MODEL, tensors, model_config)
+    return Run(folder, options, model_config, tokenizer)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """Return the options of a run and the shape of its model, whatever else of it there is.
+
+    Raises:
+        CheckpointError: Its config.json is not a run's.
+    """
+    config = load_json(folder / CONFIG)
+    try:
+        return dict(config["training"]), ModelConfig(**config["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not a run's configuration ({error}); restore it") from error
+
+
+def _load_bound(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and a state that are bound to other files of a run, which must be those."""
+    path = folder / name
+    tensors, state = load(path)
+    digests = state if name == MODEL else state.pop(_BOUND, None)
+    if not isinstance(digests, dict):
+        raise CheckpointError(f"{path}: doesn't say which run it is of; restore it or train anew")
+    for other in OF_MODEL if name == MODEL else OF_CHECKPOINT:
+        if digests.get(other) != file_digest(folder / other):
+            raise CheckpointError(
+                f"{folder / other}: altered since {name} was written (its SHA-256 doesn't match); restore it or train anew"
+            )
+    return tensors, state
+
+
+def _check_weights(path: Path, tensors: dict[str, Tensor], config: ModelConfig) -> None:
+    """Refuse weights that aren't those of a model; its sizes are bounded by theirs before it is laid out."""
+    there = sum(tensor.numel() for tensor in tensors.values())
+    try:
+        if config.num_layers > len(tensors) or config.parameter_count > there:
+            raise CheckpointError(f"it needs more than the {there:,} numbers that are there")
+        check_tensors(tensors, outline(config).state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path}: the weights don't fit the configuration beside them ({error}); restore the run"
+        ) from error
 
 
 def check_new(folder: str | Path) -> Path:
@@ -170,7 +237,7 @@ def create_run(folder: Path, options: dict[str, Any], config: ModelConfig, token
     given = {name: value for name, value in options.items() if value is not None}  # TOML knows no null
     write_atomically(folder / OPTIONS, tomli_w.dumps(given).encode())
     save_json(folder / CONFIG, {"training": options, "model": asdict(config)})
-    return Run(folder)
+    return Run(folder, options, config, tokenizer)
 
 
 def clear_run(folder: Path) -> None:
@@ -182,5 +249,9 @@ def clear_run(folder: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the SHA-256 of a file.
+
+    Raises:
+        CheckpointError: It can't be read.
+    """
+    return hashlib.sha256(read(path)).hexdigest()

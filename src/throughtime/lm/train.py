@@ -35,7 +35,7 @@ from throughtime.training import (
     Windows,
 )
 from throughtime.training import StepReport as LoopReport
-from throughtime.training.checkpoint import load, save, save_json
+from throughtime.training.checkpoint import save_json
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "nt-asgd")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -420,10 +420,11 @@ def resume(
     device = device_named(options.device)
     if not (run.folder / CHECKPOINT).exists():
         raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
+    tensors, state = run.load_checkpoint()
     corpus = run.corpus()
     windows = _make_windows(corpus, options)
     loop = _make_loop(LanguageModel(run.model_config).to(device), windows, corpus, options, device, probe)
-    loop.restore(*load(run.folder / CHECKPOINT))
+    loop.restore(tensors, state)
     if loop.is_finished and run.results is not None:
         raise InputError(f"{run.folder}: this run is complete, its budget is spent; to train longer, start another one")
     return _finish(run, loop, corpus, observer, on_event)
@@ -498,7 +499,7 @@ def _finish(
     def save_all() -> None:
         if loop.best_step in (0, loop.step):  # else the run's weights are the best, of an earlier step
             run.save_model(_language_model(loop.trained))
-        save(run.folder / CHECKPOINT, *loop.checkpoint())
+        run.save_checkpoint(*loop.checkpoint())
 
     _end_line(run.folder / METRICS)
     scalars = run.folder / TENSORBOARD if run.options.get("tensorboard") else None

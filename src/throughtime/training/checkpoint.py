@@ -56,7 +56,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: The file is missing, truncated, altered, or was not written by `save`.
     """
     path = Path(path)
-    data = bytearray(_read(path))
+    data = bytearray(read(path))
     at = _digest_place(data)
     if at is None:
         raise CheckpointError(
@@ -69,9 +69,12 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(bytes(data))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return tensors, json.loads(header["__metadata__"]["state"])
-    except (SafetensorError, KeyError, ValueError) as error:
+        state = json.loads(header["__metadata__"]["state"])
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of throughtime ({error}); restore it or train anew") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: its state is a JSON {type(state).__name__}, expected an object; train anew")
+    return tensors, state
 
 
 def save_json(path: str | Path, value: dict[str, Any]) -> str:
@@ -96,14 +99,14 @@ def load_json(path: str | Path, sha256: str | None = None) -> dict[str, Any]:
         CheckpointError: The file is missing, is not a JSON object, or is not the one that was meant.
     """
     path = Path(path)
-    data = _read(path)
+    data = read(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(
             f"{path}: altered since it was written (its SHA-256 doesn't match); restore it or train anew"
         )
     try:
         value = json.loads(data.decode("utf-8", "surrogatepass"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}); restore it or train anew") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; expected an object")
@@ -136,7 +139,12 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """Return what is in a file.
+
+    Raises:
+        CheckpointError: It is missing, or can't be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

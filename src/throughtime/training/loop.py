@@ -12,16 +12,25 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from throughtime.training.averaging import NonMonotone, exponential_average, mean
 from throughtime.training.checkpoint import CheckpointError
 from throughtime.training.clipping import Clipping
 from throughtime.training.guard import LossWatch, NonFiniteError, check_finite
+from throughtime.training.restoring import (
+    MOST,
+    check_average,
+    check_generator,
+    check_optimizer_state,
+    check_state,
+    check_tensors,
+    optimizer_state,
+)
 from throughtime.training.schedule import Budget, Schedule
 from throughtime.training.tbptt import detach
 
 _SNAPSHOT_EVERY = 100  # steps between two states kept in memory, to roll back to
-_MOST = 1e300  # stands in a checkpoint for infinity, which JSON hasn't
 _LOWERED = 0.5  # factor on the learning rate at each rollback
 
 
@@ -331,7 +340,8 @@ class Loop:
         at, seconds = self.step + 1, self.seconds
         kept = self.best, self.best_step, self._without_improvement, self.rolled_back + 1, self._rate_factor * _LOWERED
         tensors, state = self._snapshots[0]
-        self.restore({name: tensor.clone() for name, tensor in tensors.items()}, state)  # an optimiser works in place
+        copied = {name: tensor.clone() for name, tensor in tensors.items()}  # an optimiser works in place
+        self._apply(copied, state)
         self.seconds = seconds
         self.best, self.best_step, self._without_improvement, self.rolled_back, self._rate_factor = kept
         del self._snapshots[1:]
@@ -367,7 +377,7 @@ class Loop:
         )
 
         forward = self.model if self.forward is None else self.forward
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self._autocast():
             output, state = forward(inputs, self.state, *lengths)
             loss = self.loss(output, targets)
         self.optimizer.zero_grad()
@@ -430,13 +440,10 @@ class Loop:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self._average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
-        optimizer_state: dict[str, dict[str, Any]] = {}
+        plain: dict[str, dict[str, Any]] = {}
         for index, values in self.optimizer.state_dict()["state"].items():
-            for key, value in values.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{key}"] = value
-                else:
-                    optimizer_state.setdefault(str(index), {})[key] = value
+            tensors |= {f"optimizer.{index}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
+            plain[str(index)] = {key: v for key, v in values.items() if not isinstance(v, Tensor)}
         for index, tensor in enumerate(self.state or ()):
             tensors[f"state.{index}"] = tensor
         tensors["rng.cpu"] = torch.get_rng_state()
@@ -445,8 +452,8 @@ class Loop:
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "watch": asdict(self._watch) | {"lowest": min(self._watch.lowest, _MOST)},
-            "best": min(self.best, _MOST),
+            "watch": asdict(self._watch) | {"lowest": min(self._watch.lowest, MOST)},
+            "best": min(self.best, MOST),
             "best_step": self.best_step,
             "validated_at": self._validated_at,
             "without_improvement": self._without_improvement,
@@ -454,47 +461,90 @@ class Loop:
             "rate_factor": self._rate_factor,
             "validations": self._trigger.losses,
             "clipped_steps": self._clipped_steps,
-            "optimizer": optimizer_state,
+            "optimizer": plain,
         }
         return tensors, state
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Continue from what `checkpoint` returned.
+        """Continue from what `checkpoint` returned. A loop that refuses it is spoilt; make another.
 
         Raises:
-            CheckpointError: It belongs to another model or optimiser.
+            CheckpointError: It belongs to another model or optimiser: a name, a shape, a dtype or a number is not what this loop
+                could have written.
         """
         try:
-            self.model.load_state_dict(_under("model.", tensors))
-            self._trigger = NonMonotone(self.nonmonotone, list(state.get("validations", ())))
-            if self.nonmonotone:  # averaging may have begun since, or not yet
-                self._average = mean(self.model) if "average.n_averaged" in tensors else None
-            if self._average is not None:
-                self._average.load_state_dict(_under("average.", tensors))
-            self._restore_optimizer(tensors, state["optimizer"])
-            carried = _under("state.", tensors)
-            self.state = tuple(carried[str(index)].to(self.device) for index in range(len(carried))) or None
-            torch.set_rng_state(tensors["rng.cpu"])
-            if self.device.type == "cuda" and "rng.cuda" in tensors:
-                torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            self._watch, self._clipped_steps = LossWatch(**state["watch"]), int(state["clipped_steps"])
-            self.best, self.best_step = float(state["best"]), int(state["best_step"])
-            self._validated_at, self._without_improvement = (
-                int(state["validated_at"]),
-                int(state["without_improvement"]),
-            )
-            self.rolled_back, self._rate_factor = int(state["rolled_back"]), float(state["rate_factor"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            check_state(state)
+            self._check(tensors, state)
+            self._apply(tensors, state)
+            self._read_on()
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint belongs to another model or optimiser: {reason}") from error
+        torch.set_rng_state(tensors["rng.cpu"])  # last, since reading on may have drawn
 
-    def _restore_optimizer(self, tensors: dict[str, Tensor], plain: dict[str, dict[str, Any]]) -> None:
-        values: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in plain.items()}
-        for name, tensor in _under("optimizer.", tensors).items():
-            index, _, key = name.partition(".")
-            values.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": values, "param_groups": self.optimizer.state_dict()["param_groups"]})
+    def _check(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Raise unless tensors are this loop's."""
+        prefixes = ("model.", "average.", "optimizer.", "state.", "rng.")
+        for name in tensors:
+            if not name.startswith(prefixes):
+                raise CheckpointError(f"{name} is none of its tensors")
+        check_tensors(_under("model.", tensors), self.model.state_dict(), "model.")
+        average = self._average_to_restore(tensors)
+        check_tensors(_under("average.", tensors), average.state_dict() if average else {}, "average.")
+        check_average(tensors.get("average.n_averaged"), state["step"])
+        check_tensors(
+            {"cpu": tensors["rng.cpu"]} if "rng.cpu" in tensors else {}, {"cpu": torch.get_rng_state()}, "rng."
+        )
+        check_generator(torch.device("cpu"), tensors["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in tensors:
+            check_generator(self.device, tensors["rng.cuda"])
+        carried = _under("state.", tensors)
+        if carried.keys() != {str(index) for index in range(len(carried))}:
+            raise CheckpointError("the parts of the carried state aren't numbered from 0 on")
+        kept = optimizer_state(_under("optimizer.", tensors), state["optimizer"])
+        check_optimizer_state(self.optimizer, kept, state["step"])
+
+    def _average_to_restore(self, tensors: dict[str, Tensor]) -> AveragedModel | None:
+        if not self.nonmonotone:
+            return self._average
+        return mean(self.model) if "average.n_averaged" in tensors else None  # it may have begun since, or not yet
+
+    def _apply(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take all of a checkpoint over."""
+        self.model.load_state_dict(_under("model.", tensors))
+        self._trigger = NonMonotone(self.nonmonotone, list(state["validations"]))
+        self._average = self._average_to_restore(tensors)
+        if self._average is not None:
+            self._average.load_state_dict(_under("average.", tensors))
+        kept = optimizer_state(_under("optimizer.", tensors), state["optimizer"])
+        self.optimizer.load_state_dict({"state": kept, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        carried = _under("state.", tensors)
+        self.state = tuple(carried[str(index)].to(self.device) for index in range(len(carried))) or None
+        torch.set_rng_state(tensors["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        self.step, self.seconds = state["step"], float(state["seconds"])
+        self._watch, self._clipped_steps = LossWatch(**state["watch"]), state["clipped_steps"]
+        self.best, self.best_step = float(state["best"]), state["best_step"]
+        self._validated_at, self._without_improvement = state["validated_at"], state["without_improvement"]
+        self.rolled_back, self._rate_factor = state["rolled_back"], float(state["rate_factor"])
+
+    @torch.no_grad()
+    def _read_on(self) -> None:
+        """Read the next window from the carried state, as the next step will, and raise where that can't be its state."""
+        if self.state is None or self.windows.begins_epoch(self.step):
+            return
+        inputs, _, *lengths = (tensor.to(self.device) for tensor in self.windows.window_at(self.step))
+        was_training = self.model.training
+        self.model.eval()
+        with self._autocast():
+            _, state = (self.forward or self.model)(inputs, self.state, *lengths)
+        self.model.train(was_training)
+        expected = {str(index): tensor for index, tensor in enumerate(state)}
+        check_tensors({str(index): tensor for index, tensor in enumerate(self.state)}, expected, "state.")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

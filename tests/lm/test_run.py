@@ -1,0 +1,112 @@
+"""A run is whole or refused, by whatever reads it."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from throughtime import InputError
+from throughtime.lm import TrainingOptions, open_run, resume, train
+from throughtime.lm.run import CHECKPOINT, CONFIG, MODEL, TOKENIZER, file_digest
+from throughtime.training.checkpoint import load, save
+
+SMALL = {"hidden": 16, "batch": 4, "bptt": 16, "steps": 30}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped after some steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    text = folder / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. 한글도 됩니다.\n" * 60)
+
+    def interrupt(report):
+        if report.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    train([text], folder / "run", TrainingOptions(**SMALL), interrupt)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def change_json(path, **entries):
+    value = json.loads(path.read_bytes())
+    path.write_text(json.dumps(value | entries), encoding="utf-8", errors="surrogatepass")
+
+
+def renew_digests(run):
+    """Bind weights and checkpoint anew to what stands beside them, as a forger would."""
+    tensors, state = load(run / MODEL)
+    save(run / MODEL, tensors, {name: file_digest(run / name) for name in state})
+    tensors, state = load(run / CHECKPOINT)
+    save(run / CHECKPOINT, tensors, state | {"files": {name: file_digest(run / name) for name in state["files"]}})
+
+
+READERS = {"open": open_run, "resume": resume}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", [CONFIG, TOKENIZER])
+def test_altered_files_are_refused_by_whoever_reads_them(run, name, reader):
+    change_json(run / name, altered=True)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=rf"{name}: altered since model\.safetensors was written"):
+        READERS[reader](run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    change_json(other / CONFIG, training=open_run(other).options | {"lr": 0.5})
+    renew_digests(other)
+    shutil.copy(other / CHECKPOINT, run / CHECKPOINT)
+    with pytest.raises(InputError, match=r"config\.json: altered since checkpoint/latest\.safetensors was written"):
+        resume(run)
+
+
+def test_an_exchanged_text_is_refused_on_resume(run):
+    change_json(run / "data" / "corpus.json", boundary=100)
+    with pytest.raises(InputError, match=r"corpus\.json: altered since checkpoint"):
+        resume(run)
+
+
+def test_a_checkpoint_that_names_no_files_is_refused(run):
+    tensors, state = load(run / CHECKPOINT)
+    del state["files"]
+    save(run / CHECKPOINT, tensors, state)
+    with pytest.raises(InputError, match="doesn't say which run it is of"):
+        resume(run)
+
+
+def test_a_forged_optimiser_state_is_refused(run):
+    """A fused optimiser took the shapes on trust, and the process ended with SIGSEGV."""
+    tensors, state = load(run / CHECKPOINT)
+    for name in [name for name in tensors if "exp_avg" in name]:
+        tensors[name] = torch.zeros(1)
+    save(run / CHECKPOINT, tensors, state)
+    with pytest.raises(InputError, match=r"belongs to another model or optimiser: optimizer\.0\.exp_avg has shape"):
+        resume(run)
+
+
+def test_a_run_without_weights_is_said_to_have_none(run):
+    (run / MODEL).unlink()
+    for reader in READERS.values():
+        with pytest.raises(InputError, match=r"has no model\.safetensors"):
+            reader(run)
+
+
+@pytest.mark.parametrize("size", [10**5, 10**9, 2**62])
+@pytest.mark.parametrize("name", ["num_layers", "hidden_size", "vocabulary_size", "embedding_size"])
+def test_sizes_beyond_the_weights_are_refused_at_once(run, name, size):
+    change_json(run / CONFIG, model=json.loads((run / CONFIG).read_bytes())["model"] | {name: size})
+    renew_digests(run)
+    with pytest.raises(InputError, match=r"don't fit the configuration|but the model's has"):
+        open_run(run)
