@@ -162,7 +162,7 @@ def _kept_after_a_step(optimizer: torch.optim.Optimizer) -> Iterator[dict[str, A
             twin = object.__new__(type(optimizer))
             vars(twin).update(vars(optimizer))
             twin.state, twin.param_groups = defaultdict(dict), [group | {"params": [stand_in]}]
-            twin._optimizer_step_pre_hooks = twin._optimizer_step_post_hooks = OrderedDict()
+            twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
             twin.step()
             yield twin.state[stand_in]
 
