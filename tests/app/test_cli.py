@@ -136,6 +136,44 @@ class TestTrain:
         options = throughtime("info", tmp_path / "run", "--json").json["options"]
         assert (options["hidden"], options["final_lr"]) == (9, 0.0)
 
+    def test_what_is_left_out_of_a_folder_is_said_once_and_told_by_info(
+        self, throughtime: Call, text: Path, run: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "texts"
+        folder.mkdir()
+        shutil.copy(text, folder / "a.txt")
+        shutil.copy(text, folder / "b.txt")
+        (folder / "again.txt").symlink_to(folder / "a.txt")
+        shutil.copytree(run, folder / "run")
+        for number in range(30):
+            (folder / f"latin{number:02}.txt").write_bytes(b"caf\xe9 " * 50)
+        new = folder / "new"
+        ended = throughtime("train", folder, "--out", new, *SMALL)
+        assert ended.code == 0, ended.err
+        said = [line for line in ended.err.splitlines() if line.startswith(("left out", "copies"))]
+        assert said == [
+            f"left out: 30 files not UTF-8 text, first {folder}/latin00.txt (byte 0xe9 at position 3 is not UTF-8; convert the "
+            f"file, or use --level byte for other encodings); 1 run, first {folder}/run; 1 file met again, "
+            f"first {folder}/again.txt (the same file as {folder}/a.txt); throughtime info {new} tells more",
+            f"copies: 1 file with the text of another, first {folder}/b.txt; what is held out may be trained on too",
+        ]
+        told = throughtime("info", new).out
+        assert "latin07.txt" in told.replace("\n", "").replace(" ", "")
+        assert "and 12 more; --json lists them all" in told
+        listed = throughtime("info", new, "--json").json["data"]
+        assert len(listed["left_out"]) == 32
+        assert listed["left_out"][0] == {"path": f"{folder}/run", "kind": "run", "reason": "a run, not text"}
+        assert listed["copies"] == [f"{folder}/b.txt"]
+
+    def test_a_refused_run_leaves_nothing_behind(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
+        (tmp_path / "one.txt").write_text("one long line " * 50)
+        (tmp_path / "kept").mkdir()
+        for arguments in (["--mode", "sentence"], ["--batch", 999], ["--hidden", 10**7]):
+            for out in ("new/deeper/run", "kept"):
+                ended = throughtime("train", tmp_path / "one.txt", "--out", tmp_path / out, *arguments)
+                assert ended.code == errors.BAD_INPUT
+                assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "one.txt"]
+
     def test_a_recipe_by_name(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
         small = ("--hidden", 4, "--embedding", 4, "--steps", 2, "--batch", 2, "--bptt", 3)
         ended = throughtime("train", text, "--out", tmp_path / "run", "--preset", "zaremba-small", *small)

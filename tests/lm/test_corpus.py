@@ -1,5 +1,8 @@
 """Files become tokens, in one pass and whatever their size; what can't be text is named with its place."""
 
+import gzip
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,13 +61,24 @@ def test_folders_are_read_in_order_and_what_is_no_text_is_counted(tmp_path):
     (text / "b" / "two.py").write_text("second" * 5)
     (text / "a.py").write_text("first" * 5)
     (text / "c.txt").write_text("other" * 5)
-    (text / "latin.py").write_bytes(b"caf\xe9")
+    (text / "latin.py").write_bytes(b"caf\xe9 ")
     (text / "binary.py").write_bytes(b"a\0b")
     (text / "empty.py").write_bytes(b"")
     (text / ".hidden" / "no.py").write_text("never")
     corpus = build_corpus([text], tmp_path / "data", include="*.py")
     assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == "first" * 5 + "second" * 5
-    assert corpus.skipped == 2
+    assert corpus.left_out == [
+        (
+            str(text / "binary.py"),
+            "no text",
+            "NUL byte at position 1: not a text file; use --level byte for binary files",
+        ),
+        (
+            *(str(text / "latin.py"), "no text"),
+            "byte 0xe9 at position 3 is not UTF-8; convert the file, or use --level byte for other encodings",
+        ),
+    ]
+    assert open_corpus(tmp_path / "data").left_out == corpus.left_out
 
 
 def test_a_skipped_file_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -75,7 +89,56 @@ def test_a_skipped_file_leaves_nothing_behind(tmp_path, monkeypatch):
     (folder / "b.txt").write_bytes(b"second")
     corpus = build_corpus([folder], tmp_path / "data")
     assert corpus.tokenizer.decode(tokens_of(corpus).tolist()) == "second"
-    assert corpus.skipped == 1
+    assert [left_out.path for left_out in corpus.left_out] == [str(folder / "a.txt")]
+
+
+@pytest.mark.parametrize("again", ["named", "folder", "folder first", "link", "hard link"])
+def test_a_file_that_is_met_again_is_read_once(tmp_path, again):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    path, other = folder / "a.txt", folder / "b.txt"
+    path.write_text("first" * 9)
+    given = {"named": [path, path], "folder": [path, folder], "folder first": [folder, path]}.get(again, [folder])
+    if again.endswith("link"):
+        (os.symlink if again == "link" else os.link)(path, other)
+    corpus = build_corpus(given, tmp_path / "data")
+    assert corpus.tokenizer.decode(tokens_of(corpus)) == "first" * 9
+    second = other if again.endswith("link") else path
+    assert corpus.left_out == [(str(second), "again", f"the same file as {path}")]
+
+
+def test_a_file_that_is_named_must_be_right_although_its_folder_came_first(tmp_path):
+    (tmp_path / "text").mkdir()
+    path = tmp_path / "text" / "latin.txt"
+    path.write_bytes(b"caf\xe9 " * 9)
+    with pytest.raises(InputError, match=r"latin\.txt: byte 0xe9 at position 3 is not UTF-8"):
+        build_corpus([tmp_path / "text", path], tmp_path / "data")
+
+
+def test_runs_and_linked_folders_in_a_folder_are_passed_over(tmp_path):
+    text = tmp_path / "text"
+    for name, files in {
+        "run": ["config.json", "tokenizer.json", "metrics.jsonl", "data/corpus.json"],
+        "deep/encoded/data": ["corpus.json", "tokens.bin"],
+        "killed/data": ["tokens.part"],
+        "out": ["data/half.json"],
+        "config": ["config.json", "a.txt"],
+    }.items():
+        for file in files:
+            (text / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (text / name / file).write_text("of a run" if name != "config" else file * 9)
+    (text / "linked").symlink_to(text / "config")
+    corpus = build_corpus([text], tmp_path / "data", out=text / "out")
+    assert corpus.tokenizer.decode(tokens_of(corpus)) == "a.txt" * 9 + "config.json" * 9
+    runs = ("deep/encoded/data", "killed/data", "run")
+    assert sorted((path, kind) for path, kind, _ in corpus.left_out) == sorted(
+        [(str(text / run), "run") for run in runs] + [(str(text / "linked"), "link")]
+    )
+    for run in ("run", "deep/encoded/data"):
+        with pytest.raises(InputError, match="a run, not text; expected a folder of text"):
+            build_corpus([text / run], tmp_path / "other")
+    with pytest.raises(InputError, match=r"no files match '\*' in this folder besides 1 left out"):
+        build_corpus([text / "killed"], tmp_path / "other")
 
 
 def test_unchanged_files_are_not_encoded_again(tmp_path):
@@ -109,7 +172,8 @@ BAD = {
     "nul after a wide character": ("한글\0".encode(), "NUL byte at position 6"),
     "latin-1": (b"caf\xe9 au lait", "byte 0xe9 at position 3 is not UTF-8"),
     "latin-1 after a mark": (b"\xef\xbb\xbfcaf\xe9 ", "byte 0xe9 at position 6 is not UTF-8"),
-    "utf-16": ("text".encode("utf-16"), "byte 0xff at position 0 is not UTF-8"),
+    "utf-16": ("text".encode("utf-16"), "text in UTF-16, not UTF-8 text; convert it, .* iconv -f UTF-16 -t UTF-8"),
+    "gzip": (gzip.compress(b"text " * 99), "a.txt: gzip-compressed, not UTF-8 text; decompress it first"),
     "surrogate": (b"abc\xed\xa0\x80", "byte 0xed at position 3 is not UTF-8"),
     "cut off": ("text 한".encode()[:-1], "ends in the middle of a character, at byte 5"),
 }
@@ -151,13 +215,16 @@ def test_other_bad_arguments(tmp_path):
         ([[tmp_path / "a.txt"]], {"split": 1.0}, "--split 1.0: expected"),
         ([[tmp_path / "nothing"]], {}, r"no files match '\*' in this folder"),
         ([["/dev/null"]], {}, "not a regular file"),
+        ([[tmp_path / "a.txt", ""]], {}, "an empty name was given for a file or folder"),
+        ([[tmp_path]], {"include": "/*.txt"}, r"--include '/\*.txt': expected a pattern for names"),
+        ([[tmp_path]], {"include": "**.txt"}, r"--include '\*\*.txt': expected a pattern for names"),
     ]:
         with pytest.raises(InputError, match=message):
             build_corpus(*arguments, tmp_path / "data", **options)
     (tmp_path / "only.txt").write_bytes(b"\xff\xff")
     (tmp_path / "binaries").mkdir()
     (tmp_path / "only.txt").rename(tmp_path / "binaries" / "only.txt")
-    with pytest.raises(InputError, match="none of 1 files is UTF-8 text"):
+    with pytest.raises(InputError, match=r"none of 1 files is UTF-8 text; .* The first is .*only\.txt: byte 0xff at"):
         build_corpus([tmp_path / "binaries"], tmp_path / "data")
 
 
@@ -229,7 +296,7 @@ def test_several_processes_give_the_ids_that_one_gives(tmp_path, monkeypatch, se
             [texts], tmp_path / f"data{least}", how, on_progress=lambda done, total, seen=seen: seen.append(done)
         )
         assert seen == sorted(seen)
-        assert corpus.skipped == int(spoilt)
+        assert len(corpus.left_out) == int(spoilt)
         found.append(((tmp_path / f"data{least}" / "tokens.bin").read_bytes(), corpus.tokenizer.to_json()))
     assert found[0] == found[1]
     assert len(found[0][0]) > 5000

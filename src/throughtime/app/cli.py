@@ -692,8 +692,7 @@ def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, A
     source = f"--config {config}" if config else ""
     values = read_toml(config, given) if config else given
     include = TrainingOptions.from_values(values, source).include  # before anything is looked up, all of it is checked
-    files = (file for file, _ in find_files(paths, include))
-    values, reason = for_minutes(values, sum(file.stat().st_size for file in files if file.is_file()))
+    values, reason = for_minutes(values, sum(file.stat().st_size for file, _ in find_files(paths, include, out).files))
     options = TrainingOptions.from_values(values, source)
     with display(options.level) as shown, _stoppable(out):
         probe = probe_gradients if options.gradients_every else None

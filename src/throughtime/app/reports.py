@@ -1,5 +1,6 @@
 """What the commands print when they are done: the same facts as a table for a reader and as a record for a script."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ from rich.text import Text
 from throughtime.app.progress import duration
 
 if TYPE_CHECKING:
+    from throughtime.lm.corpus import Corpus
     from throughtime.lm.evaluate import Evaluation
+    from throughtime.lm.reading import LeftOut
     from throughtime.lm.run import Run
     from throughtime.lm.train import TrainingSummary
 
@@ -69,7 +72,8 @@ def run_record(run: "Run") -> dict[str, Any]:
         "data": {
             "level": run.tokenizer.level,
             "files": [source["path"] for source in corpus.sources],
-            "skipped_files": corpus.skipped,
+            "left_out": [left_out._asdict() for left_out in corpus.left_out],
+            "copies": copies(corpus),
             "train_tokens": len(corpus.train),
             "held_out_tokens": len(corpus.held_out),
         },
@@ -85,7 +89,8 @@ def run_rows(run: "Run") -> list[Row]:
     rows = [
         ("model", run.model_config.describe()),
         ("vocabulary", f"{run.model_config.vocabulary_size:,} ({run.tokenizer.level})"),
-        ("text", _describe_files(data["files"], data["skipped_files"])),
+        ("text", _describe_files(data["files"])),
+        *[("left out" if place == 0 else "", line) for place, line in enumerate(_left_out_lines(run.corpus()))],
         ("tokens", f"{data['train_tokens']:,} to train on, {data['held_out_tokens']:,} held out"),
         ("options", _describe_options(run.options)),
     ]
@@ -97,18 +102,73 @@ def run_rows(run: "Run") -> list[Row]:
 
 
 def headline(run: "Run") -> str:
-    """Return what is about to be trained, on what, in two lines."""
+    """Return what is about to be trained, and on what, in two lines; in a third, what was found and isn't trained on."""
     corpus = run.corpus()
     units = UNITS[run.tokenizer.level]
-    return (
-        f"model: {run.model_config.describe()}\n"
-        f"data:  {len(corpus.train):,} {units} to train on, {len(corpus.held_out):,} held out"
-    )
+    lines = [
+        f"model: {run.model_config.describe()}",
+        f"data:  {len(corpus.train):,} {units} to train on, {len(corpus.held_out):,} held out",
+    ]
+    if corpus.left_out:
+        lines.append(f"left out: {left_out_in_short(corpus.left_out)}; throughtime info {run.folder} tells more")
+    if same := copies(corpus):
+        lines.append(
+            f"copies: {_several(len(same), 'file')} with the text of another, first {same[0]}; "
+            "what is held out may be trained on too"
+        )
+    return "\n".join(lines)
 
 
-def _describe_files(files: list[str], skipped: int) -> str:
-    named = ", ".join(files[:3]) + (f" and {len(files) - 3:,} more" if len(files) > 3 else "")
-    return named + (f"; {skipped:,} skipped, not UTF-8 text" if skipped else "")
+def left_out_in_short(left_out: "Sequence[LeftOut]") -> str:
+    """Return what was left out by kinds, each with how many they are and which comes first.
+
+    Example:
+        >>> from throughtime.lm.reading import LeftOut
+        >>> left_out_in_short([LeftOut("a/run", "run", "a run, not text"), LeftOut("a/b", "again", "the same file as b")])
+        '1 run, first a/run; 1 file met again, first a/b (the same file as b)'
+    """
+    parts = []
+    for kind, (name, after) in _LEFT_OUT.items():
+        found = [each for each in left_out if each.kind == kind]
+        if found:
+            reason = f" ({found[0].reason})" if kind in ("no text", "again", "unreadable") else ""
+            parts.append(f"{_several(len(found), name)}{after}, first {found[0].path}{reason}")
+    return "; ".join(parts)
+
+
+_LEFT_OUT = {
+    "no text": ("file", " not UTF-8 text"),
+    "unreadable": ("folder", " that can't be read"),
+    "run": ("run", ""),
+    "link": ("link", " to folders"),
+    "again": ("file", " met again"),
+}
+_MOST_LISTED = 20
+
+
+def _left_out_lines(corpus: "Corpus") -> list[str]:
+    lines = [f"{each.path}: {each.reason}" for each in corpus.left_out[:_MOST_LISTED]]
+    more = len(corpus.left_out) - len(lines)
+    return lines + ([f"and {more:,} more; --json lists them all"] if more else [])
+
+
+def copies(corpus: "Corpus") -> list[str]:
+    """Return the files that hold, byte for byte, the text of one before them."""
+    seen: set[str] = set()
+    found = []
+    for source in corpus.sources:
+        if source["bytes"] and source["sha256"] in seen:
+            found.append(source["path"])
+        seen.add(source["sha256"])
+    return found
+
+
+def _several(count: int, name: str) -> str:
+    return f"{count:,} {name}" + "s" * (count != 1)
+
+
+def _describe_files(files: list[str]) -> str:
+    return ", ".join(files[:3]) + (f" and {len(files) - 3:,} more" if len(files) > 3 else "")
 
 
 def _describe_options(options: dict[str, Any]) -> str:

@@ -27,7 +27,15 @@ from throughtime.lm.encoding import (
     keep_frequent,
     make_encoder,
 )
-from throughtime.lm.reading import check_file, find_files, identity, looks_binary, read_texts
+from throughtime.lm.reading import (
+    Found,
+    LeftOut,
+    check_file,
+    check_looks_like_text,
+    find_files,
+    identity,
+    read_texts,
+)
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
 from throughtime.lm.words import WordTokenizer
 from throughtime.training.checkpoint import load_json, save_json
@@ -47,7 +55,7 @@ class Corpus:
         train: Ids (N_train,), memory-mapped.
         held_out: Ids (N_held_out,), memory-mapped.
         sources: For each file its path, bytes, modification time and sha256.
-        skipped: Files of a folder that are not UTF-8 text, and were left out.
+        left_out: What was found in folders, or met again, and not read.
         reused: Whether the encoding was already there.
     """
 
@@ -55,7 +63,7 @@ class Corpus:
     train: NDArray[np.integer]
     held_out: NDArray[np.integer]
     sources: list[dict[str, Any]]
-    skipped: int
+    left_out: list[LeftOut]
     reused: bool = False
 
     @property
@@ -76,17 +84,19 @@ def build_corpus(
     *,
     split: float = 0.9,
     include: str = "*",
+    out: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Corpus:
     """Encode files and folders into `folder`, or reuse what is there if the files are unchanged.
 
     Args:
         paths: Text files, which must be right; and folders, of which every text file is taken, in order of path. Hidden
-            files are passed over; what is not UTF-8 text is skipped and counted.
+            files are passed over; what is not UTF-8 text is left out, as are runs. A file that is met twice is read once.
         folder: Where `tokens.bin` and `corpus.json` go.
         how: How the text is cut into tokens; a level's name for all else at its default.
         split: Share that is trained on: of the tokens, from the start; of the sequences, evenly spread.
         include: Pattern that file names in folders must match, such as "*.py".
+        out: The run's folder, which isn't read where it is in a folder that is; `None` where there is none.
         on_progress: Called with (bytes done, bytes in all).
 
     Raises:
@@ -95,14 +105,14 @@ def build_corpus(
     how = Tokenization(how) if isinstance(how, str) else how
     if not 0 < split < 1:
         raise InputError(f"--split {split}: expected the share of the text to train on, between 0 and 1")
-    files = find_files(paths, include)
+    found = find_files(paths, include, out)
     folder = Path(folder)
-    wanted = {"how": how.to_json(), "split": split, "files": [identity(path) for path, _ in files]}
+    wanted = {"how": how.to_json(), "split": split, "files": [identity(path) for path, _ in found.files]}
     if (there := _reusable(folder, wanted)) is not None:
         return there
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        description = _encode_all(files, folder / TOKENS, how, split, on_progress or (lambda done, total: None))
+        description = _encode_all(found, folder / TOKENS, how, split, on_progress or (lambda done, total: None))
     except OSError as error:
         raise InputError(f"{folder}: can't write the encoded text there: {error.strerror}") from error
     save_json(folder / DESCRIPTION, description | {"wanted": wanted})
@@ -130,8 +140,8 @@ def open_corpus(folder: str | Path, reused: bool = False) -> Corpus:
             f"{folder / TOKENS}: {size} bytes, expected {count * dtype.itemsize}; delete it to encode anew"
         )
     tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
-    sources, skipped = description["sources"], description["skipped"]
-    return Corpus(tokenizer, tokens[:boundary], tokens[boundary:], sources, skipped, reused)
+    left_out = [LeftOut(*each) for each in description.get("left_out", [])]
+    return Corpus(tokenizer, tokens[:boundary], tokens[boundary:], description["sources"], left_out, reused)
 
 
 def read_tokens(path: str | Path, tokenizer: Tokenizer) -> NDArray[np.int64]:
@@ -160,11 +170,10 @@ def _reusable(folder: Path, wanted: dict[str, Any]) -> Corpus | None:
     return None
 
 
-def _encode_all(
-    files: list[tuple[Path, bool]], target: Path, how: Tokenization, split: float, on_progress: OnProgress
-) -> dict[str, Any]:
+def _encode_all(found: Found, target: Path, how: Tokenization, split: float, on_progress: OnProgress) -> dict[str, Any]:
     """Write every file's tokens, cut in what is trained on and what is held out; return the description of what was written."""
-    total, done, skipped = sum(path.stat().st_size for path, _ in files), 0, 0
+    files, left_out = found.files, list(found.left_out)
+    total, done = sum(path.stat().st_size for path, _ in files), 0
     sources: list[dict[str, Any]] = []
     encoder = make_encoder(how, files, split)
     written = TokenFile(target.with_suffix(".part"))
@@ -175,8 +184,8 @@ def _encode_all(
             before, state, digest = written.count, encoder.state, hashlib.sha256()
             on_chunk = _counted(digest, lambda read, so_far=done: on_progress(so_far + read, total))
             try:
-                if how.level != "byte" and not named and looks_binary(path):
-                    raise InputError(f"{path}: binary")
+                if how.level != "byte" and not named:
+                    check_looks_like_text(path)
                 for ids in encode_file(read_texts(path, how.level, on_chunk), encoder, how.sequences, processes):
                     written.append(ids, encoder.largest)
                 sources.append({"path": str(path), "bytes": path.stat().st_size, "sha256": digest.hexdigest()})
@@ -185,17 +194,20 @@ def _encode_all(
                     raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
                 written.truncate(before)
                 encoder.state = state
-                skipped += 1
+                left_out.append(LeftOut(str(path), "no text", str(error).removeprefix(f"{path}: ")))
             done += path.stat().st_size
         if not sources:
-            raise InputError(f"none of {skipped} files is UTF-8 text; use --level byte for other encodings")
+            raise InputError(
+                f"none of {len(files):,} files is UTF-8 text; use --level byte for other encodings. The first is "
+                f"{files[0][0]}: {left_out[-len(files)].reason}"
+            )
         if how.sequences is None:
             rest = encoder.end()
             written.append(rest, encoder.largest)
-        name = str(files[0][0]) if len(files) == 1 else f"{len(files)} files"
+        name = str(files[0][0]) if len(files) == 1 else f"{len(sources):,} of {len(files):,} files"
         description = _cut(written, encoder.tokenizer(), how, split, name)
         written.finish(target)
-    return description | {"sources": sources, "skipped": skipped}
+    return description | {"sources": sources, "left_out": left_out}
 
 
 def _counted(digest: Any, on_bytes: Callable[[int], None]) -> Callable[[bytes], None]:

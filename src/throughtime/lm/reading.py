@@ -1,39 +1,130 @@
 """Files of text: found, read in pieces, and refused with the place where they are no text."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from throughtime.errors import InputError
+from throughtime.lm.formats import HEAD, format_of
 
 CHUNK = 8 << 20  # bytes of text held at a time
+_SIGNS_OF_A_RUN = ({"config.json", "tokenizer.json"}, {"corpus.json", "tokens.bin"}, {"tokens.part"})
 
 
-def find_files(paths: Sequence[str | Path], include: str = "*") -> list[tuple[Path, bool]]:
-    """Return (file, whether it was named explicitly) in a fixed order.
+class LeftOut(NamedTuple):
+    """What was found and not read.
+
+    Attributes:
+        path: Where it is.
+        kind: "no text", "run", "link" (to a folder), "again" (a file that was met before) or "unreadable" (a folder).
+        reason: Why it isn't read, for a reader.
+    """
+
+    path: str
+    kind: str
+    reason: str
+
+
+class Found(NamedTuple):
+    """What was found where text was looked for.
+
+    Attributes:
+        files: (file, whether it was named explicitly) in a fixed order, each file once.
+        left_out: What was passed over.
+    """
+
+    files: list[tuple[Path, bool]]
+    left_out: list[LeftOut]
+
+
+def find_files(paths: Sequence[str | Path], include: str = "*", out: str | Path | None = None) -> Found:
+    """Find the files to read, in a fixed order.
+
+    A file that is met again (named twice, beside its folder, by a link) is read once, where it comes first. In folders, hidden
+    files are passed over without a word; runs and links to folders are left out and told.
+
+    Args:
+        paths: Files and folders.
+        include: Pattern that the names of files in folders must match, such as "*.py".
+        out: The folder that will be written to; what is in it isn't read.
 
     Raises:
-        InputError: A file that was named is missing or empty, or a folder holds none that matches.
+        InputError: A file that was named is missing or empty; a folder is a run, or holds no file that matches; a name is empty.
     """
     if not paths:
         raise InputError("no text was given; expected at least one file or folder")
-    files: list[tuple[Path, bool]] = []
-    for given in map(Path, paths):
-        if given.is_dir():
-            inside = sorted(
-                path
-                for path in given.rglob(include)
-                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(given).parts)
-            )
-            if not inside:
-                raise InputError(
-                    f"{given}: no files match {include!r} in this folder; give a folder of text, or --include"
-                )
-            files += [(path, False) for path in inside]
-        else:
-            check_file(given)
-            files.append((given, True))
+    found = Found([], [])
+    out = None if out is None else Path(out).resolve()
+    places: dict[tuple[int, int], int] = {}  # where in the list a file is, by what it is on the disk
+    for given in paths:
+        if not str(given):
+            raise InputError("an empty name was given for a file or folder; expected a text, or . for this folder")
+        path = Path(given)
+        is_folder = path.is_dir()
+        if not is_folder:
+            check_file(path)
+        for file in _files_inside(path, include, out, found.left_out) if is_folder else [path]:
+            status = file.stat()
+            place = places.setdefault((status.st_dev, status.st_ino), len(found.files))
+            if place == len(found.files):
+                found.files.append((file, not is_folder))
+            else:
+                first, named = found.files[place]
+                found.files[place] = first, named or not is_folder
+                found.left_out.append(LeftOut(str(file), "again", f"the same file as {first}"))
+    return found
+
+
+def _files_inside(folder: Path, include: str, out: Path | None, left_out: list[LeftOut]) -> list[Path]:
+    """Return the files of a folder in order of path; add what is passed over to the list."""
+    aside = _aside(folder)
+    if folder in aside:
+        raise InputError(
+            f"{folder}: {aside[folder].reason}; expected a folder of text (--resume RUN goes on with a run)"
+        )
+    try:
+        matching = sorted(folder.rglob(include))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"--include {include!r}: expected a pattern for names, such as '*.txt' ({error})") from error
+    shown = [path for path in matching if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+    own = _inside(folder, out)
+    left_out += sorted(each for path, each in aside.items() if own not in (path, *path.parents))
+    unread = {own, *aside}
+    files = [path for path in shown if path.is_file() and unread.isdisjoint(path.parents)]
+    if not files:
+        besides = f" besides {len(aside):,} left out" if aside else ""
+        raise InputError(
+            f"{folder}: no files match {include!r} in this folder{besides}; give a folder of text, or --include"
+        )
     return files
+
+
+def _inside(folder: Path, out: Path | None) -> Path | None:
+    """Return how the folder that will be written to is met in another; `None` where it isn't in there."""
+    whole = folder.resolve()
+    return folder / out.relative_to(whole) if out is not None and whole in out.parents else None
+
+
+def _aside(folder: Path) -> dict[Path, LeftOut]:
+    """Return the folders in a folder, or itself, that aren't read."""
+    aside: dict[Path, LeftOut] = {}
+
+    def leave_out(path: Path, kind: str, reason: str) -> None:
+        aside[path] = LeftOut(str(path), kind, reason)
+
+    def on_error(error: OSError) -> None:
+        leave_out(Path(error.filename), "unreadable", f"can't be read: {error.strerror}")
+
+    for place, inside, names in os.walk(folder, onerror=on_error):
+        here = Path(place)
+        if any(sign <= set(names) for sign in _SIGNS_OF_A_RUN):
+            leave_out(here, "run", "a run, not text")
+        for name in inside:
+            if (here / name).is_symlink() and name[0] != ".":
+                leave_out(here / name, "link", "a link to a folder")
+        inside[:] = [] if here in aside else [name for name in inside if name[0] != "."]
+    return aside
 
 
 def check_file(path: Path) -> None:
@@ -80,10 +171,11 @@ def lines_of(texts: Iterable[str]) -> Iterator[list[str]]:
         yield [rest.removesuffix("\r")]
 
 
-def looks_binary(path: Path) -> bool:
-    """Return whether there is a NUL byte near the file's start."""
+def check_looks_like_text(path: Path) -> None:
+    """Refuse a file with a NUL byte near its start."""
     with _opened(path) as file:
-        return b"\0" in file.read(CHUNK)
+        if (place := file.read(CHUNK).find(b"\0")) >= 0:
+            raise _no_text(path, f"NUL byte at position {place:,}: not a text file; use --level byte for binary files")
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -110,10 +202,10 @@ def _utf8(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
         offset += len(data) - len(rest)
         if "\0" in text:
             at = offset - len(data) + len(rest) + len(text[: text.index("\0")].encode())
-            raise InputError(f"{path}: NUL byte at position {at:,}: not a text file; use --level byte for binary files")
+            raise _no_text(path, f"NUL byte at position {at:,}: not a text file; use --level byte for binary files")
         yield text
     if rest:
-        raise InputError(f"{path}: the file ends in the middle of a character, at byte {offset:,}; it may be cut off")
+        raise _no_text(path, f"the file ends in the middle of a character, at byte {offset:,}; it may be cut off")
 
 
 def _decode(path: Path, data: bytes, offset: int) -> tuple[str, bytes]:
@@ -123,10 +215,20 @@ def _decode(path: Path, data: bytes, offset: int) -> tuple[str, bytes]:
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data" and error.end == len(data):
             return data[: error.start].decode(), data[error.start :]
-        raise InputError(
-            f"{path}: byte 0x{data[error.start]:02x} at position {offset + error.start:,} is not UTF-8; "
-            "convert the file, or use --level byte for other encodings"
+        raise _no_text(
+            path,
+            f"byte 0x{data[error.start]:02x} at position {offset + error.start:,} is not UTF-8; "
+            "convert the file, or use --level byte for other encodings",
         ) from error
+
+
+def _no_text(path: Path, found: str) -> InputError:
+    """Return the refusal of a file: what it is, where that is known by its beginning, or else what was found in it."""
+    with _opened(path) as file:
+        known = format_of(file.read(HEAD))
+    if known is None:
+        return InputError(f"{path}: {found}")
+    return InputError(f"{path}: {known.name}, not UTF-8 text; {known.advice}")
 
 
 def identity(path: Path) -> list[Any]:

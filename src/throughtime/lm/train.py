@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,18 @@ from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.presets import preset
-from throughtime.lm.run import CHECKPOINT, DATA, METRICS, RESULTS, TENSORBOARD, Run, check_new, create_run, open_run
+from throughtime.lm.run import (
+    CHECKPOINT,
+    DATA,
+    METRICS,
+    RESULTS,
+    TENSORBOARD,
+    Run,
+    check_new,
+    clear_run,
+    create_run,
+    open_run,
+)
 from throughtime.lm.tensorboard import Board, board, check_library
 from throughtime.lm.tokenizer import sequence_names
 from throughtime.training import (
@@ -378,26 +391,45 @@ def train(
     device = device_named(options.device)
     if options.tensorboard:
         check_library()
-    folder = check_new(out)
-    corpus = build_corpus(
-        paths,
-        folder / DATA,
-        options.tokenization,
-        split=options.split,
-        include=options.include,
-        on_progress=on_encoding,
-    )
-    config = options.model_config(corpus.tokenizer.vocabulary_size)
-    windows = _make_windows(corpus, options)
-    if device.type == "cpu":
-        check_fits(config, options.batch, options.bptt, options.level)
-    torch.manual_seed(options.seed)
-    model = LanguageModel(config)
-    if options.init_range:
-        model.draw_uniformly(options.init_range)
-    loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
-    run = create_run(folder, asdict(options), config, corpus.tokenizer)  # only now: what can't be made leaves no run
+    with _new_folder(out) as folder:
+        corpus = build_corpus(
+            paths,
+            folder / DATA,
+            options.tokenization,
+            split=options.split,
+            include=options.include,
+            out=folder,
+            on_progress=on_encoding,
+        )
+        config = options.model_config(corpus.tokenizer.vocabulary_size)
+        windows = _make_windows(corpus, options)
+        if device.type == "cpu":
+            check_fits(config, options.batch, options.bptt, options.level)
+        torch.manual_seed(options.seed)
+        model = LanguageModel(config)
+        if options.init_range:
+            model.draw_uniformly(options.init_range)
+        loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
+        run = create_run(folder, asdict(options), config, corpus.tokenizer)
     return _finish(run, loop, corpus, observer, on_event)
+
+
+@contextmanager
+def _new_folder(out: str | Path) -> Iterator[Path]:
+    """Yield the folder of a run to be; of a run that comes to nothing nothing stays, but what was there before."""
+    made = [path for path in (Path(out), *Path(out).parents) if not path.exists()]
+    folder = check_new(out)
+    was_encoded = (folder / DATA).exists()
+    try:
+        yield folder
+    except BaseException:
+        clear_run(folder)
+        if not was_encoded:
+            shutil.rmtree(folder / DATA, ignore_errors=True)
+        with suppress(OSError):  # a folder that holds something else stays
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def resume(
