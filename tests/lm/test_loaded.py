@@ -137,7 +137,12 @@ def test_the_repr_says_what_it_is(run):
     text = repr(run)
     assert "\n" not in text
     assert str(run.run.folder) in text
-    for part in (run.config.cell.upper(), f"{run.model.parameter_count:,} parameters", run.tokenizer.level, "held out"):
+    for part in (
+        run.model.config.cell.upper(),
+        f"{run.model.parameter_count:,} parameters",
+        run.tokenizer.level,
+        "held out",
+    ):
         assert part in text
 
 

@@ -26,6 +26,7 @@ NEEDS_ARGUMENTS = (
     "sample",
     "explain",
     "info",
+    "pack",
     "plot",
     "gradients",
     "compare-gradients",
@@ -652,6 +653,29 @@ def info(run: RunArgument, as_json: Json = False) -> None:
         _print_json(run_record(opened))
     else:
         results().print(table(str(run), run_rows(opened)))
+
+
+@app.command(epilog="[dim]Example[/]  throughtime pack run shakespeare-lstm")
+def pack(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, a new one.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Make a folder to be shared: a run's weights, tokenizer and figures with a model card, without its text and paths."""
+    from throughtime.app.terminal import messages, results
+    from throughtime.lm.packing import pack as write
+    from throughtime.lm.run import open_run
+
+    files = write(open_run(run), out)
+    if as_json:
+        _print_json({"packed": str(out), "files": files})
+        return
+    for name, size in files.items():
+        results().print(f"{size:>12,}  {name}", soft_wrap=True)
+    messages().print(
+        f"packed {out} without text and paths, but with the vocabulary; its README.md is what others will read",
+        soft_wrap=True,
+    )
 
 
 @app.command(epilog="[dim]Example[/]  throughtime plot run")

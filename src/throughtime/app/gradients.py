@@ -340,6 +340,8 @@ def _of_run(subject: Subject) -> Found:
         raise InputError(
             f"{subject.run}: an mlp sees a fixed window and carries no state; expected a run of another cell"
         )
+    if subject.text is None and run.config.packed is not None:
+        raise InputError(f"{subject.run}: was packed to be shared, without its text; give it one to read: --text FILE")
     if subject.text is None:
         tokens, reads = run.corpus().held_out, "on its held-out text"
     else:

@@ -58,6 +58,10 @@ def _curve(run: "Run") -> list[dict[str, Any]]:
             curve.pop()
         curve.append(point)
     if not curve:
+        if run.config.packed is not None:
+            raise InputError(
+                f"{run.folder}: was packed to be shared, without the curve of its loss; plot the run itself"
+            )
         raise InputError(f"{run.folder}: no metrics yet; train first")
     return curve
 

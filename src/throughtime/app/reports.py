@@ -65,40 +65,68 @@ def training_rows(summary: "TrainingSummary") -> list[Row]:
 
 def run_record(run: "Run") -> dict[str, Any]:
     """Return what a run is: its model, its data, the options it was trained with, and its results (null while there are none)."""
-    corpus = run.corpus()
     return {
         "run": str(run.folder),
         "model": asdict(run.model_config) | {"parameters": run.model_config.parameter_count},
-        "data": {
-            "level": run.tokenizer.level,
-            "files": [source["path"] for source in corpus.sources],
-            "left_out": [left_out._asdict() for left_out in corpus.left_out],
-            "copies": copies(corpus),
-            "train_tokens": len(corpus.train),
-            "held_out_tokens": len(corpus.held_out),
-        },
+        "data": {"level": run.tokenizer.level} | _data_record(run),
         "options": run.options,
+        "versions": run.config.versions,
+        "packed": run.config.packed is not None,
         "results": run.results,
+    }
+
+
+def _data_record(run: "Run") -> dict[str, Any]:
+    """Return what a run's text was; of a packed run, which lacks it, its size alone."""
+    if run.config.packed is not None:
+        return run.config.packed
+    corpus = run.corpus()
+    return {
+        "files": [source["path"] for source in corpus.sources],
+        "left_out": [left_out._asdict() for left_out in corpus.left_out],
+        "copies": copies(corpus),
+        "train_tokens": len(corpus.train),
+        "held_out_tokens": len(corpus.held_out),
     }
 
 
 def run_rows(run: "Run") -> list[Row]:
     """Return what a run is as a reader wants it."""
-    record = run_record(run)
-    data, results = record["data"], record["results"]
     rows = [
         ("model", run.model_config.describe()),
         ("vocabulary", f"{run.model_config.vocabulary_size:,} ({run.tokenizer.level})"),
-        ("text", _describe_files(data["files"])),
-        *[("left out" if place == 0 else "", line) for place, line in enumerate(_left_out_lines(run.corpus()))],
-        ("tokens", f"{data['train_tokens']:,} to train on, {data['held_out_tokens']:,} held out"),
+        *_data_rows(run),
         ("options", _describe_options(run.options)),
+        *([("versions", describe_versions(run.config.versions))] if run.config.versions else []),
     ]
+    results = run.results
+    if results is None and run.config.packed is not None:
+        return [*rows, ("results", "none, it was packed before its training was done")]
     if results is None:
         return [*rows, ("results", f"none yet; go on with: throughtime train --resume {run.folder}")]
     training, held_out = results["training"], results["held_out"]
     rows.append(("trained", f"{duration(training['seconds'])}, {training['steps']:,} steps"))
     return [*rows, HELD_OUT, *_figures(held_out)]
+
+
+def _data_rows(run: "Run") -> list[Row]:
+    data = _data_record(run)
+    tokens = []
+    if "train_tokens" in data:
+        tokens = [("tokens", f"{data['train_tokens']:,} to train on, {data['held_out_tokens']:,} held out")]
+    if run.config.packed is not None:
+        return [("text", "not here, the run was packed to be shared"), *tokens]
+    left_out = enumerate(_left_out_lines(run.corpus()))
+    return [
+        ("text", _describe_files(data["files"])),
+        *[("left out" if place == 0 else "", line) for place, line in left_out],
+        *tokens,
+    ]
+
+
+def describe_versions(versions: dict[str, Any]) -> str:
+    """Return what a run was written by in a line: "throughtime 0.1.0, torch 2.13.0, format 1"."""
+    return ", ".join(f"{part} {version}" for part, version in versions.items())
 
 
 def headline(run: "Run") -> str:

@@ -17,6 +17,7 @@ from throughtime.lm.generate import Beam, Sampling, beam_search, generate
 from throughtime.lm.loaded import LoadedRun, Writing, load
 from throughtime.lm.model import LanguageModel, ModelConfig, cell_names
 from throughtime.lm.next_token import next_probabilities, token_names
+from throughtime.lm.packing import pack
 from throughtime.lm.presets import PRESETS, for_minutes
 from throughtime.lm.run import Run, open_run
 from throughtime.lm.score import Hypothesis, rerank, score_lines
@@ -63,6 +64,7 @@ __all__ = [
     "next_probabilities",
     "open_corpus",
     "open_run",
+    "pack",
     "rerank",
     "resume",
     "score_lines",

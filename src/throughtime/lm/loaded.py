@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from throughtime.errors import InputError, unknown_name
 from throughtime.lm.generate import Sampling, generate, seed_of_sample
-from throughtime.lm.model import LanguageModel, ModelConfig
+from throughtime.lm.model import LanguageModel
 from throughtime.lm.next_token import next_probabilities
 from throughtime.lm.run import Run, open_run
 from throughtime.lm.score import score_lines
@@ -55,11 +55,6 @@ class LoadedRun:
         self.run = run
         self.model = model
         self.tokenizer: Tokenizer = run.tokenizer
-
-    @property
-    def config(self) -> ModelConfig:
-        """The shape of the model."""
-        return self.run.model_config
 
     @property
     def options(self) -> dict[str, Any]:
@@ -150,8 +145,8 @@ class LoadedRun:
 
     def __repr__(self) -> str:
         parts = [
-            self.config.describe(),
-            f"{self.config.vocabulary_size:,} tokens of level {self.tokenizer.level}",
+            self.model.config.describe(),
+            f"{self.model.config.vocabulary_size:,} tokens of level {self.tokenizer.level}",
         ]
         if self.results is not None:
             parts.append(f"held out: {self.results['held_out']['nats_per_token']:.4f} nats per token")

@@ -24,6 +24,7 @@ import tomli_w
 from torch import Tensor
 
 from throughtime.errors import InputError
+from throughtime.lm.config import CONFIG, RunConfig, check_format, read_config
 from throughtime.lm.corpus import DESCRIPTION, Corpus, open_corpus
 from throughtime.lm.generate import Sampling
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named, outline
@@ -31,7 +32,7 @@ from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
 from throughtime.training.checkpoint import CheckpointError, load, load_json, read, save, save_json, write_atomically
 from throughtime.training.restoring import check_tensors
 
-CONFIG, TOKENIZER, MODEL, GENERATION = "config.json", "tokenizer.json", "model.safetensors", "generation_config.json"
+TOKENIZER, MODEL, GENERATION = "tokenizer.json", "model.safetensors", "generation_config.json"
 OPTIONS, TENSORBOARD = "config.toml", "tensorboard"
 RESULTS, METRICS, DATA, CHECKPOINT = "results.json", "metrics.jsonl", "data", "checkpoint/latest.safetensors"
 
@@ -45,15 +46,17 @@ class Run:
 
     Attributes:
         folder: Where it is.
+        config: All that its config.json says.
         options: The options it was trained with, as in `TrainingOptions`.
         model_config: The shape of its model.
         tokenizer: Its tokenizer.
     """
 
-    def __init__(self, folder: Path, options: dict[str, Any], model_config: ModelConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, folder: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
         self.folder = folder
-        self.options = options
-        self.model_config = model_config
+        self.config = config
+        self.options = config.training
+        self.model_config = config.model
         self.tokenizer = tokenizer
 
     def load_model(self, device: str = "auto", *, last: bool = False) -> LanguageModel:
@@ -67,6 +70,8 @@ class Run:
         Raises:
             InputError: Weights, configuration or tokenizer are missing, truncated or altered, or don't belong together.
         """
+        if last:
+            self._check_whole("no last weights, only the best; leave --last out")
         path = self.folder / (CHECKPOINT if last else MODEL)
         tensors, _ = _load_bound(self.folder, CHECKPOINT if last else MODEL)
         if last:
@@ -83,15 +88,22 @@ class Run:
 
     def save_checkpoint(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write what a loop's `checkpoint` returned, bound to the configuration, the tokenizer and the encoded text."""
+        (self.folder / CHECKPOINT).parent.mkdir(exist_ok=True)
         save(self.folder / CHECKPOINT, tensors, state | {_BOUND: self._digests(OF_CHECKPOINT)})
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read what a loop's `restore` takes.
 
         Raises:
-            CheckpointError: It is missing, truncated or altered, or belongs to another configuration, tokenizer or text.
+            InputError: It is missing, truncated or altered, or belongs to another configuration, tokenizer or text; or the run
+                was packed.
         """
+        self._check_whole("no checkpoint, only its best weights")
         return _load_bound(self.folder, CHECKPOINT)
+
+    def _check_whole(self, lacks: str) -> None:
+        if self.config.packed is not None:
+            raise InputError(f"{self.folder}: was packed to be shared and holds {lacks}")
 
     def _digests(self, names: Sequence[str]) -> dict[str, str]:
         return {name: file_digest(self.folder / name) for name in names}
@@ -129,7 +141,14 @@ class Run:
         return metrics
 
     def corpus(self) -> Corpus:
-        """Open the encoded text that the run was trained on."""
+        """Open the encoded text that the run was trained on.
+
+        Raises:
+            InputError: It is missing or damaged, or the run was packed.
+        """
+        self._check_whole(
+            "no text; what needs the text of its training can be asked of the run that it was packed from"
+        )
         return open_corpus(self.folder / DATA)
 
 
@@ -144,6 +163,7 @@ def open_run(folder: str | Path) -> Run:
         raise InputError(f"{folder}: no such run; expected a folder written by 'throughtime train … --out {folder}'")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not a run, it has no {CONFIG}; expected a folder written by 'throughtime train'")
+    check_format(folder)
     if not (folder / MODEL).exists():
         read_config(folder)  # raises if it is something else
         raise InputError(
@@ -151,28 +171,15 @@ def open_run(folder: str | Path) -> Run:
             "train anew, with another --out"
         )
     tensors, _ = _load_bound(folder, MODEL)
-    options, model_config = read_config(folder)
+    config = read_config(folder)
     tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER))
-    if tokenizer.vocabulary_size != model_config.vocabulary_size:
+    if tokenizer.vocabulary_size != config.model.vocabulary_size:
         raise CheckpointError(
             f"{folder / TOKENIZER}: a vocabulary of {tokenizer.vocabulary_size:,}, but the model's has "
-            f"{model_config.vocabulary_size:,}; restore the run"
+            f"{config.model.vocabulary_size:,}; restore the run"
         )
-    _check_weights(folder / MODEL, tensors, model_config)
-    return Run(folder, options, model_config, tokenizer)
-
-
-def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
-    """Return the options of a run and the shape of its model, whatever else of it there is.
-
-    Raises:
-        CheckpointError: Its config.json is not a run's.
-    """
-    config = load_json(folder / CONFIG)
-    try:
-        return dict(config["training"]), ModelConfig(**config["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: not a run's configuration ({error}); restore it") from error
+    _check_weights(folder / MODEL, tensors, config.model)
+    return Run(folder, config, tokenizer)
 
 
 def _load_bound(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -229,15 +236,14 @@ def check_new(folder: str | Path) -> Path:
     return folder
 
 
-def create_run(folder: Path, options: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> Run:
+def create_run(folder: Path, config: RunConfig, tokenizer: Tokenizer) -> Run:
     """Write what describes a run, before the first step."""
-    (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
     save_json(folder / TOKENIZER, tokenizer.to_json())
     save_json(folder / GENERATION, asdict(Sampling()))
-    given = {name: value for name, value in options.items() if value is not None}  # TOML knows no null
+    given = {name: value for name, value in config.training.items() if value is not None}  # TOML knows no null
     write_atomically(folder / OPTIONS, tomli_w.dumps(given).encode())
-    save_json(folder / CONFIG, {"training": options, "model": asdict(config)})
-    return Run(folder, options, config, tokenizer)
+    config.write(folder)
+    return Run(folder, config, tokenizer)
 
 
 def clear_run(folder: Path) -> None:

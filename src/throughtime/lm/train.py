@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from throughtime.errors import InputError, unknown_name
+from throughtime.lm.config import RunConfig, versions
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.encoding import Tokenization
 from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
@@ -410,7 +411,7 @@ def train(
         if options.init_range:
             model.draw_uniformly(options.init_range)
         loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
-        run = create_run(folder, asdict(options), config, corpus.tokenizer)
+        run = create_run(folder, RunConfig(asdict(options), config, versions()), corpus.tokenizer)
     return _finish(run, loop, corpus, observer, on_event)
 
 
@@ -450,7 +451,7 @@ def resume(
     run = open_run(run_folder)
     options = TrainingOptions.from_values(run.options, source=str(run.folder))
     device = device_named(options.device)
-    if not (run.folder / CHECKPOINT).exists():
+    if run.config.packed is None and not (run.folder / CHECKPOINT).exists():
         raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
     tensors, state = run.load_checkpoint()
     corpus = run.corpus()

@@ -1,0 +1,85 @@
+"""What a run's config.json says: how it was trained, the shape of its model, and by what it was written."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import throughtime
+from throughtime.lm.model import ModelConfig
+from throughtime.training.checkpoint import CheckpointError, load_json, save_json
+
+CONFIG = "config.json"
+FORMAT = 1  # of a run's files; goes up where an earlier throughtime would read them wrongly
+
+
+def versions() -> dict[str, Any]:
+    """Return what a run is written by: the versions of throughtime and torch, and that of its files' format."""
+    return {"throughtime": throughtime.__version__, "torch": str(torch.__version__), "format": FORMAT}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The contents of config.json.
+
+    Attributes:
+        training: The options of training, as in `TrainingOptions`.
+        model: The shape of the model.
+        versions: What it was written by, as `versions` returns it; empty of a run that is older than they are.
+        packed: Of a run that was packed to be shared, how many tokens it was trained on and measured on; else `None`.
+    """
+
+    training: dict[str, Any]
+    model: ModelConfig
+    versions: dict[str, Any]
+    packed: dict[str, int] | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write it to a run's folder."""
+        record = {"training": self.training, "model": asdict(self.model), "versions": self.versions}
+        save_json(folder / CONFIG, record if self.packed is None else record | {"packed": self.packed})
+
+
+def check_format(folder: Path) -> None:
+    """Raise if a run's files are of a newer format than is known here.
+
+    Raises:
+        CheckpointError: They are, or the file is no JSON object.
+    """
+    written_by = load_json(folder / CONFIG).get("versions")
+    if not isinstance(written_by, dict):
+        return
+    found = written_by.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise CheckpointError(
+            f"{folder}: written in format {found} by throughtime {written_by.get('throughtime')}; this is throughtime "
+            f"{throughtime.__version__}, which reads up to format {FORMAT}: pip install --upgrade throughtime"
+        )
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return what a run's config.json says, whatever else of the run there is.
+
+    Raises:
+        CheckpointError: It is not a run's, or of a newer format.
+    """
+    check_format(folder)
+    config = load_json(folder / CONFIG)
+    try:
+        training, model = dict(config["training"]), ModelConfig(**config["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not a run's configuration ({error}); restore it") from error
+    written_by, packed = config.get("versions", {}), config.get("packed")
+    is_written = isinstance(written_by, dict) and _are_counts({"format": FORMAT} | written_by, ("format",))
+    if not is_written or not (packed is None or _are_counts(packed)):
+        raise CheckpointError(f"{folder / CONFIG}: not a run's configuration (versions or packed); restore it")
+    return RunConfig(training, model, written_by, packed)
+
+
+def _are_counts(values: Any, names: tuple[str, ...] | None = None) -> bool:
+    """Return whether a JSON object holds whole numbers of 0 or more, under some names or all."""
+    if not isinstance(values, dict):
+        return False
+    counts = values.values() if names is None else [values[name] for name in names]
+    return all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
