@@ -166,20 +166,17 @@ def _die_at(place: str, moment: str) -> None:
 
         return called
 
-    opened, synced = Path.open, os.fsync
+    opened, synced, as_file = os.open, os.fsync, os.fdopen
     if place == "replace":
         Path.replace = around(Path.replace)
     elif place == "open":
-        Path.open = around(Path.open)
+        os.open = around(opened)
     elif place == "write":
 
-        def open_to_die(path: Path, mode: str, *_: Any) -> Any:
-            file = opened(path, mode, buffering=0)
+        def open_to_die(descriptor: int, mode: str) -> Any:
+            file = as_file(descriptor, mode, buffering=0)
 
             class Dying:
-                def __getattr__(self, name: str) -> Any:
-                    return getattr(file, name)
-
                 def __enter__(self) -> "Dying":
                     return self
 
@@ -192,7 +189,7 @@ def _die_at(place: str, moment: str) -> None:
 
             return Dying()
 
-        Path.open = open_to_die  # type: ignore[method-assign, assignment]
+        os.fdopen = open_to_die  # type: ignore[assignment]
     else:
         calls = []
 

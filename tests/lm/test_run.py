@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from throughtime import InputError
+from throughtime.app.plotting import plot_losses
 from throughtime.lm import TrainingOptions, open_run, resume, train
-from throughtime.lm.run import CHECKPOINT, CONFIG, MODEL, TOKENIZER, file_digest
+from throughtime.lm.run import CHECKPOINT, CONFIG, GENERATION, METRICS, MODEL, RESULTS, TOKENIZER, file_digest
 from throughtime.training.checkpoint import load, save
+from throughtime.training.files import create_beside
 
 SMALL = {"hidden": 16, "batch": 4, "bptt": 16, "steps": 30}
 
@@ -110,3 +112,99 @@ def test_sizes_beyond_the_weights_are_refused_at_once(run, name, size):
     renew_digests(run)
     with pytest.raises(InputError, match=r"don't fit the configuration|but the model's has"):
         open_run(run)
+
+
+FILES = [CONFIG, TOKENIZER, MODEL, CHECKPOINT, METRICS, GENERATION, RESULTS, "data/corpus.json", "data/tokens.bin"]
+
+
+def read_all(run):
+    """Read whatever a command reads of a run."""
+    opened = open_run(run)
+    opened.load_model()
+    opened.load_model(last=True)
+    _ = opened.generation, opened.results, opened.metrics(), opened.corpus()
+    resume(run)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device", "folder"])
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_in_a_run_is_followed_or_waited_for(run, tmp_path, name, kind):
+    path, outside = run / name, tmp_path / "outside"
+    if path.exists():
+        path.rename(outside)
+    else:
+        outside.write_text("{}")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(outside if kind == "link" else "/dev/zero")
+    before = outside.read_bytes()
+    signal.alarm(60)
+    with pytest.raises(InputError, match="expected a plain file"):
+        read_all(run)
+    signal.alarm(0)
+    assert outside.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["data", "checkpoint", "tensorboard"])
+def test_folders_of_a_run_are_no_links(run, tmp_path, name):
+    if (run / name).exists():
+        (run / name).rename(tmp_path / "outside")
+    else:
+        (tmp_path / "outside").mkdir()
+    (run / name).symlink_to(tmp_path / "outside")
+    for reader in READERS.values():
+        with pytest.raises(InputError, match="a link, expected a folder"):
+            reader(run)
+
+
+def test_a_text_is_not_encoded_through_a_link(stopped, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data").symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match="a link, expected a folder"):
+        train([stopped.parent / "text.txt"], tmp_path / "run", TrainingOptions(**SMALL))
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_traps_for_what_is_written_catch_nothing(run, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("somebody else's")
+    names = [f".{name}.new" for name in ("model.safetensors", "results.json", "latest.safetensors", "metrics.jsonl")]
+    for name in [*names, "results.json", "loss.png", "data/tokens.part", "checkpoint/.latest.safetensors.new"]:
+        (run / name).symlink_to(outside)
+    (run / "results.json").unlink()
+    resume(run)
+    plot_losses([open_run(run)])
+    assert outside.read_text() == "somebody else's"
+    assert not (run / "loss.png").is_symlink()
+
+
+def test_other_names_of_a_log_dont_see_what_comes(run, tmp_path):
+    os.link(run / METRICS, tmp_path / "kept.jsonl")
+    before = (tmp_path / "kept.jsonl").read_bytes()
+    resume(run)
+    assert (tmp_path / "kept.jsonl").read_bytes() == before
+    assert (run / METRICS).read_bytes().startswith(before)
+
+
+def leave(path):
+    """Leave what a killed process would of a file that it was writing."""
+    beside, file = create_beside(path)
+    file.close()
+    return beside
+
+
+def test_what_a_killed_process_left_is_removed_on_resume(run):
+    left = [leave(run / name) for name in ("config.json", "checkpoint/latest.safetensors", "data/tokens.bin")]
+    resume(run)
+    assert not any(path.exists() for path in left)
+
+
+def test_leftovers_dont_keep_a_folder_from_being_used(stopped, tmp_path):
+    (tmp_path / "run").mkdir()
+    left = leave(tmp_path / "run" / CONFIG)
+    train([stopped.parent / "text.txt"], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1}))
+    assert not left.exists()

@@ -84,7 +84,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, tensors, monkeypatch, cal
     elif call == "replace":
         monkeypatch.setattr("pathlib.Path.replace", fail)
     else:
-        monkeypatch.setattr("pathlib.Path.open", fail)
+        monkeypatch.setattr("os.open", fail)
     with pytest.raises(
         CheckpointError, match="can't be written: No space left on device; what was saved before is still"
     ):
@@ -97,7 +97,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, tensors, monkeypatch, cal
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load(tmp_path / "none")
-    with pytest.raises(CheckpointError, match="can't be read: Is a directory"):
+    with pytest.raises(CheckpointError, match="a folder, expected a plain file"):
         load(tmp_path)
 
 

@@ -1,11 +1,13 @@
 """The loss along training, as a picture."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from throughtime.errors import InputError
+from throughtime.training.files import write_atomically
 
 if TYPE_CHECKING:
     from throughtime.lm.run import Run
@@ -25,7 +27,6 @@ def plot_losses(runs: Sequence["Run"], out: Path | None = None) -> Path:
         InputError: A run has no metrics yet, matplotlib isn't there, or the file can't be written.
     """
     curves = [_curve(run) for run in runs]
-    out = out or runs[0].folder / "loss.png"
     figure, axes = _figure()
     for run, curve in zip(runs, curves, strict=True):
         seconds = [point["seconds"] for point in curve]
@@ -41,6 +42,11 @@ def plot_losses(runs: Sequence["Run"], out: Path | None = None) -> Path:
         crossed = [min(curve, key=lambda point, step=step: abs(point["step"] - step)) for step in at]
         axes.plot([p["seconds"] for p in crossed], [p["loss"] for p in crossed], "x", color=line.get_color())
     axes.legend()
+    if out is None:
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120)
+        write_atomically(out := runs[0].folder / "loss.png", picture.getvalue())
+        return out
     try:
         figure.savefig(out, dpi=120)
     except (OSError, ValueError) as error:

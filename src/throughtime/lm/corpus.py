@@ -8,6 +8,7 @@ each is ended by an end-of-sequence token, empty lines are left out, and the seq
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from throughtime.lm.reading import (
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
 from throughtime.lm.words import WordTokenizer
 from throughtime.training.checkpoint import load_json, save_json
+from throughtime.training.files import open_to_read
 
 TOKENS = "tokens.bin"
 DESCRIPTION = "corpus.json"
@@ -130,16 +132,17 @@ def open_corpus(folder: str | Path, reused: bool = False) -> Corpus:
     try:
         dtype, count, boundary = np.dtype(description["dtype"]), description["tokens"], description["boundary"]
         tokenizer = tokenizer_from_json(description["tokenizer"])
-        size = (folder / TOKENS).stat().st_size
     except (KeyError, TypeError, OSError) as error:
         raise InputError(
             f"{folder}: the encoded text is damaged ({error}); delete this folder to encode anew"
         ) from error
-    if size != count * dtype.itemsize:
-        raise InputError(
-            f"{folder / TOKENS}: {size} bytes, expected {count * dtype.itemsize}; delete it to encode anew"
-        )
-    tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
+    with open_to_read(folder / TOKENS) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != count * dtype.itemsize:
+            raise InputError(
+                f"{folder / TOKENS}: {size} bytes, expected {count * dtype.itemsize}; delete it to encode anew"
+            )
+        tokens = np.memmap(file, dtype=dtype, mode="r")
     left_out = [LeftOut(*each) for each in description.get("left_out", [])]
     return Corpus(tokenizer, tokens[:boundary], tokens[boundary:], description["sources"], left_out, reused)
 
@@ -176,7 +179,7 @@ def _encode_all(found: Found, target: Path, how: Tokenization, split: float, on_
     total, done = sum(path.stat().st_size for path, _ in files), 0
     sources: list[dict[str, Any]] = []
     encoder = make_encoder(how, files, split)
-    written = TokenFile(target.with_suffix(".part"))
+    written = TokenFile(target)
     with contextlib.ExitStack() as at_the_end:
         at_the_end.callback(written.close)
         processes = at_the_end.enter_context(cutters(how, total))
@@ -206,7 +209,7 @@ def _encode_all(found: Found, target: Path, how: Tokenization, split: float, on_
             written.append(rest, encoder.largest)
         name = str(files[0][0]) if len(files) == 1 else f"{len(sources):,} of {len(files):,} files"
         description = _cut(written, encoder.tokenizer(), how, split, name)
-        written.finish(target)
+        written.finish()
     return description | {"sources": sources, "left_out": left_out}
 
 

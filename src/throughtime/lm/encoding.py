@@ -44,6 +44,7 @@ from throughtime.lm.words import (
     words_of_their_own,
 )
 from throughtime.lm.words import encode_lines as encode_word_lines
+from throughtime.training.files import create_beside, put_in_place
 
 _MOST_FOR_BPE = 100_000_000  # characters that a bpe's merges are learned from
 _LONGEST = 4_000_000  # characters without white space that may be held back
@@ -367,13 +368,17 @@ class _WordEncoder(_WholeWordEncoder):
 
 
 class TokenFile:
-    """Tokens in a file that grows, in the narrowest unsigned integers that hold them."""
+    """Tokens in a file that grows, in the narrowest unsigned integers that hold them.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        target: Where the file will be when it is finished; until then it stands beside.
+    """
+
+    def __init__(self, target: Path) -> None:
         self.count = 0
         self.dtype = np.dtype(np.uint8)
-        self._file = path.open("w+b")
+        self._target = target
+        self.path, self._file = create_beside(target)
 
     def append(self, ids: NDArray[np.integer], largest: int) -> None:
         """Write ids at the end; none of them is above `largest`."""
@@ -388,15 +393,17 @@ class TokenFile:
 
     def _copy(self, dtype: np.dtype, change: Callable[[NDArray[np.integer]], NDArray[np.integer]]) -> None:
         """Rewrite what is there, a chunk at a time."""
-        copy_path = self.path.with_suffix(".copy")
-        with copy_path.open("w+b") as copy:
+        copy_path, copy = create_beside(self._target)
+        try:
             self._file.seek(0)
             while len(chunk := np.fromfile(self._file, self.dtype, CHUNK)):
                 change(chunk).astype(dtype, copy=False).tofile(copy)
-        self._file.close()
-        copy_path.replace(self.path)
-        self._file = self.path.open("r+b")
-        self._file.seek(0, 2)
+        except BaseException:
+            copy.close()
+            copy_path.unlink()
+            raise
+        self.close()
+        self.path, self._file = copy_path, copy
         self.dtype = dtype
 
     def truncate(self, count: int) -> None:
@@ -421,10 +428,10 @@ class TokenFile:
         self.dtype = tokens.dtype
         self.append(tokens, 255)
 
-    def finish(self, target: Path) -> None:
+    def finish(self) -> None:
         """Put the file in its place."""
         self._file.close()
-        self.path.replace(target)
+        put_in_place(self.path, self._target)
 
     def close(self) -> None:
         """Close the file, and remove it if it isn't in its place."""

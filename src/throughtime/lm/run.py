@@ -14,11 +14,12 @@ checkpoint/              latest.safetensors, all that an exact continuation need
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tomli_w
 from torch import Tensor
@@ -29,7 +30,17 @@ from throughtime.lm.corpus import DESCRIPTION, Corpus, open_corpus
 from throughtime.lm.generate import Sampling
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named, outline
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
-from throughtime.training.checkpoint import CheckpointError, load, load_json, read, save, save_json, write_atomically
+from throughtime.training.checkpoint import load, load_json, save, save_json
+from throughtime.training.files import (
+    CheckpointError,
+    check_folder,
+    create_beside,
+    is_leftover,
+    open_to_append,
+    read,
+    remove_leftovers,
+    write_atomically,
+)
 from throughtime.training.restoring import check_tensors
 
 TOKENIZER, MODEL, GENERATION = "tokenizer.json", "model.safetensors", "generation_config.json"
@@ -126,12 +137,12 @@ class Run:
     def results(self) -> dict[str, Any] | None:
         """What training came to, or `None` while it is not done."""
         path = self.folder / RESULTS
-        return load_json(path) if path.exists() else None
+        return load_json(path) if os.path.lexists(path) else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that a crash cut off is left out."""
         path = self.folder / METRICS
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = read(path).decode().splitlines() if os.path.lexists(path) else []
         metrics = []
         for line in lines:
             try:
@@ -139,6 +150,18 @@ class Run:
             except ValueError:
                 continue
         return metrics
+
+    def open_metrics(self) -> TextIO:
+        """Open metrics.jsonl to write more lines.
+
+        The file is made anew of its whole lines, so that what a crash cut off spoils no further line, and no other name of the
+        file sees what comes.
+        """
+        path = self.folder / METRICS
+        if os.path.lexists(path):
+            data = read(path)
+            write_atomically(path, data[: data.rfind(b"\n") + 1])
+        return open_to_append(path)
 
     def corpus(self) -> Corpus:
         """Open the encoded text that the run was trained on.
@@ -161,10 +184,11 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.exists():
         raise InputError(f"{folder}: no such run; expected a folder written by 'throughtime train … --out {folder}'")
-    if not (folder / CONFIG).is_file():
+    if not os.path.lexists(folder / CONFIG):
         raise InputError(f"{folder}: not a run, it has no {CONFIG}; expected a folder written by 'throughtime train'")
+    _check_folders(folder)
     check_format(folder)
-    if not (folder / MODEL).exists():
+    if not os.path.lexists(folder / MODEL):
         read_config(folder)  # raises if it is something else
         raise InputError(
             f"{folder}: has no {MODEL}; its training was stopped before anything was saved, or the file was lost: restore it or "
@@ -220,7 +244,7 @@ def check_new(folder: str | Path) -> Path:
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--out {folder}: a file of this name exists; expected a new folder")
-        if folder.is_dir() and any(entry.name != DATA for entry in folder.iterdir()):
+        if folder.is_dir() and any(entry.name != DATA and not is_leftover(entry.name) for entry in folder.iterdir()):
             hint = (
                 f"give another --out, or go on with --resume {folder}"
                 if (folder / CONFIG).exists()
@@ -228,8 +252,9 @@ def check_new(folder: str | Path) -> Path:
             )
             raise InputError(f"--out {folder}: this folder exists and is not empty; nothing is overwritten, {hint}")
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
+        clean(folder)
+        probe, file = create_beside(folder / CONFIG)
+        file.close()
         probe.unlink()
     except OSError as error:
         raise InputError(f"--out {folder}: can't be written: {error.strerror}; give another folder") from error
@@ -244,6 +269,22 @@ def create_run(folder: Path, config: RunConfig, tokenizer: Tokenizer) -> Run:
     write_atomically(folder / OPTIONS, tomli_w.dumps(given).encode())
     config.write(folder)
     return Run(folder, config, tokenizer)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a process that was killed left half written; only for who may write the run alone.
+
+    Raises:
+        CheckpointError: A folder in it is a link.
+    """
+    _check_folders(folder)
+    for inside in (folder, folder / DATA, (folder / CHECKPOINT).parent):
+        remove_leftovers(inside)
+
+
+def _check_folders(folder: Path) -> None:
+    for inside in (folder / DATA, (folder / CHECKPOINT).parent, folder / TENSORBOARD):
+        check_folder(inside)
 
 
 def clear_run(folder: Path) -> None:

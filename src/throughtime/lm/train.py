@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import time
 import tomllib
@@ -25,11 +26,11 @@ from throughtime.lm.presets import preset
 from throughtime.lm.run import (
     CHECKPOINT,
     DATA,
-    METRICS,
     RESULTS,
     TENSORBOARD,
     Run,
     check_new,
+    clean,
     clear_run,
     create_run,
     open_run,
@@ -449,9 +450,10 @@ def resume(
         InputError: There is nothing to go on with, or it is damaged.
     """
     run = open_run(run_folder)
+    clean(run.folder)
     options = TrainingOptions.from_values(run.options, source=str(run.folder))
     device = device_named(options.device)
-    if run.config.packed is None and not (run.folder / CHECKPOINT).exists():
+    if run.config.packed is None and not os.path.lexists(run.folder / CHECKPOINT):
         raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
     tensors, state = run.load_checkpoint()
     corpus = run.corpus()
@@ -534,9 +536,8 @@ def _finish(
             run.save_model(_language_model(loop.trained))
         run.save_checkpoint(*loop.checkpoint())
 
-    _end_line(run.folder / METRICS)
     scalars = run.folder / TENSORBOARD if run.options.get("tensorboard") else None
-    with (run.folder / METRICS).open("a", encoding="utf-8") as metrics, board(scalars, loop.step) as shown:
+    with run.open_metrics() as metrics, board(scalars, loop.step) as shown:
         recorder = _Recorder(metrics, corpus, observer, on_event, shown)
 
         def note(event: Rollback | Validation) -> None:
@@ -578,13 +579,6 @@ def _finish(
         }
         save_json(run.folder / RESULTS, {"training": training, "held_out": asdict(evaluation)})
     return summary
-
-
-def _end_line(path: Path) -> None:
-    """End a line that a crash cut off, so that the next one isn't spoilt too."""
-    if path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n":
-        with path.open("a") as file:
-            file.write("\n")
 
 
 def _language_model(model: nn.Module) -> LanguageModel:

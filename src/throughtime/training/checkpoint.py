@@ -7,7 +7,6 @@ zeros) in its metadata, so that a truncated or altered file is refused; any safe
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from throughtime.errors import InputError
+from throughtime.training.files import CheckpointError, read, write_atomically
 
 _BLANK = "0" * 64
 _DIGEST_KEY = b'"sha256":"'
-
-
-class CheckpointError(InputError):
-    """A file of a run can't be written, or is not what was written."""
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> str:
@@ -111,46 +106,6 @@ def load_json(path: str | Path, sha256: str | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; expected an object")
     return value
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Replace a file's contents so that a crash leaves the old ones or the new ones, whole.
-
-    Raises:
-        CheckpointError: The file can't be written. What was there before still is.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: can't be written: {error.strerror}; what was saved before is still there"
-        ) from error
-
-
-def read(path: Path) -> bytes:
-    """Return what is in a file.
-
-    Raises:
-        CheckpointError: It is missing, or can't be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def _digest_place(data: bytearray) -> int | None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from throughtime.training.averaging import NonMonotone, exponential_average, mean
-from throughtime.training.checkpoint import CheckpointError
 from throughtime.training.clipping import Clipping
+from throughtime.training.files import CheckpointError
 from throughtime.training.guard import LossWatch, NonFiniteError, check_finite
 from throughtime.training.restoring import (
     MOST,

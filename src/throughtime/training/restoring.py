@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime.training.checkpoint import CheckpointError
+from throughtime.training.files import CheckpointError
 
 MOST = 1e300  # stands in a checkpoint for infinity, which JSON hasn't
 _MOST_STEPS = 2**53  # whole numbers up to here are exact as floats too
