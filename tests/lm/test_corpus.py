@@ -75,7 +75,7 @@ def test_folders_are_read_in_order_and_what_is_no_text_is_counted(tmp_path):
         ),
         (
             *(str(text / "latin.py"), "no text"),
-            "byte 0xe9 at position 3 is not UTF-8; convert the file, or use --level byte for other encodings",
+            "byte 0xe9 at position 3 is not UTF-8; convert it to UTF-8, or use --level byte for other encodings",
         ),
     ]
     assert open_corpus(tmp_path / "data").left_out == corpus.left_out

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,18 +13,22 @@ from throughtime.lm import (
     LanguageModel,
     ModelConfig,
     Sampling,
+    Tokenization,
     WordTokenizer,
     beam_search,
+    build_corpus,
     generate,
+    generate_bytes,
     score_lines,
     train_bpe,
 )
+from throughtime.lm.generate import open_with, seed_of_sample
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 
 
 def draws(sampling: Sampling, count: int = 2000) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
+    generator = np.random.default_rng(1)
     return (
         torch.tensor([sampling.choose(LOGITS.clone(), generator) for _ in range(count)]).bincount(minlength=4) / count
     )
@@ -64,7 +69,12 @@ def test_frequencies_are_the_distributions(sampling, expected):
         ({"top_p": 1.5}, "--top-p 1.5"),
         ({"min_p": 0.0}, "--min-p 0.0: expected a probability"),
         ({"typical_p": 2.0}, "--typical-p 2.0: expected a probability"),
-        ({"repetition_penalty": 0.0}, "--repetition-penalty 0.0: expected a number above 0; 1 is off"),
+        (
+            {"repetition_penalty": 0.0},
+            "--repetition-penalty 0.0: expected a number above 0, from 1e-6 to 1e6; 1 is off",
+        ),
+        ({"repetition_penalty": 1e-39}, "--repetition-penalty 1e-39"),
+        ({"repetition_penalty": float("nan")}, "--repetition-penalty nan"),
         ({"no_repeat_ngram": -1}, "--no-repeat-ngram -1: expected"),
     ],
 )
@@ -74,7 +84,7 @@ def test_values_out_of_range(options, message):
 
 
 def chosen(sampling: Sampling, logits: list[float], history: list[int]) -> int | None:
-    return sampling.choose(torch.tensor(logits), torch.Generator(), history)
+    return sampling.choose(torch.tensor(logits), np.random.default_rng(1), history)
 
 
 def test_what_occurred_is_less_likely_under_a_penalty():
@@ -214,6 +224,45 @@ def test_sequences_that_end_compete_with_longer_ones(penalty):
     )
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-39, 1e-9, 1e39, 1e308])
+@pytest.mark.parametrize("penalty", [1e-6, 1, 1e6])
+def test_extreme_temperatures_are_the_extremes(model, tokenizer, temperature, penalty):
+    sampling = Sampling(temperature=temperature, repetition_penalty=penalty)
+    text = "".join(generate(model, tokenizer, "ab", 60, sampling, seed=1))
+    if temperature < 1:
+        greedy = Sampling(greedy=True, repetition_penalty=penalty)
+        assert text == "".join(generate(model, tokenizer, "ab", 60, greedy))
+    elif penalty == 1:
+        assert min(text.count(character) for character in "abc\n") >= 5  # all are as likely
+
+
+def test_weights_that_are_no_numbers_are_refused(model, tokenizer):
+    with torch.no_grad():
+        model.output.bias[2] = torch.nan
+    with pytest.raises(InputError, match="the model's output is no number"):
+        list(generate(model, tokenizer, "ab", 5))
+
+
+def test_samples_of_different_seeds_have_nothing_in_common(model, tokenizer):
+    seeds = [1, 2, 3, 2**32 + 1, 2**63 - 1]
+    drawn = {
+        (seed, number): "".join(generate(model, tokenizer, "ab", 40, seed=seed_of_sample(seed, number)))
+        for seed in seeds
+        for number in range(4)
+    }
+    assert len(set(drawn.values())) == len(drawn)
+    assert drawn[1, 0] == "".join(generate(model, tokenizer, "ab", 40, seed=1))
+    assert seed_of_sample(None, 3) is None
+
+
+@pytest.mark.parametrize("penalty", [float("nan"), float("inf"), -float("inf"), 1e308, 11])
+def test_a_length_penalty_out_of_range(model, tokenizer, penalty):
+    with pytest.raises(
+        InputError, match=f"--length-penalty {penalty}: expected a number from -10 to 10".replace("+", r"\+")
+    ):
+        beam_search(model, tokenizer, "ab", length_penalty=penalty)
+
+
 def test_a_beam_needs_a_width(model, tokenizer):
     with pytest.raises(InputError, match="--beams 0: expected at least 1"):
         beam_search(model, tokenizer, "ab", beams=0)
@@ -223,9 +272,77 @@ def test_a_word_comes_with_its_space():
     tokenizer = WordTokenizer(["0a", "1,", "0b"])
     model = LanguageModel(ModelConfig(vocabulary_size=4, hidden_size=4, embedding_size=4))
     for prompt in ("a", "a ", "a, "):
-        text = tokenizer.prompt(prompt) + "".join(generate(model, tokenizer, prompt, 30, seed=2))
+        text = prompt + "".join(generate(model, tokenizer, prompt, 30, seed=2))
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert "  " not in text
+
+
+CODE = "def f(x):\n    if x:\n        return  x\n\n" * 30
+
+
+@pytest.mark.parametrize("level", ["char", "byte", "word", "bpe"])
+@pytest.mark.parametrize(
+    "prompt",
+    ["", "    ", " ", "def f(x):\n    ", "def f(x):\n        ", "def ", "def  ", "if x", "return (", "\n", "\n\n "],
+)
+def test_a_prompt_is_continued_as_it_is(tmp_path, level, prompt):
+    """What is printed is what the model read and chose, and begins with the prompt to the letter."""
+    (tmp_path / "code.py").write_text(CODE + "\n  \n\n    \n\n  x = f(x)  \nx\n x" * 3)
+    how = Tokenization(level, vocabulary=300 if level == "bpe" else None, min_count=1)
+    tokenizer = build_corpus([tmp_path / "code.py"], tmp_path / "data", how, split=0.99).tokenizer
+    model = LanguageModel(ModelConfig(tokenizer.vocabulary_size, hidden_size=16))
+    opening = open_with(tokenizer, prompt)
+    if tokenizer.unknown_id not in opening.read:
+        assert tokenizer.decode(opening.read) + opening.owed == prompt
+    for beam in beam_search(model, tokenizer, prompt, 6, alphabet="abcdefghijklmnopqrstuvwxyz():\n "):
+        if tokenizer.unknown_id not in opening.read:
+            assert tokenizer.decode([*opening.read, *beam.ids]) == prompt + beam.text
+        best = beam.text
+    assert best
+
+
+def test_indentation_is_read(tmp_path):
+    """Two prompts that differ in their indentation alone aren't the same to a model of words or of bpe tokens."""
+    (tmp_path / "code.py").write_text(CODE)
+    for level in ("word", "bpe"):
+        how = Tokenization(level, vocabulary=300 if level == "bpe" else None)
+        tokenizer = build_corpus([tmp_path / "code.py"], tmp_path / level, how).tokenizer
+        less, more = (open_with(tokenizer, "if x:\n" + " " * blanks).ids for blanks in (4, 8))
+        assert less != more
+        assert tokenizer.unknown_id not in (*less, *more)
+
+
+def test_a_space_that_no_token_begins_with_is_read_as_it_is():
+    tokenizer = train_bpe(["to be or not to be "] * 20, vocabulary_size=270)
+    model = LanguageModel(ModelConfig(vocabulary_size=tokenizer.vocabulary_size, hidden_size=8))
+    opening = open_with(tokenizer, "to ", "tobe")
+    assert (tokenizer.decode(opening.ids), opening.owed) == ("to ", "")
+    assert set("".join(generate(model, tokenizer, "to ", 30, seed=1, alphabet="tobe"))) <= set("tobe")
+
+
+def test_blanks_that_a_line_begins_with_are_left_out_of_words_as_in_training():
+    tokenizer = WordTokenizer(["0the", "0fox"], sequences="line")
+    assert open_with(tokenizer, "  the ").ids == [1, 2]
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer("line"), CharTokenizer("ab\n", "line")])
+def test_a_prompt_of_two_lines_is_refused_where_a_line_is_a_sequence(tokenizer):
+    with pytest.raises(InputError, match="the prompt goes beyond its line, and this run's sequences are lines"):
+        generate(LanguageModel(ModelConfig(tokenizer.vocabulary_size, hidden_size=4)), tokenizer, "a\nb")
+
+
+def test_bytes_come_out_as_they_are(monkeypatch):
+    model = LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=4))
+    wanted = iter("caf\xe9, \xff\0".encode("latin-1"))
+    monkeypatch.setattr(Sampling, "choose", lambda *_: next(wanted))
+    read = []
+    monkeypatch.setattr(
+        LanguageModel, "forward", lambda self, ids, state=None: read.append(ids) or (torch.zeros(1, 1, 256), state)
+    )
+    assert b"".join(generate_bytes(model, ByteTokenizer(), "d\xe9j\udce0", 8)) == b"caf\xe9, \xff\0"
+    assert bytes(read[0].flatten().tolist()) == b"d\xc3\xa9j\xe0"
+    wanted = iter(b"caf\xe9 end \xe9, no more")
+    assert b"".join(generate_bytes(model, ByteTokenizer(), "", 30, stop=[" \udce9"])) == b"caf\xe9 end"
 
 
 def test_length_is_checked_before_anything_runs(model, tokenizer):

@@ -83,7 +83,8 @@ def test_lines_are_ended_and_their_outer_blanks_dropped():
 
 
 def test_a_prompt_leaves_its_last_space_to_the_next_word():
-    assert knowing("a b").prompt("a ") == "a"
+    assert knowing("a b").split_prompt("a ") == ("a", " ")
+    assert knowing("a b").split_prompt("a\n  ") == ("a\n  ", "")
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 1000])

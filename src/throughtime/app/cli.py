@@ -410,12 +410,18 @@ def sample(
     context: typer.Context,
     run: RunArgument,
     prompt: Annotated[str, typer.Option(metavar="P", help="Text to go on from.", show_default=False)] = "",
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Read it from a file; - is standard input.", show_default=False),
+    ] = None,
     last: Last = False,
     length: Annotated[int, typer.Option(metavar="N", help="Tokens to generate, at most.")] = 500,
     samples: Annotated[int, typer.Option(metavar="N", help="How many texts.")] = 1,
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Stop before this text; may be repeated.", show_default=False),
+        typer.Option(
+            metavar="TEXT", help="Stop before this text; \\n, \\t are understood; may be repeated.", show_default=False
+        ),
     ] = None,
     alphabet: Annotated[
         str | None,
@@ -454,17 +460,19 @@ def sample(
     ] = None,
 ) -> None:
     """Let a run write: the text streams to the terminal."""
-    from throughtime.app.sampling import stream, write_beams
+    from throughtime.app.sampling import read_prompt, stop_texts, stream, write_beams
     from throughtime.lm.generate import Sampling, beam_search
     from throughtime.lm.run import open_run
 
     opened = open_run(run)
+    prompt = read_prompt(prompt, prompt_file, opened.tokenizer)
     chosen = {name: context.params[name] for name in CHOICES if context.params[name] is not None}
     if beams is None:
         if length_penalty is not None:
             raise InputError("--length-penalty is for beam search; expected --beams with it")
         sampling = Sampling(**opened.generation | chosen)
-        stream(opened, prompt, length, sampling, seed, stop=stop or (), samples=samples, last=last, alphabet=alphabet)
+        stops = stop_texts(stop or ())
+        stream(opened, prompt, length, sampling, seed, stop=stops, samples=samples, last=last, alphabet=alphabet)
         return
     if chosen or stop or seed is not None:
         raise InputError(
@@ -472,10 +480,10 @@ def sample(
         )
     if not 1 <= samples <= beams:
         raise InputError(f"--samples {samples}: expected from 1 to the {beams} that --beams finds")
-    prompt = opened.tokenizer.prompt(prompt)
     penalty = 1.0 if length_penalty is None else length_penalty
     model = opened.load_model(last=last)
-    write_beams(prompt, beam_search(model, opened.tokenizer, prompt, length, beams, penalty, alphabet)[:samples])
+    found = beam_search(model, opened.tokenizer, prompt, length, beams, penalty, alphabet)
+    write_beams(prompt, found[:samples], opened.tokenizer)
 
 
 @app.command(epilog="[dim]Example[/]  throughtime explain ybigta")

@@ -13,7 +13,7 @@ from throughtime.lm.evaluate import (
     loss_by_position,
     score_sequences,
 )
-from throughtime.lm.generate import Beam, Sampling, beam_search, generate
+from throughtime.lm.generate import Beam, Sampling, beam_search, generate, generate_bytes
 from throughtime.lm.loaded import LoadedRun, Writing, load
 from throughtime.lm.model import LanguageModel, ModelConfig, cell_names
 from throughtime.lm.next_token import next_probabilities, token_names
@@ -58,6 +58,7 @@ __all__ = [
     "evaluate_adaptively",
     "for_minutes",
     "generate",
+    "generate_bytes",
     "level_names",
     "load",
     "loss_by_position",

@@ -78,9 +78,13 @@ class BpeTokenizer:
         encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
-    def prompt(self, text: str) -> str:
-        """Return a prompt as it can be gone on from: the space after its last word is part of the next word's token."""
-        return text.rstrip(" ")
+    def split_prompt(self, text: str) -> tuple[str, str]:
+        """Return the part of a prompt that is read, and the last space after it, which is part of the next word's token."""
+        return (text[:-1], " ") if text.endswith(" ") else (text, "")
+
+    def begins_with_space(self, before: int | None) -> NDArray[np.bool_]:
+        """Return which tokens (V,) begin with a space."""
+        return np.array([piece.startswith(b" ") for piece in self._bytes])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; bytes that are no character become U+FFFD."""

@@ -1,7 +1,8 @@
 """Text from a language model: sampled token by token, or the likeliest by beam search."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.lm.bpe import BpeTokenizer
 from throughtime.lm.model import LanguageModel
-from throughtime.lm.tokenizer import ByteTokenizer, Decoder, Tokenizer
+from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer, to_bytes
+
+Piece = TypeVar("Piece", str, bytes)
 
 
 @dataclass(frozen=True)
@@ -56,28 +59,38 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: expected a probability above 0, at most 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise InputError(f"--repetition-penalty {self.repetition_penalty}: expected a number above 0; 1 is off")
+        if not 1e-6 <= self.repetition_penalty <= 1e6:
+            raise InputError(
+                f"--repetition-penalty {self.repetition_penalty}: expected a number above 0, from 1e-6 to 1e6; 1 is off"
+            )
         if self.no_repeat_ngram < 0:
             raise InputError(f"--no-repeat-ngram {self.no_repeat_ngram}: expected a number of tokens, or 0 for off")
 
-    def choose(self, logits: Tensor, generator: torch.Generator, history: Sequence[int] = ()) -> int | None:
+    def choose(self, logits: Tensor, chance: np.random.Generator, history: Sequence[int] = ()) -> int | None:
         """Choose a token.
 
         Args:
             logits: (V,); what must not be chosen has −inf.
-            generator: Where chance comes from.
+            chance: Where chance comes from.
             history: The tokens so far.
 
         Returns:
             The token, or `None` if all are forbidden.
+
+        Raises:
+            InputError: A logit is no number.
         """
-        logits = self._penalised(logits, history)
-        if bool(torch.isneginf(logits).all()):
+        logits = self._penalised(logits.double(), history)
+        likeliest = int(logits.argmax())  # a NaN comes first
+        if torch.isnan(logits[likeliest]):
+            raise InputError("the model's output is no number (NaN): its weights are no good; train it anew")
+        if torch.isneginf(logits[likeliest]):
             return None
         if self.greedy:
-            return int(logits.argmax())
-        return int(torch.multinomial(self._limited(logits / self.temperature), 1, generator=generator))
+            return likeliest
+        sums = self._limited((logits - logits[likeliest]) / self.temperature).cumsum(0).numpy()
+        place = int(np.searchsorted(sums, chance.random() * sums[-1], side="right"))
+        return min(place, int(np.searchsorted(sums, sums[-1])))  # the last that has a probability
 
     def _penalised(self, logits: Tensor, history: Sequence[int]) -> Tensor:
         if self.repetition_penalty != 1 and len(history):
@@ -130,7 +143,7 @@ def generate(
     stop: Sequence[str] = (),
     alphabet: str | None = None,
 ) -> Iterator[str]:
-    """Continue a prompt; yield text as it comes.
+    """Continue a prompt; yield text as it comes. The prompt and what is yielded are the whole text.
 
     The unknown token is never chosen. A model of sequences begins one, and stops at its end. Without a prompt, a model of a
     stream starts as after a line end, or, where it knows no line end, after the last token of its vocabulary.
@@ -138,7 +151,8 @@ def generate(
     Args:
         model: The language model, on any device.
         tokenizer: Its tokenizer.
-        prompt: What to continue; it is not repeated. Characters unknown to the model are read as its unknown token.
+        prompt: What to continue; it is not repeated. Characters unknown to the model are read as its unknown token. At level
+            "byte", what isn't UTF-8 is given as `os.fsdecode` gives it.
         length: How many tokens to generate at most, at least 1.
         sampling: How to choose.
         seed: Makes the text reproducible.
@@ -153,16 +167,43 @@ def generate(
         >>> model = LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=8))
         >>> text = "".join(generate(model, ByteTokenizer(), "To be", length=20, seed=1))
     """
-    _check_length(length)
-    if not all(stop):
-        raise InputError("--stop '': expected a text that isn't empty")
-    pieces = _generate(model, tokenizer, prompt, length, sampling, seed, _forbidden(tokenizer, alphabet))
+    opening = _checked_opening(tokenizer, prompt, length, stop, alphabet)
+    pieces = opening.continued(_tokens(model, tokenizer, opening, length, sampling, seed), tokenizer)
     return _until(pieces, stop) if stop else pieces
 
 
+def generate_bytes(
+    model: LanguageModel,
+    tokenizer: ByteTokenizer,
+    prompt: str = "",
+    length: int = 500,
+    sampling: Sampling = Sampling(),
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    alphabet: str | None = None,
+) -> Iterator[bytes]:
+    r"""Continue a prompt as `generate` does, for a model of bytes; yield the bytes themselves, whatever they stand for.
+
+    Example:
+        >>> from throughtime.lm import ByteTokenizer, LanguageModel, ModelConfig
+        >>> model = LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=8))
+        >>> len(b"".join(generate_bytes(model, ByteTokenizer(), "caf\udce9", length=20, seed=1)))
+        20
+    """
+    opening = _checked_opening(tokenizer, prompt, length, stop, alphabet)
+    pieces = map(tokenizer.token_bytes, _tokens(model, tokenizer, opening, length, sampling, seed))
+    return _until(pieces, [to_bytes(text) for text in stop]) if stop else pieces
+
+
 def seed_of_sample(seed: int | None, number: int) -> int | None:
-    """Return the seed of one of several samples, counted from 0, if they are to be repeatable."""
-    return None if seed is None else seed + number
+    """Return the seed of one of several samples, counted from 0, if they are to be repeatable.
+
+    The first has the seed itself; those of the others are drawn from it, so that no two seeds have a sample in common.
+    """
+    if seed is None or number == 0:
+        return seed
+    drawn = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(4)
+    return int.from_bytes(drawn.tobytes(), "little")
 
 
 def allowed_tokens(tokenizer: Tokenizer, alphabet: str) -> NDArray[np.bool_]:
@@ -219,44 +260,97 @@ def _check_length(length: int) -> None:
         raise InputError(f"--length {length}: expected at least 1")
 
 
-def first_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return what is read before the first token is chosen."""
-    ids = tokenizer.encode(tokenizer.prompt(prompt)).tolist()
+class Opening(NamedTuple):
+    """What a model has read before it chooses the first token.
+
+    Attributes:
+        ids: The tokens that are read.
+        read: Those of the prompt among them.
+        owed: The space that the prompt ends with and that comes with the next token, or several; else "".
+        forbidden: Which tokens (V,) are never chosen.
+        forbidden_at_first: Which aren't chosen as the first token: where a space is owed, it has to begin with it.
+    """
+
+    ids: list[int]
+    read: list[int]
+    owed: str
+    forbidden: Tensor
+    forbidden_at_first: Tensor
+
+    def continued(self, tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+        """Yield the text of the tokens that follow, as it comes, from where the prompt ends."""
+        decoder = tokenizer.decoder()
+        for token in self.read:  # so that it knows whether a space comes first
+            decoder.push(token)
+        owed = self.owed
+        for token in tokens:
+            text = decoder.push(token)
+            if text and owed:
+                text, owed = text.removeprefix(" "), ""
+            if text:
+                yield text
+
+
+def open_with(tokenizer: Tokenizer, prompt: str, alphabet: str | None = None) -> Opening:
+    """Return what is read of a prompt, and what may follow it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: What to go on from.
+        alphabet: The only characters that may follow; `None` allows all.
+
+    Raises:
+        InputError: The alphabet allows nothing, or the prompt goes beyond the first line of a model whose sequences are lines.
+    """
+    if tokenizer.sequences == "line" and "\n" in prompt:
+        raise InputError(
+            "the prompt goes beyond its line, and this run's sequences are lines; expected the beginning of one"
+        )
+    forbidden = _forbidden(tokenizer, alphabet)
+    whole, owed = tokenizer.split_prompt(prompt)
+    read = tokenizer.encode(whole).tolist()
+    at_first = forbidden
+    if owed:
+        at_first = forbidden | ~torch.from_numpy(tokenizer.begins_with_space(read[-1] if read else None))
+        if bool(at_first.all()):
+            read, owed, at_first = tokenizer.encode(prompt).tolist(), "", forbidden
     if tokenizer.eos_id is not None:
-        return [tokenizer.eos_id, *ids]
-    if ids:
-        return ids
+        return Opening([tokenizer.eos_id, *read], read, owed, forbidden, at_first)
+    return Opening(read or _line_end(tokenizer), read, owed, forbidden, at_first)
+
+
+def _line_end(tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens of a line end, or the last token of a vocabulary that knows none."""
     ids = tokenizer.encode("\n").tolist()
     return [tokenizer.vocabulary_size - 1] if ids == [tokenizer.unknown_id] else ids
 
 
+def _checked_opening(
+    tokenizer: Tokenizer, prompt: str, length: int, stop: Sequence[str], alphabet: str | None
+) -> Opening:
+    _check_length(length)
+    if not all(stop):
+        raise InputError("--stop '': expected a text that isn't empty")
+    return open_with(tokenizer, prompt, alphabet)
+
+
 @torch.no_grad()
-def _generate(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    prompt: str,
-    length: int,
-    sampling: Sampling,
-    seed: int | None,
-    forbidden: Tensor,
-) -> Iterator[str]:
+def _tokens(
+    model: LanguageModel, tokenizer: Tokenizer, opening: Opening, length: int, sampling: Sampling, seed: int | None
+) -> Iterator[int]:
+    """Yield the tokens that follow, as they are chosen; the end of a sequence isn't among them."""
     device = next(model.parameters()).device
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    history = first_ids(tokenizer, prompt)
-    decoder = _primed(tokenizer, prompt)
+    chance = np.random.default_rng(seed)
+    history, forbidden = list(opening.ids), opening.forbidden_at_first
     model.eval()
     logits, state = model(torch.tensor(history, device=device)[:, None])
     for _ in range(length):
-        token = sampling.choose(_allowed(logits[-1, 0], forbidden), generator, history)
+        token = sampling.choose(_allowed(logits[-1, 0], forbidden), chance, history)
         if token is None or token == tokenizer.eos_id:
             return
-        if text := decoder.push(token):
-            yield text
+        yield token
         history.append(token)
+        forbidden = opening.forbidden
         logits, state = model(torch.tensor([[token]], device=device), state)
 
 
@@ -265,17 +359,9 @@ def _allowed(logits: Tensor, forbidden: Tensor) -> Tensor:
     return logits.float().cpu().masked_fill(forbidden, -torch.inf)
 
 
-def _primed(tokenizer: Tokenizer, prompt: str) -> Decoder:
-    """Return a decoder that has seen the prompt, so that it knows whether a space comes first."""
-    decoder = tokenizer.decoder()
-    for token in tokenizer.encode(tokenizer.prompt(prompt)).tolist():
-        decoder.push(token)
-    return decoder
-
-
-def _until(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+def _until(pieces: Iterator[Piece], stop: Sequence[Piece]) -> Iterator[Piece]:
     """Pass text on up to a stop text; what may be the beginning of one is held back."""
-    held = ""
+    held = stop[0][:0]
     for piece in pieces:
         held += piece
         found = [place for text in stop if (place := held.find(text)) >= 0]
@@ -283,9 +369,10 @@ def _until(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
             if held[: min(found)]:
                 yield held[: min(found)]
             return
-        longest = max(
-            n for text in stop for n in range(min(len(text), len(held) + 1)) if n == 0 or held.endswith(text[:n])
+        begun = (
+            n for text in stop for n in range(1, min(len(text), len(held) + 1)) if held[len(held) - n :] == text[:n]
         )
+        longest = max(begun, default=0)
         if len(held) > longest:
             yield held[: len(held) - longest]
             held = held[len(held) - longest :]
@@ -300,11 +387,13 @@ class Beam:
     Attributes:
         text: What follows the prompt.
         log_probability: ln p of its tokens, the end of the sequence included if it was reached.
-        tokens: How many they are.
+        ids: Its tokens, but for the end of a sequence.
+        tokens: How many they are, that end included.
     """
 
     text: str
     log_probability: float
+    ids: tuple[int, ...]
     tokens: int
 
 
@@ -326,11 +415,11 @@ def beam_search(
         prompt: What to continue.
         length: Most tokens.
         beams: How many unfinished continuations are followed, and most that are returned.
-        length_penalty: α: continuations are compared by ln p / tokens^α. 0 compares ln p itself.
+        length_penalty: α: continuations are compared by ln p / tokens^α. 0 compares ln p itself. From −10 to 10.
         alphabet: The only characters that may be generated; see `allowed_tokens`. p is then of what is allowed.
 
     Raises:
-        InputError: `length` or `beams` is below 1, or the alphabet allows nothing.
+        InputError: `length` or `beams` is below 1, the penalty out of range, or the alphabet allows nothing.
 
     Example:
         >>> from throughtime.lm import ByteTokenizer, LanguageModel, ModelConfig
@@ -342,11 +431,13 @@ def beam_search(
     _check_length(length)
     if beams < 1:
         raise InputError(f"--beams {beams}: expected at least 1")
-    forbidden = _forbidden(tokenizer, alphabet)
+    if not -10 <= length_penalty <= 10:
+        raise InputError(f"--length-penalty {length_penalty}: expected a number from -10 to 10")
+    opening = open_with(tokenizer, prompt, alphabet)
+    forbidden = opening.forbidden_at_first
     device = next(model.parameters()).device
     model.eval()
-    history = torch.tensor([first_ids(tokenizer, prompt)], device=device).T
-    logits, state = model(history)
+    logits, state = model(torch.tensor(opening.ids, device=device)[:, None])
     alive = [_Path((), 0.0)]
     ended: list[_Path] = []
     for _ in range(length):
@@ -364,14 +455,14 @@ def beam_search(
             else:
                 rows.append(row)
                 grown.append(path)
-        alive = grown
+        alive, forbidden = grown, opening.forbidden
         ended = sorted(ended, key=lambda path: -path.score(length_penalty))[:beams]
         if not alive or _is_settled(alive, ended, beams, length, length_penalty):
             break
         state = tuple(part.index_select(1, torch.tensor(rows, device=device)) for part in state)
         logits, state = model(torch.tensor([[path.tokens[-1] for path in alive]], device=device), state)
     found = sorted([*alive, *ended], key=lambda path: -path.score(length_penalty))[:beams]
-    return [_beam(path, tokenizer, prompt) for path in found]
+    return [_beam(path, tokenizer, opening) for path in found]
 
 
 @dataclass(frozen=True)
@@ -392,7 +483,6 @@ def _is_settled(alive: list[_Path], ended: list[_Path], beams: int, length: int,
     return most <= ended[-1].score(length_penalty)
 
 
-def _beam(path: _Path, tokenizer: Tokenizer, prompt: str) -> Beam:
-    decoder = _primed(tokenizer, prompt)
-    text = "".join(decoder.push(token) for token in path.tokens if token != tokenizer.eos_id)
-    return Beam(text, path.log_probability, len(path.tokens))
+def _beam(path: _Path, tokenizer: Tokenizer, opening: Opening) -> Beam:
+    ids = tuple(token for token in path.tokens if token != tokenizer.eos_id)
+    return Beam("".join(opening.continued(ids, tokenizer)), path.log_probability, ids, len(path.tokens))

@@ -96,7 +96,7 @@ class LoadedRun:
         Names are what is written, words without the space before them; "<unk>" is the unknown token, "<eos>" the end of a
         sequence, and bytes that are no character by themselves go by their escapes, "\xed".
         """
-        return next_probabilities(self.model, self.tokenizer, self.tokenizer.prompt(prompt))
+        return next_probabilities(self.model, self.tokenizer, prompt)
 
     @overload
     def score(self, lines: str) -> float: ...  # pyright: ignore[reportOverlappingOverload] a str is no list of its letters
@@ -138,7 +138,6 @@ class LoadedRun:
         length, seed, stop, alphabet = (chosen.pop(name) for name in ("length", "seed", "stop", "alphabet"))
         stop = (stop,) if isinstance(stop, str) else stop
         sampling = Sampling(**self.run.generation | chosen)
-        prompt = self.tokenizer.prompt(prompt)
         seed = seed_of_sample(seed, number)
         pieces = generate(self.model, self.tokenizer, prompt, length, sampling, seed, stop, alphabet)
         return chain([prompt], pieces)

@@ -3,7 +3,7 @@
 import torch
 
 from throughtime.lm.bpe import BpeTokenizer
-from throughtime.lm.generate import first_ids
+from throughtime.lm.generate import open_with
 from throughtime.lm.model import LanguageModel
 from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer
 from throughtime.lm.words import UNKNOWN_WORD, WordTokenizer
@@ -56,7 +56,7 @@ def next_probabilities(model: LanguageModel, tokenizer: Tokenizer, prompt: str =
     """
     device = next(model.parameters()).device
     model.eval()
-    logits, _ = model(torch.tensor(first_ids(tokenizer, prompt), device=device)[:, None])
+    logits, _ = model(torch.tensor(open_with(tokenizer, prompt).ids, device=device)[:, None])
     together: dict[str, float] = {}
     for name, p in zip(token_names(tokenizer), logits[-1, 0].double().softmax(0).tolist(), strict=True):
         together[name] = together.get(name, 0.0) + p

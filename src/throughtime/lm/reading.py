@@ -154,7 +154,31 @@ def read_texts(path: Path, level: str, on_chunk: Callable[[bytes], None] = lambd
         if level == "byte":
             yield from (chunk.decode("latin-1") for chunk in chunks)
         else:
-            yield from _utf8(path, chunks)
+            yield from _utf8(str(path), chunks, lambda: _head(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return all of a file.
+
+    Raises:
+        InputError: It is missing, empty or can't be read.
+    """
+    check_file(path)
+    with _opened(path) as file:
+        return file.read()
+
+
+def decode_text(name: str, data: bytes) -> str:
+    """Return a text that is held whole, as `read_texts` reads one.
+
+    Args:
+        name: Where it is from, for the message.
+        data: UTF-8.
+
+    Raises:
+        InputError: It is something else.
+    """
+    return "".join(_utf8(name, [data], lambda: data[:HEAD]))
 
 
 def lines_of(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -175,7 +199,11 @@ def check_looks_like_text(path: Path) -> None:
     """Refuse a file with a NUL byte near its start."""
     with _opened(path) as file:
         if (place := file.read(CHUNK).find(b"\0")) >= 0:
-            raise _no_text(path, f"NUL byte at position {place:,}: not a text file; use --level byte for binary files")
+            raise _no_text(
+                str(path),
+                f"NUL byte at position {place:,}: not a text file; use --level byte for binary files",
+                _head(path),
+            )
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -191,44 +219,49 @@ def _observed(chunks: Iterable[bytes], on_chunk: Callable[[bytes], None]) -> Ite
         on_chunk(chunk)
 
 
-def _utf8(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
+def _utf8(name: str, chunks: Iterable[bytes], head: Callable[[], bytes]) -> Iterator[str]:
     """Decode UTF-8 strictly, chunk by chunk, and say where it fails."""
     offset, rest = 0, b""
     for chunk in chunks:
         data = rest + chunk
         if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
             data, offset = data[3:], 3
-        text, rest = _decode(path, data, offset)
+        try:
+            text, rest = _decode(data)
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{data[error.start]:02x} at position {offset + error.start:,} is not UTF-8"
+            advice = "convert it to UTF-8, or use --level byte for other encodings"
+            raise _no_text(name, f"{found}; {advice}", head()) from error
         offset += len(data) - len(rest)
         if "\0" in text:
             at = offset - len(data) + len(rest) + len(text[: text.index("\0")].encode())
-            raise _no_text(path, f"NUL byte at position {at:,}: not a text file; use --level byte for binary files")
+            found = f"NUL byte at position {at:,}: not a text file; use --level byte for binary files"
+            raise _no_text(name, found, head())
         yield text
     if rest:
-        raise _no_text(path, f"the file ends in the middle of a character, at byte {offset:,}; it may be cut off")
+        found = f"the file ends in the middle of a character, at byte {offset:,}; it may be cut off"
+        raise _no_text(name, found, head())
 
 
-def _decode(path: Path, data: bytes, offset: int) -> tuple[str, bytes]:
+def _decode(data: bytes) -> tuple[str, bytes]:
     """Return the text of whole characters, and the bytes of one that is still to come."""
     try:
         return data.decode(), b""
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data" and error.end == len(data):
             return data[: error.start].decode(), data[error.start :]
-        raise _no_text(
-            path,
-            f"byte 0x{data[error.start]:02x} at position {offset + error.start:,} is not UTF-8; "
-            "convert the file, or use --level byte for other encodings",
-        ) from error
+        raise
 
 
-def _no_text(path: Path, found: str) -> InputError:
-    """Return the refusal of a file: what it is, where that is known by its beginning, or else what was found in it."""
+def _head(path: Path) -> bytes:
     with _opened(path) as file:
-        known = format_of(file.read(HEAD))
-    if known is None:
-        return InputError(f"{path}: {found}")
-    return InputError(f"{path}: {known.name}, not UTF-8 text; {known.advice}")
+        return file.read(HEAD)
+
+
+def _no_text(name: str, found: str, head: bytes) -> InputError:
+    """Return the refusal of a file: what it is, where that is known by its beginning, or else what was found in it."""
+    known = format_of(head)
+    return InputError(f"{name}: {found}" if known is None else f"{name}: {known.name}, not UTF-8 text; {known.advice}")
 
 
 def identity(path: Path) -> list[Any]:

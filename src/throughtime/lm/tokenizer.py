@@ -57,8 +57,12 @@ class Tokenizer(Protocol):
         """Return the ids of lines one after the other, each ended by `eos_id`."""
         ...
 
-    def prompt(self, text: str) -> str:
-        """Return a prompt as it can be gone on from."""
+    def split_prompt(self, text: str) -> tuple[str, str]:
+        """Return the part of a prompt that is read, and the space after it that is part of the token to come, or ""."""
+        ...
+
+    def begins_with_space(self, before: int | None) -> NDArray[np.bool_]:
+        """Return which tokens (V,) bring a space of their own with them, after a token or at the start of a text."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -130,9 +134,13 @@ class CharTokenizer:
         ids[code_points_of(text) == _LINE_END] = self.eos_id
         return ids
 
-    def prompt(self, text: str) -> str:
-        """Return a prompt as it is."""
-        return text
+    def split_prompt(self, text: str) -> tuple[str, str]:
+        """Return a prompt as it is: a space is a token."""
+        return text, ""
+
+    def begins_with_space(self, before: int | None) -> NDArray[np.bool_]:
+        """Return that no token brings a space with it."""
+        return np.zeros(self.vocabulary_size, dtype=bool)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; the unknown token becomes U+FFFD, the end of a sequence a line end."""
@@ -184,8 +192,8 @@ class ByteTokenizer:
         self.vocabulary_size = 257 if sequences else 256
 
     def encode(self, text: str, follows: bool = False) -> NDArray[np.int64]:
-        """Return the bytes of a text in UTF-8. `follows` makes no difference."""
-        return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64)
+        """Return the bytes of a text, see `to_bytes`. `follows` makes no difference."""
+        return np.frombuffer(to_bytes(text), dtype=np.uint8).astype(np.int64)
 
     def encode_lines(self, lines: Iterable[str]) -> NDArray[np.int64]:
         """Return the bytes of lines, each ended by `eos_id`."""
@@ -193,9 +201,13 @@ class ByteTokenizer:
         ids = self.encode("".join(line + "\n" for line in lines))
         return np.where(ids == _LINE_END, self.eos_id, ids)
 
-    def prompt(self, text: str) -> str:
-        """Return a prompt as it is."""
-        return text
+    def split_prompt(self, text: str) -> tuple[str, str]:
+        """Return a prompt as it is: a space is a token."""
+        return text, ""
+
+    def begins_with_space(self, before: int | None) -> NDArray[np.bool_]:
+        """Return that no token brings a space with it."""
+        return np.zeros(self.vocabulary_size, dtype=bool)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of bytes; what is not UTF-8 becomes U+FFFD, the end of a sequence a line end."""
@@ -261,6 +273,19 @@ def tokenizer_from_json(description: dict[str, Any]) -> Tokenizer:
     if level == "word":
         return WordTokenizer(description["words"], bool(description.get("split_punctuation")), sequences)
     return BpeTokenizer(description["huggingface"], sequences)
+
+
+def to_bytes(text: str) -> bytes:
+    r"""Return the bytes of a text in UTF-8; where it holds bytes that are none, as `os.fsdecode` gives them, these bytes.
+
+    Example:
+        >>> to_bytes("caf\udce9")
+        b'caf\xe9'
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a surrogate pair, which stands for no byte
+        return text.encode("utf-8", "surrogatepass")
 
 
 def code_points_of(text: str) -> NDArray[np.uint32]:

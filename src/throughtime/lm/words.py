@@ -120,9 +120,23 @@ class WordTokenizer:
         assert self.eos_id is not None
         return encode_lines(lines, self.split_punctuation, self._ids, self.eos_id)
 
-    def prompt(self, text: str) -> str:
-        """Return a prompt as it can be gone on from: the space after its last word comes with the next word."""
-        return text.rstrip(" ")
+    def split_prompt(self, text: str) -> tuple[str, str]:
+        """Return the part of a prompt that is read, and the space after its last word, which comes with the next word.
+
+        Several spaces are read where they are a known piece. Blanks that a line begins with are left out where lines are
+        sequences, as they are in training.
+        """
+        if self.sequences == "line":
+            text = text.lstrip(" \t")
+        head = text.rstrip(" ")
+        spaces = text[len(head) :]
+        is_owed = head and not head[-1].isspace() and (spaces == " " or "0" + spaces not in self._ids)
+        return (head, spaces) if is_owed else (text, "")
+
+    def begins_with_space(self, before: int | None) -> NDArray[np.bool_]:
+        """Return which tokens (V,) have a space before them after another."""
+        every = np.arange(self.vocabulary_size)
+        return np.zeros(len(every), dtype=bool) if before is None else self.separated(before, every)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; the unknown token becomes `<unk>`."""
