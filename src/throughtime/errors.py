@@ -12,6 +12,18 @@ class InputError(ValueError):
     """
 
 
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is meant by one that is cut short or misspelt, or `None` where none is near.
+
+    Example:
+        >>> nearest("temp", ["stop", "temperature"]), nearest("hiden", ["hidden"]), nearest("version", ["train"])
+        ('temperature', 'hidden', None)
+    """
+    known = list(known)
+    begun = sorted((name for name in known if given and name.startswith(given)), key=len)
+    return next(iter(begun or difflib.get_close_matches(given, known, n=1)), None)
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> InputError:
     """Return the error for a name that isn't among `known`, with the nearest one that is.
 
@@ -25,6 +37,6 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> InputError:
         "unknown cell 'lstn'; did you mean 'lstm'? Known: rnn, lstm, gru"
     """
     known = list(known)
-    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    meant = nearest(given, known)
+    hint = f"; did you mean {meant!r}?" if meant else "."
     return InputError(f"unknown {kind} {given!r}{hint} Known: {', '.join(known)}")

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from throughtime.app import cli, errors
+from throughtime.app import errors, streams
 from throughtime.errors import InputError
 
 
@@ -64,7 +64,7 @@ def test_a_reader_that_goes_away_is_silent(throughtime, monkeypatch: pytest.Monk
 
     stdout, stderr = sys.stdout, sys.stderr
     monkeypatch.setattr("throughtime.app.explain.explain", gone)
-    monkeypatch.setattr(cli.os, "dup2", lambda *_: None)
+    monkeypatch.setattr(streams, "discard", lambda *_: None)
     try:
         ended = throughtime("explain", "ybigta")
     finally:
@@ -77,8 +77,11 @@ def test_a_terminal_sees_the_command_in_colour_unless_told_otherwise(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
     errors.say("throughtime", "no")
     assert capsys.readouterr().err == "\033[1;31mthroughtime\033[0m: no\n"
-    monkeypatch.setenv("NO_COLOR", "1")
-    errors.say("throughtime", "no")
-    assert capsys.readouterr().err == "throughtime: no\n"
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            errors.say("throughtime", "no")
+            assert capsys.readouterr().err == "throughtime: no\n"

@@ -200,7 +200,7 @@ def test_a_foreign_checkpoint_is_refused():
         make_loop("lstm").restore(tensors, state)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_finishes_the_step_and_saves(number):
     before = signal.getsignal(number)
     saved = []
@@ -212,6 +212,31 @@ def test_an_interrupt_finishes_the_step_and_saves(number):
     assert saved == [0, loop.step]
     assert loop.step in (5, 6)
     assert signal.getsignal(number) == before
+
+
+def test_interrupts_in_a_row_are_one_and_a_later_one_interrupts_at_once(monkeypatch):
+    def interrupted_at_each_step(report):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    saved = []
+    loop = make_loop(steps=1000)
+    assert not loop.run(
+        lambda report: [interrupted_at_each_step(report) for _ in range(10)], lambda: saved.append(loop.step)
+    )
+    assert saved == [0, 1]
+    monkeypatch.setattr(throughtime.training.loop, "_PATIENCE", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        make_loop(steps=1000).run(lambda report: [interrupted_at_each_step(report) for _ in range(2)])
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        loop = make_loop(steps=8)
+        assert loop.run(lambda report: os.kill(os.getpid(), signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_it_runs_outside_the_main_thread():

@@ -1,18 +1,19 @@
 """The command line. Everything heavy is imported inside the commands, so that help and mistakes are answered at once."""
 
 import contextlib
-import json
-import os
+import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from throughtime.app import errors
+import throughtime as package
+from throughtime.app import errors, signals, streams
 from throughtime.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -41,18 +42,40 @@ class Invocation:
     traceback: bool = False
 
 
+class Command(TyperCommand):
+    """A command that explains itself."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print its help."""
+        _print_help(self, ctx)
+
+
 class Commands(TyperGroup):
     """The commands; an unknown one is answered with the nearest known one."""
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print what there is."""
+        _print_help(self, ctx)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that is named first."""
+        if args[0] not in self.commands and f"--{args[0]}" in ("--version", "--help"):
+            raise InputError(f"unknown command {args[0]!r}; did you mean --{args[0]}?")
         if args[0] not in self.commands:
             raise unknown_name("command", args[0], self.commands)
         return super().resolve_command(ctx, args)
 
 
-app = typer.Typer(
-    name=NAME, cls=Commands, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
+class Program(typer.Typer):
+    """A typer application whose every command explains itself the same way."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:  # type: ignore[override]
+        """Register a command."""
+        return super().command(name, cls=Command, **settings)
+
+
+app = Program(
+    name=NAME, cls=Commands, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
 
@@ -63,15 +86,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands after `throughtime`; `None` takes the process's own.
 
     Returns:
-        0, 2 where the input is at fault, 1 for a bug, 130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any
-        more.
+        0, 2 where the input is at fault, 1 for a bug, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP (a terminal that was
+        closed), 141 where nobody reads the output any more.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(
-            AttributeError
-        ):  # a terminal that can't show a letter shows another, and nothing crashes
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if arguments is not None:
+        return _run(list(arguments))
+    try:
+        signals.end_once()
+        streams.prepare()
+        return _run(sys.argv[1:])
+    except KeyboardInterrupt:
+        return errors.INTERRUPTED
+    except InputError as error:
+        return errors.report(error, command=NAME)
+    finally:
+        signals.ignore()
+
+
+def _run(arguments: list[str]) -> int:
     group = typer.main.get_command(app)
     invocation = Invocation()
     called = next((word for word in arguments if word in group.commands), None)  # type: ignore[attr-defined]
@@ -80,12 +112,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = group.main(_explained(arguments), prog_name=NAME, standalone_mode=False, obj=invocation)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except (BrokenPipeError, SystemExit):  # typer makes the latter of the former
-        with contextlib.suppress(OSError, ValueError):  # so that Python's own last flush is silent too
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as ended:  # what typer makes of a broken pipe, or of a request for shell completion
+        if isinstance(ended.__context__, OSError):
+            streams.discard(sys.stdout)
+            return errors.BROKEN_PIPE
+        return errors.BAD_INPUT if ended.code else 0
+    except BrokenPipeError:
+        streams.discard(sys.stdout)
         return errors.BROKEN_PIPE
     except Exception as error:
-        return errors.report(error, command=command, with_traceback=invocation.traceback)
+        code = errors.report(error, command=command, with_traceback=invocation.traceback)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            return code
+        streams.discard(sys.stdout)  # what couldn't be printed can't be printed at the end either
+        return code
 
 
 def _explained(arguments: list[str]) -> list[str]:
@@ -94,9 +135,29 @@ def _explained(arguments: list[str]) -> list[str]:
     return [*arguments, "--help"] if not words or (len(words) == 1 and words[0] in NEEDS_ARGUMENTS) else arguments
 
 
+def _print_help(command: Any, context: Any) -> None:
+    from throughtime.app.help import print_help
+    from throughtime.app.terminal import results
+
+    print_help(command, context, results())
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        torch = version("torch")
+        print(f"{NAME} {package.__version__} (torch {torch}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
 @app.callback(epilog="[dim]Start with[/]  throughtime explain ybigta  [dim]or[/]  throughtime train book.txt --out run")
 def throughtime(
     context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Tell the version, and those of torch and Python.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show a bug's traceback.")] = False,
 ) -> None:
     """Recurrent language models: train, evaluate and sample them, and see backpropagation through time at work."""
@@ -120,7 +181,8 @@ def _choice(name: str, metavar: str, usually: str, panel: str, text: str, **more
     return typer.Option(name, metavar=metavar, help=text + default, show_default=False, rich_help_panel=panel, **more)
 
 
-MODEL, BUDGET, OPTIMISATION, DATA = "Model", "Budget (one of them)", "Optimisation", "Data"
+MODEL, REGULARISATION, DATA, BUDGET = "Model", "Regularisation", "Data", "Budget (one of them)"
+OPTIMISATION, RATE, WATCHING, MACHINE = "Optimisation", "Learning rate", "Watching and saving", "Machine"
 READING, ADAPTIVE = "How the text is read", "Learning from what was read (the run stays as it is)"
 CHOICE, BEAMS = "How the next token is chosen", "Beam search"
 CHOICES = (
@@ -154,16 +216,6 @@ def train(
         typer.Option(metavar="FILE.toml", help="Read options from a file; flags override it.", show_default=False),
     ] = None,
     as_json: Json = False,
-    preset: Annotated[
-        str | None,
-        _choice(
-            "--preset",
-            "NAME",
-            "",
-            MODEL,
-            "A recipe: char-rnn, zaremba-small, -medium, -large, awd-lstm or nanogpt-cpu; flags override it.",
-        ),
-    ] = None,
     level: Annotated[
         str | None, _choice("--level", "NAME", "char", DATA, "A token is a char, a byte, a word or a bpe token.")
     ] = None,
@@ -195,6 +247,16 @@ def train(
     split: Annotated[
         float | None, _choice("--split", "P", "0.9", DATA, "Share to train on; the rest is held out.")
     ] = None,
+    preset: Annotated[
+        str | None,
+        _choice(
+            "--preset",
+            "NAME",
+            "",
+            MODEL,
+            "A recipe: char-rnn, zaremba-small, -medium, -large, awd-lstm or nanogpt-cpu; flags override it.",
+        ),
+    ] = None,
     cell: Annotated[str | None, _choice("--cell", "NAME", "lstm", MODEL, "rnn, rnn_relu, lstm, gru or mlp.")] = None,
     hidden: Annotated[int | None, _choice("--hidden", "H", "256", MODEL, "Hidden units of a layer.")] = None,
     layers: Annotated[int | None, _choice("--layers", "L", "1", MODEL, "Layers.")] = None,
@@ -206,28 +268,40 @@ def train(
     tied: Annotated[
         bool | None, _choice("--tied/--no-tied", "", "no-tied", MODEL, "Let the output layer share the embedding.")
     ] = None,
-    dropout: Annotated[float | None, _choice("--dropout", "P", "0", MODEL, "Share of activations dropped.")] = None,
+    dropout: Annotated[
+        float | None, _choice("--dropout", "P", "0", REGULARISATION, "Share of activations dropped.")
+    ] = None,
     locked: Annotated[
         bool | None,
-        _choice("--locked/--no-locked", "", "no-locked", MODEL, "Drop the same ones at every step of a window."),
+        _choice(
+            "--locked/--no-locked", "", "no-locked", REGULARISATION, "Drop the same ones at every step of a window."
+        ),
     ] = None,
     embedding_dropout: Annotated[
-        float | None, _choice("--embedding-dropout", "P", "0", MODEL, "Share of the vocabulary unseen in a window.")
+        float | None,
+        _choice("--embedding-dropout", "P", "0", REGULARISATION, "Share of the vocabulary unseen in a window."),
     ] = None,
     weight_drop: Annotated[
-        float | None, _choice("--weight-drop", "P", "0", MODEL, "Share of the recurrent weights dropped in a window.")
+        float | None,
+        _choice("--weight-drop", "P", "0", REGULARISATION, "Share of the recurrent weights dropped in a window."),
     ] = None,
     recurrent_dropout: Annotated[
-        float | None, _choice("--recurrent-dropout", "P", "0", MODEL, "Share of h hidden from W_hh, all of a window.")
+        float | None,
+        _choice("--recurrent-dropout", "P", "0", REGULARISATION, "Share of h hidden from W_hh, all of a window."),
     ] = None,
     zoneout: Annotated[
-        float | None, _choice("--zoneout", "P", "0", MODEL, "Share of the state that stays as it is in a step.")
+        float | None,
+        _choice("--zoneout", "P", "0", REGULARISATION, "Share of the state that stays as it is in a step."),
     ] = None,
     layer_norm: Annotated[
         bool | None, _choice("--layer-norm/--no-layer-norm", "", "no-layer-norm", MODEL, "Normalise the layers.")
     ] = None,
-    ar: Annotated[float | None, _choice("--ar", "A", "0", MODEL, "Weight of h's mean square in the loss (AR).")] = None,
-    tar: Annotated[float | None, _choice("--tar", "B", "0", MODEL, "Weight of its change's mean square (TAR).")] = None,
+    ar: Annotated[
+        float | None, _choice("--ar", "A", "0", REGULARISATION, "Weight of h's mean square in the loss (AR).")
+    ] = None,
+    tar: Annotated[
+        float | None, _choice("--tar", "B", "0", REGULARISATION, "Weight of its change's mean square (TAR).")
+    ] = None,
     init_range: Annotated[
         float | None, _choice("--init-range", "R", "0", MODEL, "Start every weight from U(−R, R); 0 is our own way.")
     ] = None,
@@ -246,22 +320,22 @@ def train(
         int | None,
         _choice("--nonmonotone", "N", "5", OPTIMISATION, "Measurements that nt-asgd waits for a better one."),
     ] = None,
-    lr: Annotated[float | None, _choice("--lr", "X", "0.01", OPTIMISATION, "Learning rate at its peak.")] = None,
+    lr: Annotated[float | None, _choice("--lr", "X", "0.01", RATE, "Learning rate at its peak.")] = None,
     schedule: Annotated[
-        str | None, _choice("--schedule", "NAME", "cosine", OPTIMISATION, "cosine, linear or constant.")
+        str | None, _choice("--schedule", "NAME", "cosine", RATE, "cosine, linear or constant.")
     ] = None,
     final_lr: Annotated[
-        float | None, _choice("--final-lr", "P", "0.02", OPTIMISATION, "Share of the learning rate at the end.")
+        float | None, _choice("--final-lr", "P", "0.02", RATE, "Share of the learning rate at the end.")
     ] = None,
     lr_decay: Annotated[
         float | None,
-        _choice("--lr-decay", "X", "1", OPTIMISATION, "Factor on the rate for each epoch after --lr-decay-after."),
+        _choice("--lr-decay", "X", "1", RATE, "Factor on the rate for each epoch after --lr-decay-after."),
     ] = None,
     lr_decay_after: Annotated[
-        float | None, _choice("--lr-decay-after", "E", "0", OPTIMISATION, "Epochs at the full rate.")
+        float | None, _choice("--lr-decay-after", "E", "0", RATE, "Epochs at the full rate.")
     ] = None,
     weight_decay: Annotated[float | None, _choice("--weight-decay", "X", "0.01", OPTIMISATION, "Weight decay.")] = None,
-    warmup: Annotated[float | None, _choice("--warmup", "P", "0.02", OPTIMISATION, "Share of warm-up.")] = None,
+    warmup: Annotated[float | None, _choice("--warmup", "P", "0.02", RATE, "Share of warm-up.")] = None,
     clip: Annotated[
         float | None, _choice("--clip", "C", "1", OPTIMISATION, "Largest global gradient norm; 0 is off.")
     ] = None,
@@ -273,34 +347,34 @@ def train(
     ] = None,
     eval_every: Annotated[
         int | None,
-        _choice("--eval-every", "N", "0", OPTIMISATION, "Measure after every N steps, and keep the best; 0 is off."),
+        _choice("--eval-every", "N", "0", WATCHING, "Measure after every N steps, and keep the best; 0 is off."),
     ] = None,
     patience: Annotated[
         int | None,
-        _choice("--patience", "N", "0", OPTIMISATION, "Stop after N measurements without a better one; 0 is off."),
+        _choice("--patience", "N", "0", WATCHING, "Stop after N measurements without a better one; 0 is off."),
     ] = None,
     rollbacks: Annotated[
         int | None,
-        _choice("--rollbacks", "N", "3", OPTIMISATION, "How often to go back and slow down when the loss diverges."),
+        _choice("--rollbacks", "N", "3", WATCHING, "How often to go back and slow down when the loss diverges."),
     ] = None,
     gradients_every: Annotated[
         int | None,
         _choice(
-            *("--gradients-every", "N", "0", OPTIMISATION),
+            *("--gradients-every", "N", "0", WATCHING),
             "Log every N steps how far gradients reach (200 costs about 1 % of the time); 0 is off.",
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        _choice("--seed", "S", "1", OPTIMISATION, "Seed of everything random.", callback=_checked_seed),
+        _choice("--seed", "S", "1", MACHINE, "Seed of everything random.", callback=_checked_seed),
     ] = None,
     dtype: Annotated[
-        str | None, _choice("--dtype", "NAME", "float32", OPTIMISATION, "float32 or bfloat16, to compute in.")
+        str | None, _choice("--dtype", "NAME", "float32", MACHINE, "float32 or bfloat16, to compute in.")
     ] = None,
-    device: Annotated[str | None, _choice("--device", "NAME", "auto", OPTIMISATION, "auto, cpu, cuda or mps.")] = None,
+    device: Annotated[str | None, _choice("--device", "NAME", "auto", MACHINE, "auto, cpu, cuda or mps.")] = None,
     tensorboard: Annotated[
         bool | None,
-        _choice("--tensorboard/--no-tensorboard", "", "no-tensorboard", OPTIMISATION, "Log for TensorBoard too."),
+        _choice("--tensorboard/--no-tensorboard", "", "no-tensorboard", WATCHING, "Log for TensorBoard too."),
     ] = None,
 ) -> None:
     """Train a language model on text; Ctrl-C saves, and --resume goes on."""
@@ -364,6 +438,7 @@ def evaluate(
 ) -> None:
     """Measure how well a run predicts a text."""
     from throughtime.app.evaluating import Reading, measure, print_measured
+    from throughtime.app.terminal import print_json
     from throughtime.lm.run import open_run
 
     adaptive = {"dynamic_lr": dynamic_lr, "dynamic_decay": dynamic_decay, "segment": segment}
@@ -375,7 +450,7 @@ def evaluate(
     reading = Reading(cold, by_position, dynamic, adaptive, cache, of_cache, ngram)
     measured = measure(open_run(run), file, reading, last=last)
     if as_json:
-        _print_json(measured.record())
+        print_json(measured.record())
     else:
         print_measured(measured, f"{file}, read by {run}")
 
@@ -508,7 +583,7 @@ def explain(
     """Work the one-hot RNN of a word through, every number shown, and train it until it spells the word."""
     from throughtime.app.explain import explain as print_explanation
     from throughtime.app.explain import write_page
-    from throughtime.app.terminal import messages, results
+    from throughtime.app.terminal import note, results
     from throughtime.insight.worked_example import Descent
 
     descent = Descent(lr, clip)
@@ -519,7 +594,7 @@ def explain(
         return
     file = file or Path("explain.html")
     write_page(word, file, hidden_size=hidden, seed=seed, descent=descent)
-    messages().print(f"wrote {file}; open it in a browser, it needs no network", soft_wrap=True)
+    note(f"wrote {file}; open it in a browser, it needs no network")
 
 
 @app.command(epilog="[dim]Example[/]  throughtime gradients --cell lstm --hidden 64 --init forget:1")
@@ -558,17 +633,17 @@ def gradients(
 ) -> None:
     """Measure how far gradients reach back through time, what carries them, and what would help."""
     from throughtime.app.gradients import Subject, find_subject, measure_subject, print_report, write_report
-    from throughtime.app.terminal import messages, results
+    from throughtime.app.terminal import note, print_json, results
 
     subject = Subject(run, cell, hidden, layers, init, text, lags, probe, seed)
     found = find_subject(subject)
     report = measure_subject(subject, found)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         print_report(report, results())
     for line in write_report(report, found, out) if out else []:
-        messages().print(line, soft_wrap=True)
+        note(line)
 
 
 @app.command(name="compare-gradients", epilog="[dim]Example[/]  throughtime compare-gradients rnn lstm lstm@chrono:200")
@@ -598,16 +673,16 @@ def compare_gradients(
 ) -> None:
     """Measure how far the gradients of several cells or runs reach, side by side."""
     from throughtime.app.compare import compare, comparison_record, print_comparison, read_subjects, write_comparison
-    from throughtime.app.terminal import messages, results
+    from throughtime.app.terminal import note, print_json, results
 
     sizes = {"hidden": hidden, "layers": layers}
     reports = compare(read_subjects(names, **sizes, text=text, lags=lags, probe=probe, seed=seed))
     if as_json:
-        _print_json(comparison_record(reports))
+        print_json(comparison_record(reports))
     else:
         print_comparison(reports, results())
     for line in write_comparison(reports, out) if out else []:
-        messages().print(line, soft_wrap=True)
+        note(line)
 
 
 @app.command(epilog="[dim]Example[/]  throughtime task adding --cell lstm")
@@ -633,7 +708,7 @@ def task(
 ) -> None:
     """Train small networks on a task that needs long memory, and see who solves it."""
     from throughtime.app.tasks import describe, print_result, run_task, task_record
-    from throughtime.app.terminal import results
+    from throughtime.app.terminal import print_json, results
     from throughtime.insight.tasks import CELLS, make_task
 
     chosen = make_task(name, length)
@@ -646,19 +721,19 @@ def task(
         if not as_json:
             print_result(result, chosen, results())
     if as_json:
-        _print_json({"results": records})
+        print_json({"results": records})
 
 
 @app.command(epilog="[dim]Example[/]  throughtime info run")
 def info(run: RunArgument, as_json: Json = False) -> None:
     """Tell what a run is: sizes, parameters, data, results."""
     from throughtime.app.reports import run_record, run_rows, table
-    from throughtime.app.terminal import results
+    from throughtime.app.terminal import print_json, results
     from throughtime.lm.run import open_run
 
     opened = open_run(run)
     if as_json:
-        _print_json(run_record(opened))
+        print_json(run_record(opened))
     else:
         results().print(table(str(run), run_rows(opened)))
 
@@ -670,20 +745,17 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Make a folder to be shared: a run's weights, tokenizer and figures with a model card, without its text and paths."""
-    from throughtime.app.terminal import messages, results
+    from throughtime.app.terminal import note, print_json, results
     from throughtime.lm.packing import pack as write
     from throughtime.lm.run import open_run
 
     files = write(open_run(run), out)
     if as_json:
-        _print_json({"packed": str(out), "files": files})
+        print_json({"packed": str(out), "files": files})
         return
     for name, size in files.items():
         results().print(f"{size:>12,}  {name}", soft_wrap=True)
-    messages().print(
-        f"packed {out} without text and paths, but with the vocabulary; its README.md is what others will read",
-        soft_wrap=True,
-    )
+    note(f"packed {out} without text and paths, but with the vocabulary; its README.md is what others will read")
 
 
 @app.command(epilog="[dim]Example[/]  throughtime plot run")
@@ -698,10 +770,10 @@ def plot(
 ) -> None:
     """Draw the loss along training."""
     from throughtime.app.plotting import plot_losses
-    from throughtime.app.terminal import results
     from throughtime.lm.run import open_run
+    from throughtime.plain import printable
 
-    results().print(str(plot_losses([open_run(run) for run in runs], out)), soft_wrap=True)
+    print(printable(str(plot_losses([open_run(run) for run in runs], out))))
 
 
 @app.command(epilog="[dim]Example[/]  throughtime demo")
@@ -742,32 +814,33 @@ def _resume(run: Path) -> "TrainingSummary":
 
 def _report_training(summary: "TrainingSummary", as_json: bool) -> None:
     from throughtime.app.reports import table, training_record, training_rows
-    from throughtime.app.terminal import messages, results
+    from throughtime.app.terminal import note, print_json, results
 
-    if as_json:
-        _print_json(training_record(summary))
-    else:
-        results().print(table(str(summary.run), training_rows(summary)))
+    try:
+        if as_json:
+            print_json(training_record(summary))
+        else:
+            results().print(table(str(summary.run), training_rows(summary)))
+    except OSError:
+        if not summary.interrupted:
+            raise
+        streams.discard(sys.stdout)  # a terminal that was closed can't be told any more
     if summary.interrupted:
-        messages().print(f"stopped and saved; go on with: throughtime train --resume {summary.run}", soft_wrap=True)
+        note(f"stopped and saved; go on with: throughtime train --resume {summary.run}")
         raise typer.Exit(errors.BY_SIGNAL + summary.signal if summary.signal else errors.INTERRUPTED)
     if not as_json:
-        messages().print(f"let it write: throughtime sample {summary.run}", soft_wrap=True)
+        note(f"let it write: throughtime sample {summary.run}")
 
 
 @contextlib.contextmanager
 def _stoppable(run: Path) -> Iterator[None]:
     """Say what is left after a Ctrl-C that came before the first step, after the last, or twice."""
-    from throughtime.app.terminal import messages
+    from throughtime.app.terminal import note
     from throughtime.lm.run import MODEL
 
     try:
         yield
     except KeyboardInterrupt:
         saved = f"the weights are in {run}" if (run / MODEL).exists() else "nothing was trained yet"
-        messages().print(f"stopped; {saved}", soft_wrap=True)
+        note(f"stopped; {saved}")
         raise typer.Exit(errors.INTERRUPTED) from None
-
-
-def _print_json(record: dict[str, Any]) -> None:
-    print(json.dumps(record, ensure_ascii=False, default=str))

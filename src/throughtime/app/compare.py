@@ -1,6 +1,5 @@
 """`throughtime compare-gradients`: several cells or runs, measured the same way, in one table and one picture."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.text import Text
 from throughtime.app.gradients import Subject, find_subject, measure_subject, overlay
 from throughtime.app.terminal import number
 from throughtime.errors import InputError
+from throughtime.plain import printable, to_json
 
 if TYPE_CHECKING:
     from throughtime.insight.gradient_flow import Horizon
@@ -70,11 +70,12 @@ def print_comparison(reports: "dict[str, GradientReport]", console: Console) -> 
     curves = [(mark, report.top.curve) for mark, report in zip(MARKS, reports.values(), strict=False)]
     for line in overlay(curves):
         console.print(line, soft_wrap=True)
-    width = min(26, max(len(name) for name in reports))
+    width = min(26, max(len(printable(name)) for name in reports))
     console.print(f"\n   {'':{width}}  {'verdict':9}{'1/2':>6}{'1/100':>7}{'1/1000':>8}{'×/step':>8}{'κ':>6}{'λ₁':>7}")
     for mark, (name, report) in zip(MARKS, reports.items(), strict=False):
         kind = report.verdict.kind
-        shown = name if len(name) <= width else "…" + name[1 - width :]
+        shown = printable(name)
+        shown = shown if len(shown) <= width else "…" + shown[1 - width :]
         line = f"{mark}  {shown:{width}}  {kind:9}{_figures(report)}"
         console.print(Text(line, "green" if kind == "healthy" else ""), soft_wrap=True)
 
@@ -87,10 +88,10 @@ def write_comparison(reports: "dict[str, GradientReport]", folder: Path) -> list
     """
     from throughtime.insight.plots import draw_comparison
 
-    text = json.dumps(comparison_record(reports), ensure_ascii=False, indent=1) + "\n"
+    text = to_json(comparison_record(reports), indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{NAME}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        (folder / f"{NAME}.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out {folder}: can't be written: {error.strerror}; give another folder") from error
     try:

@@ -15,7 +15,7 @@ from rich.text import Text
 from throughtime.app import errors
 from throughtime.app.progress import display, observed
 from throughtime.app.sampling import stream
-from throughtime.app.terminal import messages, results
+from throughtime.app.terminal import messages, note, results
 from throughtime.errors import InputError
 from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.corpus import Corpus, build_corpus
@@ -49,7 +49,6 @@ def run_demo(folder: Path, minutes: float = 1.0, *, most_bytes: int = MOST_BYTES
     chosen = for_minutes(given, sum(file.stat().st_size for file in files))
     options = TrainingOptions.from_values(chosen.options)
     _make_way(folder)
-    note = messages()
     with display(options.level) as shown:
         corpus = build_corpus(files, folder / DATA, options.level, on_progress=shown.reading)
         shown.say(f"text:  Python {platform.python_version()}'s standard library, {len(files)} files")
@@ -57,19 +56,19 @@ def run_demo(folder: Path, minutes: float = 1.0, *, most_bytes: int = MOST_BYTES
             shown.say(f"reused {_reused(folder)}")
         summary = train(files, folder, options, observed(shown, folder))
     if summary.evaluation is None:
-        note.print(f"stopped and saved; go on with: throughtime train --resume {folder}", soft_wrap=True)
+        note(f"stopped and saved; go on with: throughtime train --resume {folder}")
         raise typer.Exit(errors.INTERRUPTED)
 
     run = open_run(folder)
-    with note.status("counting n-grams for comparison"):
+    with messages().status("counting n-grams for comparison"):
         scores = baselines(corpus)
     scores.append(Score(f"{run.model_config.cell.upper()}, {summary.seconds:.0f} s", summary.evaluation.nats_per_token))
     results().print(comparison(scores, summary.evaluation.tokens))
     results().print(f"\nA sample, at temperature {SAMPLE.temperature:g}:\n")
     stream(run, PROMPT, LENGTH, SAMPLE, seed=options.seed)
-    note.print(
-        f'\nmore: throughtime sample {folder} --prompt "class "\nyour own text: throughtime train book.txt --out run'
-    )
+    note("")
+    note(f'more: throughtime sample {folder} --prompt "class "')
+    note("your own text: throughtime train book.txt --out run")
 
 
 def source_files(most_bytes: int = MOST_BYTES) -> Iterator[Path]:

@@ -1,16 +1,16 @@
 """What becomes of an exception: one clear line on stderr, and an exit code."""
 
-import difflib
 import os
 import sys
 import traceback
 
 import typer
 
-from throughtime.errors import InputError
+from throughtime.errors import InputError, nearest
+from throughtime.plain import printable
 
 BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
-BY_SIGNAL = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
+BY_SIGNAL = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP
 TRACEBACK_VARIABLE = "THROUGHTIME_TRACEBACK"
 
 
@@ -42,12 +42,15 @@ def report(error: Exception, *, command: str, with_traceback: bool = False) -> i
 
 def say(command: str, message: str) -> None:
     """Write one line to stderr, whatever is in the message: no line breaks, no control characters, no wrapping."""
-    line = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in " ".join(message.split())
-    )
-    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+    line = printable(" ".join(message.split()))
+    if _is_coloured():
         command = f"\033[1;31m{command}\033[0m"
     print(f"{command}: {line}", file=sys.stderr)
+
+
+def _is_coloured() -> bool:
+    """Return whether stderr is a terminal that shows colours, and nobody asked for none."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") and not os.environ.get("NO_COLOR")
 
 
 def _explanation(error: Exception, command: str) -> str | None:
@@ -69,17 +72,21 @@ def _usage(error: typer.TyperException, command: str) -> str:
     message = error.format_message().rstrip(".")
     parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
     if hasattr(error, "possibilities") and context is not None:  # an unknown option
-        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
-        message = _unknown_option(error.option_name, known)  # type: ignore[attr-defined]
+        message = _unknown_option(error.option_name, context)  # type: ignore[attr-defined]
     elif isinstance(error.__cause__, ValueError) and parameter is not None:
         message = _wrong_type(error.__cause__, max(parameter.opts, key=len)) or message
     separator = "" if message.endswith("?") else ";"
     return f"{message[0].lower()}{message[1:]}{separator} '{command} --help' explains the options"
 
 
-def _unknown_option(given: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"unknown option {given}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+def _unknown_option(given: str, context: typer.Context) -> str:
+    """Name the option that was given, and the known one that is meant; the dashes are no likeness."""
+    parameters = context.command.get_params(context)
+    known = {
+        name.lstrip("-"): name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    meant = nearest(given.lstrip("-"), known)
+    return f"unknown option {given}" + (f"; did you mean {known[meant]}?" if meant else "")
 
 
 def _wrong_type(cause: ValueError, name: str) -> str | None:

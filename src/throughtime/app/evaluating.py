@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from throughtime.app.reports import UNITS, Row, evaluation_record, evaluation_rows, table
-from throughtime.app.terminal import messages, results
+from throughtime.app.terminal import messages, note, results
 from throughtime.errors import InputError
 from throughtime.lm.adaptive import DynamicEvaluation, NeuralCache, evaluate_adaptively
 from throughtime.lm.baseline import NGramBaseline
@@ -110,9 +110,7 @@ def measure(run: "Run", file: Path, reading: Reading, *, last: bool = False) -> 
         if baseline is not None:
             counted = baseline.fit(run.corpus().train, tokenizer.vocabulary_size)
     if evaluation.unknown:
-        messages().print(
-            f"{evaluation.unknown:,} {UNITS[tokenizer.level]} of {file} are unknown to the run", soft_wrap=True
-        )
+        note(f"{evaluation.unknown:,} {UNITS[tokenizer.level]} of {file} are unknown to the run")
     before = tokens if eos_id is None else np.append(eos_id, tokens)
     return Measured(evaluation, positions, (counted.order, counted.nats_per_token(before)) if counted else None)
 
@@ -125,9 +123,8 @@ def print_measured(measured: Measured, title: str) -> None:
         rows.append((f"{order}-gram model", f"{nats:.4f} nats per token (Kneser–Ney, the run's training text)"))
     results().print(table(title, rows))
     if measured.positions is not None:
-        results().print(
-            table("\nloss by position: tokens since a fresh state, nats", position_rows(measured.positions))
-        )
+        results().print()
+        results().print(table("loss by position: tokens since a fresh state, nats", position_rows(measured.positions)))
 
 
 def position_rows(positions: PositionLoss) -> list[Row]:

@@ -1,6 +1,5 @@
 """`throughtime gradients`: measure a run or a fresh cell, print the report on one screen, write it as JSON, figure and page."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from throughtime.app.terminal import number, visible
 from throughtime.errors import InputError
+from throughtime.plain import printable, to_json
 
 if TYPE_CHECKING:
     from throughtime.insight.clipping import ClipStatistics
@@ -119,7 +119,7 @@ def measure_subject(subject: Subject, found: Found, with_trials: bool = True) ->
 
 def print_report(report: "GradientReport", console: Console) -> None:
     """Print a report, as far as it goes on one screen."""
-    console.print(Text(f"{report.subject} · {report.source}", "bold"), soft_wrap=True)
+    console.print(Text(printable(f"{report.subject} · {report.source}"), "bold"), soft_wrap=True)
     colour = {"healthy": "bold green"}.get(report.verdict.kind, "bold red")
     console.print(Text(report.verdict.sentence, colour), soft_wrap=True)
     console.print(
@@ -147,8 +147,8 @@ def write_report(report: "GradientReport", found: Found, folder: Path) -> list[s
     reading = reading_data(found.recorded, found.texts, report.lags)
     data = {"report": record, "matrix": matrix_data(report), "reading": reading}
     pages.write(folder / "gradients.html", "gradients", f"throughtime gradients: {report.verdict.kind}", data)
-    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
-    (folder / "gradients.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+    text = to_json(record, indent=1) + "\n"
+    (folder / "gradients.json").write_text(text, encoding="utf-8")
     try:
         draw(report, folder / "gradients.png")
     except InputError as error:

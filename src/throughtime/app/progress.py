@@ -11,6 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from throughtime.app.terminal import messages
+from throughtime.plain import printable
 
 if TYPE_CHECKING:
     from throughtime.lm.train import StepReport
@@ -51,7 +52,9 @@ def display(unit: str) -> Display:
         unit: What a token is: "char", "byte", "word" or "bpe".
     """
     unit = "token" if unit == "bpe" else unit
-    return LiveLine(unit) if messages().is_terminal else PlainLines(unit)
+    console = messages()
+    is_live = console.is_terminal and not console.is_dumb_terminal
+    return LiveLine(unit) if is_live else PlainLines(unit)
 
 
 def observed(shown: Display, run: Path, reason: str | None = None) -> Callable[["StepReport"], None]:
@@ -120,7 +123,7 @@ class LiveLine:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(line, soft_wrap=True)
+        self._progress.console.print(Text(printable(line, keep="\n")), soft_wrap=True)
 
     def __enter__(self) -> Self:
         return self
@@ -177,7 +180,7 @@ class PlainLines:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        self._console.print(line, soft_wrap=True)
+        self._console.print(Text(printable(line, keep="\n")), soft_wrap=True)
 
     def __call__(self, report: "StepReport") -> None:
         """Print a line if one is due."""

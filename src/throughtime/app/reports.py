@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from throughtime.app.progress import duration
+from throughtime.plain import printable
 
 if TYPE_CHECKING:
     from throughtime.lm.corpus import Corpus
@@ -245,11 +246,17 @@ def _figures(held_out: dict[str, Any]) -> list[Row]:
 
 def table(title: str, rows: list[Row]) -> Table:
     """Lay out facts under a title: what it is, and the figure."""
-    laid_out = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0), title=Text(title, "bold"))
+    laid_out = Table(
+        box=None,
+        show_header=False,
+        pad_edge=False,
+        padding=(0, 3, 0, 0),
+        title=Text(printable(title), "bold"),
+    )
     laid_out.title_justify = "left"
     laid_out.title_style = ""
     laid_out.add_column(style="dim", no_wrap=True)
     laid_out.add_column(overflow="fold")
     for name, figure in rows:
-        laid_out.add_row(Text("  " + name), Text(figure))
+        laid_out.add_row(Text(printable("  " + name)), Text(printable(figure)))
     return laid_out

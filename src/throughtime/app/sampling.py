@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from throughtime.app.terminal import messages, visible
+from throughtime.app.terminal import note, visible, write
 from throughtime.errors import InputError
 from throughtime.lm.generate import Beam, Sampling, generate, generate_bytes, seed_of_sample
 from throughtime.lm.reading import decode_text, read_bytes
@@ -139,13 +139,13 @@ class _Output:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
         else:
-            _write(self._decoder.decode(piece) if isinstance(piece, bytes) else piece)
+            write(self._decoder.decode(piece) if isinstance(piece, bytes) else piece)
 
     def write_all(self, pieces: "Iterable[str] | Iterable[bytes]") -> None:
         """Write pieces as they come, to the last byte of the last character."""
         for piece in pieces:
             self.write(piece)
-        _write(self._decoder.decode(b"", final=True))
+        write(self._decoder.decode(b"", final=True))
 
     def end_line(self) -> None:
         """Write a line end, unless the last piece did."""
@@ -156,8 +156,7 @@ class _Output:
 def _say_unknown(prompt: str, tokenizer: "Tokenizer") -> None:
     unknown = _unknown(prompt, tokenizer)
     if unknown:
-        note = f"not in the run's vocabulary, read as unknown: {' '.join(map(visible, unknown))}"
-        messages().print(note, style="dim", soft_wrap=True)
+        note(f"not in the run's vocabulary, read as unknown: {' '.join(map(visible, unknown))}", "dim")
 
 
 def _unknown(prompt: str, tokenizer: "Tokenizer") -> list[str]:
@@ -169,11 +168,3 @@ def _unknown(prompt: str, tokenizer: "Tokenizer") -> list[str]:
     parts = [piece[1:] for piece in cut(read, tokenizer.split_punctuation)] if in_words else list(read)
     known = tokenizer.encode(read) != tokenizer.unknown_id
     return list(dict.fromkeys(part for part, is_known in zip(parts, known, strict=True) if not is_known))
-
-
-def _write(text: str) -> None:
-    """Write at once; on a terminal without the control characters that could command it."""
-    if sys.stdout.isatty():
-        text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    sys.stdout.write(text)
-    sys.stdout.flush()

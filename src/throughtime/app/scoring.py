@@ -1,10 +1,10 @@
 """Scores of lines, and re-ranked n-best lists, as scripts read them: one line for each, tabs between."""
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from throughtime.app.terminal import print_json, write
 from throughtime.lm.score import parse_hypotheses, read_lines, rerank, score_lines
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def print_scores(run: "Run", file: Path, as_json: bool) -> None:
             "eos_log_probabilities": [-nats for nats in scores.eos_nats.tolist()],
             "perplexity_per_line": math.exp(min(float(scores.nats.mean()), 700)),
         }
-        print(json.dumps(record))
+        print_json(record)
         return
     for nats in scores.nats:
         print(f"{-nats:.4f}")
@@ -36,8 +36,8 @@ def print_ranking(run: "Run", file: Path, weight: float, only_best: bool, as_jso
     ranked = rerank(hypotheses, nats, weight)
     kept = {key: found[:1] if only_best else found for key, found in ranked.items()}
     if as_json:
-        print(json.dumps({key: [{"score": h.score, "text": h.text} for h in found] for key, found in kept.items()}))
+        print_json({key: [{"score": h.score, "text": h.text} for h in found] for key, found in kept.items()})
         return
     for found in kept.values():
         for hypothesis in found:
-            print(f"{hypothesis.key}\t{hypothesis.score:.4f}\t{hypothesis.text}")
+            write(f"{hypothesis.key}\t{hypothesis.score:.4f}\t{hypothesis.text}\n")

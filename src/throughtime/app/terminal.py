@@ -1,18 +1,49 @@
-"""The two consoles: results go to stdout, everything said along the way goes to stderr."""
+"""What is printed: results go to stdout, everything said along the way goes to stderr, and nothing foreign commands a terminal."""
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from throughtime.plain import escape, printable, to_json
+
+
+class _SafeConsole(Console):
+    """A console on which nothing but its own control codes commands the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Return the segments of what is printed, escapes in place of what isn't printable."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
 
 
 def results() -> Console:
     """Return the console on stdout. Text is printed as it is: no markup, no emoji codes, no guessed highlighting."""
-    return Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
+    return _SafeConsole(file=sys.stdout, markup=False, emoji=False, highlight=False)
 
 
 def messages() -> Console:
     """Return the console on stderr, for progress and notes."""
-    return Console(file=sys.stderr, markup=False, emoji=False, highlight=False)
+    return _SafeConsole(file=sys.stderr, markup=False, emoji=False, highlight=False)
+
+
+def note(line: str, style: str = "") -> None:
+    """Print one line on stderr, whatever is in it."""
+    messages().print(Text(printable(line), style), soft_wrap=True)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print one JSON object on stdout, in a line."""
+    print(to_json(record), flush=True)
+
+
+def write(text: str) -> None:
+    """Write a model's or a file's own text to stdout at once: as it is, but where a terminal could be commanded by it."""
+    sys.stdout.write(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def visible(text: str) -> str:
@@ -22,7 +53,7 @@ def visible(text: str) -> str:
         >>> visible("a b\n")
         'a␣b↵'
     """
-    return "".join(_visible_character(character) for character in text)
+    return "".join(_VISIBLE.get(c) or (c if c.isprintable() else escape(c)) for c in text)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -36,12 +67,6 @@ def number(value: float, digits: int = 3) -> str:
     if shown.startswith("-"):
         shown = shown[1:] if float(shown) == 0 else "−" + shown[1:]
     return shown
-
-
-def _visible_character(character: str) -> str:
-    if character in _VISIBLE:
-        return _VISIBLE[character]
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 _VISIBLE = {" ": "␣", "\n": "↵", "\r": "↤", "\t": "⇥"}

@@ -31,6 +31,7 @@ from throughtime.insight.gradient_flow import (
 from throughtime.insight.recording import Lane, ModelRecording, record, record_model
 from throughtime.insight.spectrum import SpectralBound, lyapunov_spectrum, pascanu_bound, step_size
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
+from throughtime.plain import finite
 from throughtime.training.tbptt import Streams
 
 EPSILONS = (0.5, 0.01, 0.001)
@@ -149,7 +150,7 @@ class GradientReport:
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON holds it; what lies beyond the window, or can't be told, is null."""
         verdict = self.verdict
-        return _plain(
+        return finite(
             {
                 "subject": self.subject,
                 "source": self.source,
@@ -375,12 +376,3 @@ def _lane_record(lane: LaneReport) -> dict[str, Any]:
         "carousel": lane.carousel,
         "paths": None if lane.split is None else {name: part.tolist() for name, part in lane.split._asdict().items()},
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with every number that JSON lacks as null."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

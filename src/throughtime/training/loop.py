@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from throughtime.training.schedule import Budget, Schedule
 from throughtime.training.tbptt import detach
 
 _SNAPSHOT_EVERY = 100  # steps between two states kept in memory, to roll back to
+_PATIENCE = 1.0  # seconds from the first interrupt on in which further ones change nothing
 _LOWERED = 0.5  # factor on the learning rate at each rollback
 
 
@@ -273,7 +274,7 @@ class Loop:
             on_event: Called after each validation, and when training went back after a divergence.
 
         Returns:
-            Whether training is finished; `False` after Ctrl-C or SIGTERM, and then `signal` is which of the two.
+            Whether training is finished; `False` after Ctrl-C, SIGTERM or SIGHUP, and then `signal` is which.
 
         Raises:
             NonFiniteError: The loss diverged, once more than `rollbacks`. The weights are still those of the step before.
@@ -555,21 +556,36 @@ class _Interruption:
     """Which signal asked for the end, if one did."""
 
     signal: int | None = None
+    noted_at: ClassVar[float] = -math.inf
+
+
+def seconds_since_interrupt() -> float:
+    """Return how long ago a loop in this process was asked to stop; infinity if none was."""
+    return time.monotonic() - _Interruption.noted_at
 
 
 @contextmanager
 def _interruptible() -> Iterator[_Interruption]:
-    """Take note of the first Ctrl-C or SIGTERM; a second one interrupts at once."""
+    """Take note of the first Ctrl-C, SIGTERM or SIGHUP; one that comes a second later interrupts at once.
+
+    Those that come sooner are the same wish: a key held down, a terminal that closes. A signal that is ignored, as under nohup,
+    stays so.
+    """
     interruption = _Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+    handlers = {number: signal.getsignal(number) for number in numbers if number is not None}
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, frame: Any) -> None:
-        interruption.signal = number
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
+        if interruption.signal is None:
+            interruption.signal, _Interruption.noted_at = number, time.monotonic()
+        elif seconds_since_interrupt() >= _PATIENCE:
+            for caught, handler in before.items():
+                signal.signal(caught, handler)
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, note)
