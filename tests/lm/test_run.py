@@ -208,3 +208,45 @@ def test_leftovers_dont_keep_a_folder_from_being_used(stopped, tmp_path):
     left = leave(tmp_path / "run" / CONFIG)
     train([stopped.parent / "text.txt"], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1}))
     assert not left.exists()
+
+
+def test_two_dont_train_in_one_folder(stopped, run, tmp_path):
+    text = stopped.parent / "text.txt"
+    refusals = []
+
+    def second(report):
+        for call in (
+            lambda: train([text], tmp_path / "new", TrainingOptions(**SMALL)),
+            lambda: resume(tmp_path / "new"),
+        ):
+            with pytest.raises(InputError, match=f"process {os.getpid()} is training there") as caught:
+                call()
+            refusals.append(caught)
+
+    train([text], tmp_path / "new", TrainingOptions(**SMALL | {"steps": 1}), second)
+    assert len(refusals) == 2
+    assert not (tmp_path / "new" / ".lock").exists()
+    before = (tmp_path / "new" / MODEL).read_bytes()
+    with pytest.raises(InputError, match="is not empty; nothing is overwritten"):
+        train([text], tmp_path / "new", TrainingOptions(**SMALL))
+    assert (tmp_path / "new" / MODEL).read_bytes() == before
+
+
+def test_a_second_training_doesnt_disturb_one_that_still_reads_its_text(stopped, tmp_path):
+    def second(done, total):
+        with pytest.raises(InputError, match=f"process {os.getpid()} is training there"):
+            train([stopped.parent / "text.txt"], tmp_path / "new", TrainingOptions(**SMALL))
+
+    summary = train(
+        [stopped.parent / "text.txt"], tmp_path / "new", TrainingOptions(**SMALL | {"steps": 1}), on_encoding=second
+    )
+    assert summary.steps == 1
+    assert open_run(tmp_path / "new").results is not None
+
+
+def test_a_resume_that_is_refused_holds_nothing(run):
+    change_json(run / CONFIG, altered=True)
+    for _ in range(2):
+        with pytest.raises(InputError, match="altered"):
+            resume(run)
+    assert not (run / ".lock").exists()

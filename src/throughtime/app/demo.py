@@ -23,6 +23,7 @@ from throughtime.lm.generate import Sampling
 from throughtime.lm.presets import for_minutes
 from throughtime.lm.run import CONFIG, DATA, check_new, clear_run, open_run, read_config
 from throughtime.lm.train import TrainingOptions, train
+from throughtime.training.locking import check_unlocked
 
 MOST_BYTES = 4_000_000  # of source: more than is read in a minute
 ORDERS = {1: "unigram", 3: "3-gram", 5: "5-gram"}
@@ -130,6 +131,7 @@ def comparison(scores: list[Score], held_out: int) -> Table:
 
 def _make_way(folder: Path) -> None:
     """Clear an earlier demo's run, but nothing else, and not its encoded text."""
+    check_unlocked(folder)
     if (folder / CONFIG).exists():
         read_config(folder)  # raises if it is somebody else's
         clear_run(folder)

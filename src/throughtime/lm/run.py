@@ -41,6 +41,7 @@ from throughtime.training.files import (
     remove_leftovers,
     write_atomically,
 )
+from throughtime.training.locking import LOCK, check_unlocked
 from throughtime.training.restoring import check_tensors
 
 TOKENIZER, MODEL, GENERATION = "tokenizer.json", "model.safetensors", "generation_config.json"
@@ -181,12 +182,7 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         InputError: There is none, or its files are damaged, or don't belong together.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise InputError(f"{folder}: no such run; expected a folder written by 'throughtime train … --out {folder}'")
-    if not os.path.lexists(folder / CONFIG):
-        raise InputError(f"{folder}: not a run, it has no {CONFIG}; expected a folder written by 'throughtime train'")
-    _check_folders(folder)
+    folder = find_run(folder)
     check_format(folder)
     if not os.path.lexists(folder / MODEL):
         read_config(folder)  # raises if it is something else
@@ -204,6 +200,21 @@ def open_run(folder: str | Path) -> Run:
         )
     _check_weights(folder / MODEL, tensors, config.model)
     return Run(folder, config, tokenizer)
+
+
+def find_run(folder: str | Path) -> Path:
+    """Return the path of a run folder, of which no more is known than that it looks like one.
+
+    Raises:
+        InputError: It doesn't, or a folder in it is a link.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise InputError(f"{folder}: no such run; expected a folder written by 'throughtime train … --out {folder}'")
+    if not os.path.lexists(folder / CONFIG):
+        raise InputError(f"{folder}: not a run, it has no {CONFIG}; expected a folder written by 'throughtime train'")
+    _check_folders(folder)
+    return folder
 
 
 def _load_bound(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -238,27 +249,35 @@ def check_new(folder: str | Path) -> Path:
     """Return the path of a run to be, made if need be, without touching anything that is there.
 
     Raises:
-        InputError: There is something already, or nothing can be written there.
+        InputError: There is something already, somebody trains there, or nothing can be written there.
     """
     folder = Path(folder)
+    check_unlocked(folder)
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--out {folder}: a file of this name exists; expected a new folder")
-        if folder.is_dir() and any(entry.name != DATA and not is_leftover(entry.name) for entry in folder.iterdir()):
-            hint = (
-                f"give another --out, or go on with --resume {folder}"
-                if (folder / CONFIG).exists()
-                else "give another --out"
-            )
-            raise InputError(f"--out {folder}: this folder exists and is not empty; nothing is overwritten, {hint}")
         folder.mkdir(parents=True, exist_ok=True)
-        clean(folder)
+        check_empty(folder)
         probe, file = create_beside(folder / CONFIG)
         file.close()
         probe.unlink()
     except OSError as error:
         raise InputError(f"--out {folder}: can't be written: {error.strerror}; give another folder") from error
     return folder
+
+
+def check_empty(folder: Path) -> None:
+    """Raise if a folder holds anything but an encoded text and what a process that was killed left.
+
+    Raises:
+        InputError: It does.
+    """
+    if all(entry.name in (DATA, LOCK) or is_leftover(entry.name) for entry in folder.iterdir()):
+        return
+    go_on = f", or go on with --resume {folder}" if (folder / CONFIG).exists() else ""
+    raise InputError(
+        f"--out {folder}: this folder exists and is not empty; nothing is overwritten, give another --out{go_on}"
+    )
 
 
 def create_run(folder: Path, config: RunConfig, tokenizer: Tokenizer) -> Run:

@@ -29,10 +29,12 @@ from throughtime.lm.run import (
     RESULTS,
     TENSORBOARD,
     Run,
+    check_empty,
     check_new,
     clean,
     clear_run,
     create_run,
+    find_run,
     open_run,
 )
 from throughtime.lm.tensorboard import Board, board, check_library
@@ -51,6 +53,7 @@ from throughtime.training import (
 )
 from throughtime.training import StepReport as LoopReport
 from throughtime.training.checkpoint import save_json
+from throughtime.training.locking import lock
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "nt-asgd")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -394,43 +397,55 @@ def train(
     if options.tensorboard:
         check_library()
     with _new_folder(out) as folder:
-        corpus = build_corpus(
-            paths,
-            folder / DATA,
-            options.tokenization,
-            split=options.split,
-            include=options.include,
-            out=folder,
-            on_progress=on_encoding,
-        )
-        config = options.model_config(corpus.tokenizer.vocabulary_size)
-        windows = _make_windows(corpus, options)
-        if device.type == "cpu":
-            check_fits(config, options.batch, options.bptt, options.level)
-        torch.manual_seed(options.seed)
-        model = LanguageModel(config)
-        if options.init_range:
-            model.draw_uniformly(options.init_range)
-        loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
-        run = create_run(folder, RunConfig(asdict(options), config, versions()), corpus.tokenizer)
-    return _finish(run, loop, corpus, observer, on_event)
+        with _all_or_nothing(folder):
+            corpus = build_corpus(
+                paths,
+                folder / DATA,
+                options.tokenization,
+                split=options.split,
+                include=options.include,
+                out=folder,
+                on_progress=on_encoding,
+            )
+            config = options.model_config(corpus.tokenizer.vocabulary_size)
+            windows = _make_windows(corpus, options)
+            if device.type == "cpu":
+                check_fits(config, options.batch, options.bptt, options.level)
+            torch.manual_seed(options.seed)
+            model = LanguageModel(config)
+            if options.init_range:
+                model.draw_uniformly(options.init_range)
+            loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
+            run = create_run(folder, RunConfig(asdict(options), config, versions()), corpus.tokenizer)
+        return _finish(run, loop, corpus, observer, on_event)
 
 
 @contextmanager
 def _new_folder(out: str | Path) -> Iterator[Path]:
-    """Yield the folder of a run to be; of a run that comes to nothing nothing stays, but what was there before."""
+    """Yield the folder of a run to be, held for this process; where nothing came to stand in it, it goes again."""
     made = [path for path in (Path(out), *Path(out).parents) if not path.exists()]
     folder = check_new(out)
+    try:
+        with lock(folder):
+            check_empty(folder)  # who held it until now may have left a run
+            clean(folder)
+            yield folder
+    finally:
+        with suppress(OSError):  # a folder that holds something stays
+            for path in made:
+                path.rmdir()
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """Of a run that comes to nothing let nothing stay, but what was there before."""
     was_encoded = (folder / DATA).exists()
     try:
-        yield folder
+        yield
     except BaseException:
         clear_run(folder)
         if not was_encoded:
             shutil.rmtree(folder / DATA, ignore_errors=True)
-        with suppress(OSError):  # a folder that holds something else stays
-            for path in made:
-                path.rmdir()
         raise
 
 
@@ -449,8 +464,12 @@ def resume(
     Raises:
         InputError: There is nothing to go on with, or it is damaged.
     """
-    run = open_run(run_folder)
-    clean(run.folder)
+    with lock(find_run(run_folder)):
+        clean(Path(run_folder))
+        return _go_on(open_run(run_folder), observer, on_event, probe)
+
+
+def _go_on(run: Run, observer: Observer | None, on_event: OnEvent | None, probe: Probe | None) -> TrainingSummary:
     options = TrainingOptions.from_values(run.options, source=str(run.folder))
     device = device_named(options.device)
     if run.config.packed is None and not os.path.lexists(run.folder / CHECKPOINT):

@@ -32,6 +32,26 @@ class CheckpointError(InputError):
     """A file of a run can't be written, or is not what was written."""
 
 
+def open_plain(path: Path, flags: int) -> int:
+    """Open a file without following it or waiting for it, and see that it is a plain one; return its descriptor.
+
+    Raises:
+        CheckpointError: It is something else.
+        OSError: It can't be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | _NOT_FOLLOWED, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK) and os.path.lexists(path):
+            raise _not_plain(path, os.lstat(path).st_mode) from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise _not_plain(path, mode)
+    return descriptor
+
+
 def open_to_read(path: str | Path) -> BinaryIO:
     """Open a plain file.
 
@@ -40,7 +60,7 @@ def open_to_read(path: str | Path) -> BinaryIO:
     """
     path = Path(path)
     try:
-        return os.fdopen(_open_plain(path, os.O_RDONLY), "rb")
+        return os.fdopen(open_plain(path, os.O_RDONLY), "rb")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except OSError as error:
@@ -68,7 +88,7 @@ def open_to_append(path: str | Path) -> TextIO:
     """
     path = Path(path)
     try:
-        return os.fdopen(_open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")
+        return os.fdopen(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{path}: can't be written: {error.strerror}") from error
 
@@ -147,21 +167,6 @@ def check_folder(path: str | Path) -> None:
     """
     if os.path.lexists(path) and not stat.S_ISDIR(mode := os.lstat(path).st_mode):
         raise CheckpointError(f"{path}: {_kind(mode)}, expected a folder; a run has its own, no links")
-
-
-def _open_plain(path: Path, flags: int) -> int:
-    """Open a file without following it or waiting for it, and see that it is a plain one."""
-    try:
-        descriptor = os.open(path, flags | _NOT_FOLLOWED, 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK) and os.path.lexists(path):
-            raise _not_plain(path, os.lstat(path).st_mode) from error
-        raise
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise _not_plain(path, mode)
-    return descriptor
 
 
 def _not_plain(path: Path, mode: int) -> CheckpointError:
