@@ -129,9 +129,10 @@ def test_the_operator_keeps_torchs_rules(name, backend, parameters):
     )
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch"])  # which doesn't trace
 @pytest.mark.parametrize("name", LAYERS)
-def test_compiles_under_autocast_without_a_graph_break(name):
-    layer = LAYERS[name]()
+def test_compiles_under_autocast_without_a_graph_break(name, backend):
+    layer = LAYERS[name](backend=backend)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x = torch.randn(7, 6, 5)
     with autocast():

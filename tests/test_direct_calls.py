@@ -19,7 +19,9 @@ from throughtime.kernels import cpu
 LAYERS = {"rnn": throughtime.RNN, "lstm": throughtime.LSTM, "gru": throughtime.GRU}
 FORWARD, BACKWARD = "throughtime.recurrence.default", "throughtime.recurrence_backward.default"
 
-needs_native = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+pytestmark = pytest.mark.skipif(
+    not HAS_NATIVE, reason="the native kernels aren't built"
+)  # only they are called directly
 
 
 class Watch(TorchDispatchMode):
@@ -147,7 +149,6 @@ def test_mapping_a_function_over_a_layer_is_refused():
         torch.func.vmap(lambda x: case.layer(x)[0])(xs)
 
 
-@needs_native
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
 @pytest.mark.parametrize("lengths", [False, True])
 def test_both_passes_share_a_plan_and_a_third_has_its_own(plans, options, lengths):
@@ -159,7 +160,6 @@ def test_both_passes_share_a_plan_and_a_third_has_its_own(plans, options, length
     assert len(plans) == 2
 
 
-@needs_native
 def test_a_plan_is_made_anew_for_other_memory(plans):
     case = Case()
     expected = case.run()
@@ -168,7 +168,6 @@ def test_a_plan_is_made_anew_for_other_memory(plans):
     assert len(plans) == 3
 
 
-@needs_native
 def test_a_plan_is_made_anew_for_other_threads(plans):
     case, threads = Case(), torch.get_num_threads()
     output, final = case.forward()
@@ -286,7 +285,6 @@ def test_shapes_are_told_without_values(options, tokens):
     assert (output.shape, h.shape) == ((5, 2, 4 * ways), (ways, 2, 4))
 
 
-@needs_native
 def test_a_graph_that_lives_to_the_end_leaves_no_word():
     code = "import torch, throughtime; output, _ = throughtime.LSTM(3, 4)(torch.randn(5, 2, 3))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,9 @@ import pytest
 import throughtime
 
 MODULES = [
-    m.name for m in pkgutil.walk_packages(throughtime.__path__, "throughtime.") if not m.name.endswith("__main__")
+    m.name
+    for m in pkgutil.walk_packages(throughtime.__path__, "throughtime.")
+    if not m.name.endswith(("__main__", "_native"))
 ]
 
 

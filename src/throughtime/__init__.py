@@ -7,7 +7,7 @@ there. The operator `torch.ops.throughtime.recurrence` is defined by `import thr
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from throughtime.errors import InputError
+from throughtime.errors import InputError, MissingKernelsWarning
 
 if TYPE_CHECKING:
     from throughtime import init
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "LSTM", "RNN", "InputError", "__version__", "backends", "init", "load"]
+__all__ = ["GRU", "LSTM", "RNN", "InputError", "MissingKernelsWarning", "__version__", "backends", "init", "load"]
 
 _HOMES = {"GRU": "layers", "LSTM": "layers", "RNN": "layers", "backends": "ops", "load": "lm.loaded"}
 _MODULES = ("app", "cells", "init", "insight", "kernels", "layers", "lm", "ops", "training")

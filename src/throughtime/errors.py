@@ -1,4 +1,4 @@
-"""The one exception that means: what was given is at fault, and here is what to do."""
+"""The one exception that means: what was given is at fault, and here is what to do; and the one warning of our own."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,15 @@ class InputError(ValueError):
 
     The message is one line that says what was given, what was expected and what to do. The command line prints it and
     exits with 2.
+    """
+
+
+class MissingKernelsWarning(RuntimeWarning):
+    """Layers compute on the CPU without the C++ kernels: the same numbers, more slowly. Given once in a process.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("ignore", MissingKernelsWarning)  # known, and meant
     """
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from throughtime.cells import find
 from throughtime.errors import unknown_name
-from throughtime.ops import Stack, backends, draw_mask, run_stack, run_stack_packed
+from throughtime.ops import Stack, check_backend, draw_mask, run_stack, run_stack_packed
 
 _ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 
@@ -101,8 +101,7 @@ class Recurrent(nn.Module):
             raise ValueError(
                 f"proj_size = {proj_size}; expected 0 (no projection) to hidden_size − 1 = {hidden_size - 1}"
             )
-        if backend not in (known := ["auto", *backends()]):
-            raise unknown_name("backend", backend, known)
+        check_backend(backend)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers

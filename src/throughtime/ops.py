@@ -39,7 +39,7 @@ from throughtime.arguments import (
     steps_and_batch,
 )
 from throughtime.cells import CELLS, Cell, Masks, Parameters, find, sequence
-from throughtime.errors import unknown_name
+from throughtime.errors import InputError, unknown_name
 from throughtime.kernels import cpu, native, torch_fused, variants
 from throughtime.kernels.request import shares
 
@@ -60,18 +60,36 @@ _library.define(
 )
 
 
+_BACKENDS = "native", "reference", "torch"
+
+
 def backends() -> dict[str, str]:
-    """Say which backends there are and what each is.
+    """Say which backends can compute here and what each is; without a compiled module there is no "native".
 
     Example:
-        >>> sorted(backends())
-        ['native', 'reference', 'torch']
+        >>> print(backends()["reference"])
+        the equations, step by step in plain torch
     """
-    return {
-        "native": native.description(),
+    found = {} if native.missing else {"native": native.description()}
+    return found | {
         "reference": "the equations, step by step in plain torch",
         "torch": f"torch {torch.__version__}'s own fused call",
     }
+
+
+def check_backend(name: str) -> None:
+    """Check that a backend may be asked for.
+
+    Args:
+        name: "auto" or a key of `backends()`.
+
+    Raises:
+        InputError: There is no such backend, or it isn't in this installation.
+    """
+    if name == "native" and native.missing:
+        raise InputError(f"backend 'native' can't be had: {native.missing}; use backend='auto', or {native.ADVICE}")
+    if name not in ("auto", *_BACKENDS):
+        raise unknown_name("backend", name, ["auto", *backends()])
 
 
 @dataclass(frozen=True)
@@ -118,12 +136,16 @@ class Stack:
 def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, reset: Tensor | None = None) -> str:
     """Return the fastest backend that is right for the request, or the named one.
 
+    Where that is because the native module isn't there, a `MissingKernelsWarning` says so, once in a process.
+
     Raises:
-        InputError: The named backend is unknown.
+        InputError: The named backend is unknown, or not in this installation.
         NotImplementedError: The named backend can't serve the request.
     """
     cell, is_auto = stack.whole_cell, stack.backend == "auto"
     refusals = {"native": native.refusal(cell, input)}
+    if is_auto and refusals["native"] and refusals["native"] == native.missing:
+        native.warn_of_absence()
     if is_auto and torch.compiler.is_compiling():
         # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
         return "native" if lengths is None and not refusals["native"] else "reference"
@@ -134,8 +156,7 @@ def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, r
         refusals["torch"] = "it keeps all that its backward pass needs"
     if is_auto:
         return "reference" if refusals["torch"] else "torch"
-    if stack.backend not in backends():
-        raise unknown_name("backend", stack.backend, ["auto", *backends()])
+    check_backend(stack.backend)
     if reason := refusals.get(stack.backend):
         raise NotImplementedError(f"backend {stack.backend!r} can't serve this request: {reason}; use backend='auto'")
     return stack.backend

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -88,6 +89,22 @@ class TestTrain:
         assert "LSTM, 1 layer of 8, one-hot input" in ended.err
         assert "step 12" in ended.err
         assert f"throughtime sample {tmp_path / 'run'}" in ended.err
+
+    def test_missing_kernels_are_told_in_one_line(
+        self, throughtime: Call, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from throughtime.kernels import native
+
+        monkeypatch.setattr(native, "missing", "throughtime's C++ kernels can't be loaded (GLIBC is too old)")
+        monkeypatch.setattr(native, "_has_warned", False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL)
+        assert ended.code == 0
+        (line,) = [line for line in ended.err.splitlines() if "C++ kernels" in line]
+        said = "warning: throughtime's C++ kernels can't be loaded (GLIBC is too old), so layers on the CPU take up to"
+        assert line.startswith(f"throughtime train: {said}")
+        assert ".py" not in line
 
     def test_json_is_one_object_and_alone_on_stdout(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
         ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL, "--json")

@@ -109,7 +109,8 @@ def _run(arguments: list[str]) -> int:
     called = next((word for word in arguments if word in group.commands), None)  # type: ignore[attr-defined]
     command = f"{NAME} {called}" if called else NAME
     try:
-        code = group.main(_explained(arguments), prog_name=NAME, standalone_mode=False, obj=invocation)
+        with errors.warnings_in_a_line(command):
+            code = group.main(_explained(arguments), prog_name=NAME, standalone_mode=False, obj=invocation)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SystemExit as ended:  # what typer makes of a broken pipe, or of a request for shell completion

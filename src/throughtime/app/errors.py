@@ -1,12 +1,16 @@
-"""What becomes of an exception: one clear line on stderr, and an exit code."""
+"""What becomes of an exception: one clear line on stderr, and an exit code. Of a warning of ours: the line."""
 
+import contextlib
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import typer
 
-from throughtime.errors import InputError, nearest
+from throughtime.errors import InputError, MissingKernelsWarning, nearest
 from throughtime.plain import printable
 
 BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
@@ -38,6 +42,22 @@ def report(error: Exception, *, command: str, with_traceback: bool = False) -> i
             f"({TRACEBACK_VARIABLE}=1 shows where)",
         )
     return BUG
+
+
+@contextlib.contextmanager
+def warnings_in_a_line(command: str) -> Iterator[None]:
+    """Say a warning of our own as an error is said, without the place in the code that Python shows with it."""
+    with warnings.catch_warnings():
+        otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, MissingKernelsWarning):
+                say(command, f"warning: {message}")
+            else:
+                otherwise(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def say(command: str, message: str) -> None:

@@ -1,6 +1,8 @@
 """The native module: whether it is there, what it serves and with which instructions, and memory for its arrays."""
 
 import math
+import sys
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
@@ -9,11 +11,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from throughtime.errors import MissingKernelsWarning
+
+module: Any = None
+missing: str | None = None  # why the module isn't there
 try:
-    module: Any = import_module("throughtime.kernels._native")
+    module = import_module("throughtime.kernels._native")
+except ModuleNotFoundError:
+    missing = "throughtime is installed without its C++ kernels"
 except ImportError as error:
-    module = None
-    _missing = f"the native kernels aren't built ({error}); install throughtime where a C++17 compiler is"
+    missing = f"throughtime's C++ kernels can't be loaded ({error})"
+
+ADVICE = (
+    "install a C++17 compiler (g++ or clang++), then throughtime again with pip's --force-reinstall --no-cache-dir -v, "
+    "which says what stops the build"
+)
 
 CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -22,8 +34,6 @@ _LARGE = 1 << 20  # bytes from which memory is pooled
 
 def refusal(cell: str, input: Tensor) -> str | None:
     """Return why the native kernels can't serve a request, or `None` where they can."""
-    if module is None:
-        return _missing
     base, *variants = cell.split("+")
     if base not in CELLS:
         return f"they have no {base} cell"
@@ -31,12 +41,38 @@ def refusal(cell: str, input: Tensor) -> str | None:
         return f"they compute {', '.join(variants).replace('_', ' ')} in float32 and float64, not in bfloat16"
     if input.device.type != "cpu" or input.dtype not in _DTYPES:
         return f"they compute float32, float64 and bfloat16 on the CPU, not {input.dtype} on {input.device.type}"
-    return None
+    return missing
 
 
 def description() -> str:
-    """Say in a line what the kernels are, or why there are none."""
-    return _missing if module is None else f"C++ kernels for the CPU, {instruction_set()}"
+    """Say in a line what the kernels are, and what of this CPU the build leaves unused."""
+    unbuilt = [name.upper().replace("_", "-") for name in _unbuilt_instruction_sets()]
+    lost = f"; this CPU has {' and '.join(unbuilt)}, which the compiler of this build didn't know" if unbuilt else ""
+    return f"C++ kernels for the CPU, {instruction_set()}{lost}"
+
+
+def warn_of_absence() -> None:
+    """Say once in a process, at the line outside that computes, that there are no kernels, what that costs and what to do."""
+    global _has_warned
+    if _has_warned:
+        return
+    _has_warned = True
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "throughtime",
+        "torch",
+    ):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"{missing}, so layers on the CPU take up to several times longer; {ADVICE}",
+        MissingKernelsWarning,
+        stacklevel=level,
+    )
+
+
+_has_warned = False
+# While a graph is traced it is called, not traced. torch.compiler.assume_constant_result sets this too, and imports all of dynamo.
+warn_of_absence._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
@@ -57,6 +93,11 @@ def instruction_sets() -> list[str]:
 def use_instruction_set(name: str) -> None:
     """Use another instruction set from now on, in the whole process: for tests and measurements."""
     module.use_instruction_set(name)
+
+
+def _unbuilt_instruction_sets() -> list[str]:
+    """Name those, faster than any other, that this machine could run and the compiler of this build didn't know."""
+    return module.unbuilt_instruction_sets() if hasattr(module, "unbuilt_instruction_sets") else []
 
 
 class MemoryUse(NamedTuple):
