@@ -342,6 +342,8 @@ void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSe
 NB_MODULE(_native, module) {
   active = instruction_sets().front();
   module.def("instruction_sets", &names, "Instruction sets that this machine can run, the fastest first.");
+  module.def("unbuilt_instruction_sets", &unbuilt_instruction_sets,
+             "Faster ones that this machine could run, but the compiler didn't know.");
   module.def("instruction_set", [] { return std::string(active->name); }, "The one in use.");
   module.def("use_instruction_set", &use, "name"_a, "Use another one, in the whole process.");
   module.def("memory_use", [] {

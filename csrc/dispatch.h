@@ -1,13 +1,17 @@
 // Which instruction set serves this machine.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "sequence.h"
 
 namespace throughtime {
 
-// Those that this build has and this machine can run, the fastest first.
+// Those that this build has and this machine can run, the fastest first; the last is `generic`.
 const std::vector<const InstructionSet*>& instruction_sets();
+
+// Those faster than all of these that this machine could run, had the compiler known them.
+const std::vector<std::string>& unbuilt_instruction_sets();
 
 }  // namespace throughtime
