@@ -1,16 +1,19 @@
-# demo · test · check · bench · sanitize. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
+# demo · test · test-cpus · check · bench · sanitize. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench sanitize clean
+.PHONY: demo test test-cpus check bench sanitize clean
 
 demo: $(STAMP)
 	@OMP_WAIT_POLICY=passive $(BIN)/throughtime demo # waiting threads sleep: on a busy machine, several times faster
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --cov --cov-report=term:skip-covered
+
+test-cpus: $(STAMP)
+	$(BIN)/python tests/every_cpu.py $(CPUS) # an hour; make test-cpus CPUS="avx2/avx2 no-kernels" takes ten minutes
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@
 #include "memory.h"
 #include "pass.h"
 #include "rows.h"
+#include "threads.h"
 #include "variants.h"
 
 namespace nb = nanobind;
@@ -176,12 +177,23 @@ nb::ndarray<nb::pytorch, T, nb::ndim<1>> new_array(size_t count) {
   return {memory, {count}, owner};
 }
 
+// Whether a signal's handler has raised, as Ctrl-C's does: a call of ours would else be over before Python looks.
+bool signal_has_raised() {
+  nb::gil_scoped_acquire acquire;
+  return PyErr_CheckSignals() != 0;
+}
+
 // Run a pass, or two at once: both directions of a layer.
 template <class E, class Pass>
-void run(bool (*pass)(const Kernels<E>&, const Pass* const*, int), const Pass& one, const Pass* other) {
-  nb::gil_scoped_release release;
+void run(Ended (*pass)(const Kernels<E>&, const Pass* const*, int, bool (*)()), const Pass& one, const Pass* other) {
   const Pass* const both[] = {&one, other};
-  check(pass(kernels<E>(), both, other ? 2 : 1));
+  Ended ended;
+  {
+    nb::gil_scoped_release release;
+    ended = pass(kernels<E>(), both, other ? 2 : 1, signal_has_raised);
+  }
+  check(ended != Ended::out_of_memory);
+  if (ended == Ended::interrupted) throw nb::python_error();
 }
 
 template <class E>
@@ -352,6 +364,7 @@ NB_MODULE(_native, module) {
   });
   module.def("release_memory", &release_memory);
   module.def("fill_blocks", &fill_blocks, "value"_a);
+  module.def("use_own_threads", &use_own_threads, "value"_a);
   module.def("clear", [](uintptr_t array, long bytes, int threads) { clear(at<char>(array), bytes, threads); });
   module.def("plan_rows", [](Address lengths, long batch, long steps, Address order, Address rows, Address first_row,
                              Address index) {

@@ -1,6 +1,7 @@
 #include "pass.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <type_traits>
 
@@ -38,16 +39,23 @@ void gather(long rows, long width, const int64_t* ids, const T* table, T* out, i
 
 // Calls `run` with the next stretch of each pass that has one: of two directions' segments one may have fewer.
 template <class Pass, class Run>
-bool for_each_stretch(const Pass* const* passes, int count, Run run) {
+Ended for_each_stretch(const Pass* const* passes, int count, bool (*is_interrupted)(), Run run) {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto between = std::chrono::milliseconds(100);
+  auto asked = Clock::now();
   size_t most = 0;
   for (int i = 0; i < count; ++i) most = std::max(most, passes[i]->stretches.size());
   for (size_t number = 0; number < most; ++number) {
     int of[2], running = 0;
     for (int i = 0; i < count; ++i)
       if (number < passes[i]->stretches.size()) of[running++] = i;
-    if (!run(number, of, running)) return false;
+    if (!run(number, of, running)) return Ended::out_of_memory;
+    if (const auto now = Clock::now(); now - asked > between) {
+      if (is_interrupted()) return Ended::interrupted;
+      asked = now;
+    }
   }
-  return true;
+  return Ended::done;
 }
 
 // The forward pass's W_ih x, where it has no place among what is kept.
@@ -216,13 +224,13 @@ class Sums {
 }  // namespace
 
 template <class E>
-bool run_forward(const Kernels<E>& kernels, const ForwardPass<E>* const* passes, int count) {
+Ended run_forward(const Kernels<E>& kernels, const ForwardPass<E>* const* passes, int count, bool (*is_interrupted)()) {
   std::vector<Scratch<E>> scratch;
   for (int i = 0; i < count; ++i) {
     scratch.emplace_back(*passes[i]);
-    if (!scratch[i].is_there()) return false;
+    if (!scratch[i].is_there()) return Ended::out_of_memory;
   }
-  return for_each_stretch(passes, count, [&](size_t number, const int* of, int running) {
+  return for_each_stretch(passes, count, is_interrupted, [&](size_t number, const int* of, int running) {
     Forward<E> loops[2];
     for (int i = 0; i < running; ++i)
       loops[i] = prepare(kernels, *passes[of[i]], passes[of[i]]->stretches[number], scratch[of[i]]);
@@ -231,13 +239,13 @@ bool run_forward(const Kernels<E>& kernels, const ForwardPass<E>* const* passes,
 }
 
 template <class E>
-bool run_backward(const Kernels<E>& kernels, const BackwardPass<E>* const* passes, int count) {
+Ended run_backward(const Kernels<E>& kernels, const BackwardPass<E>* const* passes, int count, bool (*is_interrupted)()) {
   std::vector<Workspace<E>> work;
   for (int i = 0; i < count; ++i) {
     work.emplace_back(*passes[i]);
-    if (!work[i].is_there()) return false;
+    if (!work[i].is_there()) return Ended::out_of_memory;
   }
-  return for_each_stretch(passes, count, [&](size_t number, const int* of, int running) {
+  return for_each_stretch(passes, count, is_interrupted, [&](size_t number, const int* of, int running) {
     Backward<E> loops[2];
     for (int i = 0; i < running; ++i) {
       const Stretch& stretch = passes[of[i]]->stretches[number];
@@ -254,9 +262,9 @@ bool run_backward(const Kernels<E>& kernels, const BackwardPass<E>* const* passe
   });
 }
 
-#define THROUGHTIME_PASS(E)                                                                  \
-  template bool run_forward<E>(const Kernels<E>&, const ForwardPass<E>* const*, int);        \
-  template bool run_backward<E>(const Kernels<E>&, const BackwardPass<E>* const*, int);
+#define THROUGHTIME_PASS(E)                                                                       \
+  template Ended run_forward<E>(const Kernels<E>&, const ForwardPass<E>* const*, int, bool (*)()); \
+  template Ended run_backward<E>(const Kernels<E>&, const BackwardPass<E>* const*, int, bool (*)());
 THROUGHTIME_PASS(float)
 THROUGHTIME_PASS(double)
 THROUGHTIME_PASS(Bf16)

@@ -45,10 +45,13 @@ struct BackwardPass {
   T *sum_bias_ih, *sum_bias_hh;  // (G*H,), or null
 };
 
-// One pass, or both directions of a layer at once. They return false when memory runs out.
+enum class Ended { done, out_of_memory, interrupted };
+
+// One pass, or both directions of a layer at once. Between two stretches `is_interrupted` is asked, a few times a second, whether
+// to give up: a pass may take minutes.
 template <class E>
-bool run_forward(const Kernels<E>& kernels, const ForwardPass<E>* const* passes, int count);
+Ended run_forward(const Kernels<E>& kernels, const ForwardPass<E>* const* passes, int count, bool (*is_interrupted)());
 template <class E>
-bool run_backward(const Kernels<E>& kernels, const BackwardPass<E>* const* passes, int count);
+Ended run_backward(const Kernels<E>& kernels, const BackwardPass<E>* const* passes, int count, bool (*is_interrupted)());
 
 }  // namespace throughtime

@@ -1,8 +1,13 @@
 #include "threads.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
+#include <signal.h>
 
 #include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -43,6 +48,8 @@ const OpenMp& openmp() {
   return found;
 }
 
+bool own_threads_are_used = false;
+
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
@@ -72,11 +79,107 @@ struct Work {
   }
 };
 
+// A thread of our own: it sleeps until it is given a member's part, does it, and sleeps again.
+class Worker {
+ public:
+  // Throws where the system has no more threads, or no more memory.
+  Worker() {
+    sigset_t all, before;  // signals are for the threads that the program itself made
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    try {
+      std::thread([this] { work(); }).detach();
+    } catch (...) {
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      throw;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  void start(void (*body)(void*, int, int), void* context, int member, int members) {
+    const std::lock_guard lock(mutex_);
+    body_ = body;
+    context_ = context;
+    member_ = member;
+    members_ = members;
+    changed_.notify_one();
+  }
+
+  void wait() {
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return !body_; });
+  }
+
+ private:
+  void work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return body_ != nullptr; });
+      lock.unlock();
+      body_(context_, member_, members_);
+      lock.lock();
+      body_ = nullptr;
+      done_.notify_one();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_, done_;
+  void (*body_)(void*, int, int) = nullptr;
+  void* context_ = nullptr;
+  int member_ = 0, members_ = 0;
+};
+
+// Threads of our own, for processes without OpenMP. They are lent to one call at a time and kept for the next ones.
+class Workers {
+ public:
+  // As many as there are, or can be made, up to `count`.
+  std::vector<Worker*> take(int count) {
+    const std::lock_guard lock(mutex_);
+    std::vector<Worker*> taken;
+    taken.reserve(count);
+    for (; static_cast<int>(taken.size()) < count && !idle_.empty(); idle_.pop_back()) taken.push_back(idle_.back());
+    try {
+      while (static_cast<int>(taken.size()) < count) {
+        idle_.reserve(made_ + 1);  // so that giving back can't fail
+        taken.push_back(new Worker);
+        ++made_;
+      }
+    } catch (const std::exception&) {  // fewer do it too
+    }
+    return taken;
+  }
+
+  void give(const std::vector<Worker*>& workers) {
+    const std::lock_guard lock(mutex_);
+    idle_.insert(idle_.end(), workers.begin(), workers.end());
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Worker*> idle_;
+  size_t made_ = 0;
+};
+
+Workers* own_workers = nullptr;
+
+// Never destroyed: they may work until the process ends. After a fork the child has none of them, and makes its own.
+Workers& workers() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    own_workers = new Workers;
+    pthread_atfork(nullptr, nullptr, [] { own_workers = new Workers; });
+  });
+  return *own_workers;
+}
+
 }  // namespace
 
+void use_own_threads(bool value) { own_threads_are_used = value; }
+
 void run_together(int threads, void (*body)(void*, int, int), void* context) {
-  if (threads <= 1 || crowded()) return body(context, 0, 1);
-  if (openmp().parallel) {
+  if (threads <= 1 || (crowded() && !own_threads_are_used)) return body(context, 0, 1);
+  if (openmp().parallel && !own_threads_are_used) {
     Work work{body, context};
     openmp().parallel(
         [](void* w) {
@@ -89,10 +192,15 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
     if (work.was_held_up()) note_wait();
     return;
   }
-  std::vector<std::thread> others;
-  for (int member = 1; member < threads; ++member) others.emplace_back(body, context, member, threads);
-  body(context, 0, threads);
-  for (auto& other : others) other.join();
+  const std::vector<Worker*> others = workers().take(threads - 1);
+  const int members = static_cast<int>(others.size()) + 1;
+  for (int member = 1; member < members; ++member) others[member - 1]->start(body, context, member, members);
+  Work work{body, context};
+  body(context, 0, members);
+  work.end = Clock::now();
+  for (Worker* other : others) other->wait();
+  workers().give(others);
+  if (work.was_held_up()) note_wait();
 }
 
 void run_tasks(int threads, long tasks, void (*body)(void*, long, int), void* context) {

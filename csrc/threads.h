@@ -7,9 +7,12 @@ namespace throughtime {
 
 // Run body(context, member, members) in `threads` threads, or in fewer; `members` tells how many there are.
 // Uses torch's own OpenMP runtime where the process has one: its threads spin for milliseconds after each of torch's
-// products, and threads of our own would have to share the cores with them.
+// products, and threads of our own would have to share the cores with them. Elsewhere it keeps threads of its own.
 // While it is `crowded` the calling thread works alone.
 void run_together(int threads, void (*body)(void* context, int member, int members), void* context);
+
+// Use threads of our own from now on even where there is OpenMP, however `crowded` it is: for tests.
+void use_own_threads(bool value);
 
 // Run body(context, task, member) for task = 0 ... tasks - 1, in up to `threads` threads. Each takes the next task when it
 // is done with one, so a thread that shares its core with a neighbour process does fewer of them.

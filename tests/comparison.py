@@ -1,10 +1,17 @@
-"""The one comparison that decides whether a fast result is right; tested itself, with wrong answers, in test_comparison.py."""
+"""The one comparison that decides whether a fast result is right; tested itself, with wrong answers, in test_comparison.py.
+
+How much an honest computation errs depends on the order in which its library sums, which is another on another CPU, and, where
+results are few numbers, on luck. So a test compares with the least accurate of several (`least_accurate`): the library's own,
+the same with its sums term by term (`InOrder`), and the same of arguments that differ by less than their dtype can tell (`moved`).
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import throughtime
 
@@ -69,6 +76,52 @@ def assert_as_accurate_on_average(
         assert mean <= factor, (
             f"{name}: errs by {mean:.3g} times the honest error, allowed are {factor}; draws: {ratios}"
         )
+
+
+def least_accurate(exact: Sequence[Tensor], *computations: Sequence[Tensor]) -> list[Tensor]:
+    """Return of each result the one, among those of several honest computations, that errs most."""
+    return [
+        max(results, key=lambda result: (result.double() - e).abs().max().item() if e.numel() else 0.0)
+        for e, results in zip(exact, zip(*computations, strict=True), strict=True)
+    ]
+
+
+def moved(tensors: Sequence[Tensor], dtype: torch.dtype, seed: int = 1) -> list[Tensor]:
+    """Return the tensors with each number moved, at random, by up to a unit in the last place of `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = [2 * torch.rand(t.shape, generator=generator, dtype=torch.float64) - 1 for t in tensors]
+    return [(t * (1 + torch.finfo(dtype).eps * s)).to(t.dtype) for t, s in zip(tensors, shares, strict=True)]
+
+
+class InOrder(TorchDispatchMode):
+    """Within this context float32 products and sums of plain torch code are taken term by term, as they are written."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None
+    ) -> Any:
+        name, first = function.overloadpacket.__name__, arguments[0] if arguments else None
+        if isinstance(first, Tensor) and first.dtype == torch.float32:
+            if name == "mm":
+                return _multiply_in_order(torch.zeros(()), *arguments)
+            if name == "addmm":
+                return _multiply_in_order(*arguments)
+            if name == "sum" and len(arguments) > 1 and len(arguments[1]) == 1:
+                return _sum_in_order(*arguments)
+        return function(*arguments, **(options or {}))
+
+
+def _multiply_in_order(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    total = start.expand(left.shape[0], right.shape[1])
+    for k in range(left.shape[1]):
+        total = total + left[:, k : k + 1] * right[k]
+    return total.clone()
+
+
+def _sum_in_order(terms: Tensor, dims: Sequence[int], keep: bool = False) -> Tensor:
+    total = torch.zeros_like(terms.select(dims[0], 0)) if terms.shape[dims[0]] else terms.sum(dims)
+    for k in range(terms.shape[dims[0]]):
+        total = total + terms.select(dims[0], k)
+    return total.unsqueeze(dims[0]) if keep else total
 
 
 def _errors(name: str, actual: Tensor, honest: Tensor, exact: Tensor) -> tuple[float, float]:

@@ -39,9 +39,3 @@ def _reproducible() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _chosen_instruction_set() -> None:
-    if name := os.environ.get("THROUGHTIME_INSTRUCTION_SET"):
-        native.use_instruction_set(name)

@@ -1,5 +1,6 @@
 """The benchmark: wrong answers are not timed, turns alternate, figures are what they are called, and every peer is right."""
 
+import contextlib
 import json
 
 import pytest
@@ -38,7 +39,7 @@ def test_the_gate_refuses_other_answers_of_ours_and_of_the_peer(wrong):
 
 
 def contest_before_an_honest_judge(peer: torch.Tensor, honest: torch.Tensor) -> Contest:
-    return Contest([Contestant("peer", lambda: [peer], judged_by=HONEST)], lambda: [RIGHT], honest=lambda: [honest])
+    return Contest([Contestant("peer", lambda: [peer], judged_by=HONEST)], lambda: [RIGHT], honest=[lambda: [honest]])
 
 
 def test_where_rounding_grows_a_peer_is_judged_by_the_equations_error():
@@ -47,6 +48,14 @@ def test_where_rounding_grows_a_peer_is_judged_by_the_equations_error():
     for wrong in ((RIGHT - 3.1e-3).float(), RIGHT.float().flip(0), RIGHT.float() * torch.nan):
         with pytest.raises(WrongAnswerError, match="peer: result 0"):
             check(contest_before_an_honest_judge(wrong, honest), [RIGHT])
+
+
+def test_of_several_honest_answers_the_least_accurate_judges():
+    answers = [lambda error=error: [(RIGHT + error).float()] for error in (1e-4, 1e-3, 2e-4)]
+    for error, is_right in ((2.9e-3, True), (3.1e-3, False)):
+        peer = Contestant("peer", lambda error=error: [(RIGHT - error).float()], judged_by=HONEST)
+        with contextlib.nullcontext() if is_right else pytest.raises(WrongAnswerError, match="peer: result 0"):
+            check(Contest([peer], lambda: [RIGHT], honest=answers), [RIGHT])
 
 
 def test_equations_that_err_by_more_than_rounding_judge_nobody():

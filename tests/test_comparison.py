@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from comparison import assert_as_accurate, assert_as_accurate_on_average, gradients
+from comparison import (
+    InOrder,
+    assert_as_accurate,
+    assert_as_accurate_on_average,
+    gradients,
+    least_accurate,
+    moved,
+)
 
 
 @pytest.fixture
@@ -56,3 +63,30 @@ def test_gradients_are_those_of_the_combination():
     assert torch.allclose(
         grad, 3 * torch.randn(4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
     )
+
+
+def test_the_least_accurate_of_each_result_is_taken(exact):
+    near, far = (exact + 1e-6).float(), (exact + 1e-5).float()
+    assert all(map(torch.equal, least_accurate([exact, exact], [near, far], [far, near]), [far, far]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moved_numbers_are_neighbours(exact, dtype):
+    (other,) = moved([exact.to(dtype)], dtype)
+    distance = (other - exact.to(dtype)).abs() / exact.to(dtype).abs()
+    assert 0 < distance.max() <= 1.5 * torch.finfo(dtype).eps  # itself rounded
+    assert torch.equal(other, *moved([exact.to(dtype)], dtype))
+
+
+def test_in_order_means_term_by_term():
+    left, right, start = torch.randn(3, 700), torch.randn(700, 5), torch.randn(5)
+    sums, rows, started = torch.zeros(3, 5), torch.zeros(5), start.expand(3, 5)
+    for k in range(700):
+        sums, started = sums + left[:, k, None] * right[k], started + left[:, k, None] * right[k]
+        rows = rows + right[k]
+    with InOrder():
+        assert torch.equal(left @ right, sums)
+        assert torch.equal(torch.nn.functional.linear(left, right.T, start), started)
+        assert torch.equal(right.sum(0), rows)
+        assert torch.equal(right.sum(0, keepdim=True), rows[None])
+        assert torch.equal(left.double() @ right.double(), (left.double() @ right.double()))

@@ -47,15 +47,15 @@ class Contest:
         contestants: In the order of their turns.
         exact: The answer in float64.
         absent: Contestants that can't take part, and why.
-        honest: The answer of the equations in the contestants' dtype, never timed: the judge where a computation amplifies
-            rounding so much that an honest peer errs by more than a fixed share of the answer.
+        honest: Answers of the equations in the contestants' dtype, never timed: the judges where a computation amplifies
+            rounding so much that an honest peer errs by more than a fixed share of the answer. How much one alone errs is chance.
         block: Seconds that one contestant's turn takes at least.
     """
 
     contestants: Sequence[Contestant]
     exact: Callable[[], Results]
     absent: Mapping[str, str] = field(default_factory=dict)
-    honest: Callable[[], Results] | None = None
+    honest: Sequence[Callable[[], Results]] = ()
     block: float = 0.02
 
 

@@ -52,9 +52,19 @@ def by_torch(problem: Problem, dtype: torch.dtype = torch.float32, compiled: boo
     return problem.differentiated(forward, list(layer.parameters()), dtype)
 
 
-def by_us(problem: Problem, backend: str = "auto") -> Callable[[], Results]:
-    """Return what runs throughtime's layer."""
+def by_honest_computations(problem: Problem) -> list[Callable[[], Results]]:
+    """Return what runs the equations: with the layer's weights, and with weights that differ by less than float32 can tell."""
+    return [by_us(problem, "reference", moved=seed) for seed in range(3)]
+
+
+def by_us(problem: Problem, backend: str = "auto", moved: int = 0) -> Callable[[], Results]:
+    """Return what runs throughtime's layer; `moved` is the seed of a last-place change of its weights, 0 for none."""
     theirs = _layer(problem)
+    if moved:
+        generator = torch.Generator().manual_seed(moved)
+        for weight in theirs.parameters():
+            towards = torch.randint(0, 2, weight.shape, generator=generator) * 2.0 - 1
+            weight.data = torch.nextafter(weight.data, weight.data + towards)
     layer = OURS["lstm"](problem.hidden, problem.hidden, layer_norm=True, backend=backend)
     layer.load_state_dict(theirs.state_dict())
     parameters = [layer.get_parameter(name) for name, _ in theirs.named_parameters()]

@@ -22,16 +22,16 @@ def check(contest: Contest, exact: Results) -> None:
     """Refuse wrong answers: those on trial may err 3 times what their judge errs, all against float64.
 
     The judge's error is floored at two units in the last place of the largest exact value, so that a judge who happens to
-    err by nothing does not forbid rounding.
+    err by nothing does not forbid rounding; of several honest answers the least accurate judges.
     """
-    contestants = list(contest.contestants)
-    if contest.honest:
-        contestants.append(Contestant(HONEST, contest.honest))
-    answers = {one.name: one.read(one.run()) for one in contestants}
-    for one in sorted(contestants, key=lambda one: one.judged_by is not None):  # first those who judge
+    judges = {one.name: [one.read(one.run())] for one in contest.contestants}
+    judges[HONEST] = [run() for run in contest.honest]
+    on_trial = [(one, judges[one.name][0]) for one in contest.contestants]
+    on_trial += [(Contestant(HONEST, run), answer) for run, answer in zip(contest.honest, judges[HONEST], strict=True)]
+    for one, answer in sorted(on_trial, key=lambda pair: pair[0].judged_by is not None):  # first those who judge
         rights = one.exact() if one.exact else exact
-        peers = answers[one.judged_by or one.name]
-        for index, (given, peer, right) in enumerate(zip(answers[one.name], peers, rights, strict=True)):
+        peers = judges[one.judged_by or one.name]
+        for index, (given, right) in enumerate(zip(answer, rights, strict=True)):
             if given.shape != right.shape:
                 raise WrongAnswerError(f"{one.name}: result {index} is {tuple(given.shape)}, not {tuple(right.shape)}")
             scale = float(right.abs().max())
@@ -39,7 +39,8 @@ def check(contest: Contest, exact: Results) -> None:
             if one.name == HONEST:
                 allowed = scale * WORST_HONEST
             if one.judged_by:
-                allowed = 3 * max(_error(peer, right), 2 * torch.finfo(given.dtype).eps * scale)
+                floor = 2 * torch.finfo(given.dtype).eps * scale
+                allowed = 3 * max(floor, *(_error(peer[index], right) for peer in peers))
             if not _error(given, right) <= allowed:
                 error = f"{_error(given, right):.2e}, allowed are {allowed:.2e}"
                 raise WrongAnswerError(f"{one.name}: result {index} errs by {error}")

@@ -119,3 +119,27 @@ def test_a_build_that_leaves_this_cpu_unused_says_what_it_lacks(monkeypatch):
     monkeypatch.setattr(native, "_unbuilt_instruction_sets", lambda: ["avx512_bf16", "avx512"])
     lost = "; this CPU has AVX512-BF16 and AVX512, which the compiler of this build didn't know"
     assert throughtime.backends()["native"] == whole + lost
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+class TestInstructionSetOfTheEnvironment:
+    """THROUGHTIME_INSTRUCTION_SET, as somebody sets it who looks for a fault or stands in for another CPU."""
+
+    def run(self, name: str) -> subprocess.CompletedProcess[str]:
+        return fresh_process(
+            "import os",
+            f"os.environ['THROUGHTIME_INSTRUCTION_SET'] = {name!r}",
+            "import throughtime",
+            "try:",
+            "    print(throughtime.backends()['native'])",
+            "except throughtime.InputError as error:",
+            "    print(error)",
+        )
+
+    def test_it_is_used(self):
+        for name in native.instruction_sets():
+            assert self.run(name).stdout.startswith(f"C++ kernels for the CPU, {name}")
+
+    def test_an_unknown_one_is_refused(self):
+        expected = f"THROUGHTIME_INSTRUCTION_SET=avx9: expected one of {', '.join(native.instruction_sets())}\n"
+        assert self.run("avx9").stdout == expected

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-import throughtime.lm.presets as presets
 from throughtime import InputError
+from throughtime.kernels import native
 from throughtime.lm import TrainingOptions, open_run, train
 from throughtime.lm.presets import PRESETS, SIZES, for_minutes, preset
 
@@ -65,7 +65,9 @@ def test_every_time_and_size_has_options(minutes, size):
 
 
 def test_more_time_means_a_larger_model_and_more_passes_more_dropout():
-    assert [size.pace for size in SIZES] == sorted((size.pace for size in SIZES), reverse=True)
+    for dtype in ("bfloat16", "float32"):
+        paces = [size.pace[dtype] for size in SIZES]
+        assert paces == sorted(paces, reverse=True)
     assert for_minutes({"minutes": 10.0}, SHAKESPEARE).options["hidden"] == SIZES[-1].hidden
     assert for_minutes({"minutes": 0.5}, SHAKESPEARE).options["hidden"] == SIZES[0].hidden
     for size in SIZES[:-1]:  # the longest time of a row is its own
@@ -95,13 +97,33 @@ def test_what_the_table_was_not_measured_for_is_left_alone(given):
     assert for_minutes(given, SHAKESPEARE) == (given, None)
 
 
-def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch):
-    for description, dtype in (
-        ("C++ kernels for the CPU, avx512_bf16", "bfloat16"),
-        ("C++ kernels for the CPU, avx2", "float32"),
-    ):
-        monkeypatch.setattr(presets, "backends", lambda description=description: {"native": description})
-        assert for_minutes({}, SHAKESPEARE).options["dtype"] == dtype
+@pytest.mark.parametrize(
+    ("missing", "instruction_set", "dtype", "reason"),
+    [
+        (None, "avx512_bf16", "bfloat16", "bfloat16 since this CPU multiplies it twice as fast, with AVX512-BF16"),
+        (None, "avx512", "float32", "float32 since with avx512 bfloat16 is no faster"),
+        (None, "generic", "float32", "float32 since with generic bfloat16 is no faster"),
+        ("gone", "", "float32", "float32 since the C++ kernels are missing"),
+    ],
+)
+def test_the_dtype_is_what_this_machine_is_fastest_in(monkeypatch, missing, instruction_set, dtype, reason):
+    monkeypatch.setattr(native, "missing", missing)
+    monkeypatch.setattr(native, "instruction_set", lambda: instruction_set)
+    options, said = for_minutes({}, SHAKESPEARE)
+    assert options["dtype"] == dtype
+    assert f"({reason})" in said
+    given, said = for_minutes({"dtype": dtype}, SHAKESPEARE)
+    assert given["dropout"] == options["dropout"]
+    assert "since" not in said
+
+
+def test_dropout_follows_from_the_pace_of_the_dtype():
+    """In float32 a text is read less often in the same time, so the model overfits later."""
+    given = {"minutes": 3.0}
+    drops = {
+        dtype: for_minutes(given | {"dtype": dtype}, 10**6).options["dropout"] for dtype in ("bfloat16", "float32")
+    }
+    assert drops == {"bfloat16": 0.4, "float32": 0.25}
 
 
 def test_a_time_that_cant_be_is_refused():

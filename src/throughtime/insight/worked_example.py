@@ -236,7 +236,7 @@ def forward(word: Word, weights: Weights) -> Forward:
         >>> result = forward(word, initial_weights(word, hidden_size=3))
         >>> result.h.shape, result.p.shape  # five steps, three hidden units, six letters
         (torch.Size([5, 3]), torch.Size([5, 6]))
-        >>> bool((result.h == (result.from_input + result.from_state).tanh()).all())
+        >>> bool(torch.allclose(result.h, (result.from_input + result.from_state).tanh()))
         True
     """
     result = sequence.forward(_CELL, word.inputs, _no_state(weights), _recurrent(weights))

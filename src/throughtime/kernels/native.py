@@ -1,6 +1,7 @@
 """The native module: whether it is there, what it serves and with which instructions, and memory for its arrays."""
 
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.errors import MissingKernelsWarning
+from throughtime.errors import InputError, MissingKernelsWarning
 
 module: Any = None
 missing: str | None = None  # why the module isn't there
@@ -26,6 +27,8 @@ ADVICE = (
     "install a C++17 compiler (g++ or clang++), then throughtime again with pip's --force-reinstall --no-cache-dir -v, "
     "which says what stops the build"
 )
+
+INSTRUCTION_SET_VARIABLE = "THROUGHTIME_INSTRUCTION_SET"
 
 CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -95,6 +98,18 @@ def use_instruction_set(name: str) -> None:
     module.use_instruction_set(name)
 
 
+def _use_what_the_environment_names() -> None:
+    """Use the instruction set that `THROUGHTIME_INSTRUCTION_SET` names, instead of the fastest."""
+    name = os.environ.get(INSTRUCTION_SET_VARIABLE)
+    if name and module is not None:
+        if name not in instruction_sets():
+            raise InputError(f"{INSTRUCTION_SET_VARIABLE}={name}: expected one of {', '.join(instruction_sets())}")
+        use_instruction_set(name)
+
+
+_use_what_the_environment_names()
+
+
 def _unbuilt_instruction_sets() -> list[str]:
     """Name those, faster than any other, that this machine could run and the compiler of this build didn't know."""
     return module.unbuilt_instruction_sets() if hasattr(module, "unbuilt_instruction_sets") else []
@@ -120,6 +135,11 @@ def release_memory() -> None:
 def fill_blocks(value: bool) -> None:
     """Fill the kernels' own memory with NaNs from now on: for tests, which then see who reads what nobody has written."""
     module.fill_blocks(value)
+
+
+def use_own_threads(value: bool) -> None:
+    """Use threads of the kernels' own, not OpenMP's, from now on: for tests of processes that have no OpenMP."""
+    module.use_own_threads(value)
 
 
 @cache

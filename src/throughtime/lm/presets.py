@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from throughtime.errors import InputError, unknown_name
-from throughtime.ops import backends
+from throughtime.kernels import native
 
 _ZAREMBA = {
     "level": "word",
@@ -85,21 +85,21 @@ class Size(NamedTuple):
         minutes: The longest time that it is for.
         layers: L of LSTM.
         hidden: H.
-        pace: Characters a second, trained on in bfloat16 with two threads of a machine with AVX512-BF16.
+        pace: Characters a second, trained on with two threads, by dtype: in bfloat16 on a CPU with AVX512-BF16, in float32 on any.
     """
 
     minutes: float
     layers: int
     hidden: int
-    pace: int
+    pace: Mapping[str, int]
 
 
 # Two layers overfit later than one wide one that takes as long.
 SIZES = (
-    Size(0.75, 1, 256, 100_000),
-    Size(1.75, 1, 384, 60_000),
-    Size(5.0, 2, 256, 40_000),
-    Size(float("inf"), 2, 448, 19_000),
+    Size(0.75, 1, 256, {"bfloat16": 100_000, "float32": 67_000}),
+    Size(1.75, 1, 384, {"bfloat16": 60_000, "float32": 38_000}),
+    Size(5.0, 2, 256, {"bfloat16": 40_000, "float32": 24_000}),
+    Size(float("inf"), 2, 448, {"bfloat16": 19_000, "float32": 11_000}),
 )
 # Dropout by how often the text is read, on tiny Shakespeare; docs/log.md has the runs.
 DROPOUTS = ((2.0, 0.0), (4.0, 0.1), (8.0, 0.25), (14.0, 0.4), (float("inf"), 0.5))
@@ -152,9 +152,10 @@ def for_minutes(given: Mapping[str, Any], text_bytes: int) -> Choice:
     if not isinstance(minutes, int | float) or not 0 < minutes < float("inf"):
         raise InputError(f"--minutes {minutes}: expected a number above 0")
     size = next(size for size in SIZES if minutes <= size.minutes)
-    passes = 60 * minutes * size.pace / max(text_bytes * fixed.get("split", 0.9), 1)
+    dtype, because = _fastest_dtype()
+    pace = size.pace[fixed["dtype"] if fixed.get("dtype") in size.pace else dtype]
+    passes = 60 * minutes * pace / max(text_bytes * fixed.get("split", 0.9), 1)
     dropout = next(dropout for most, dropout in DROPOUTS if passes < most)
-    dtype = "bfloat16" if "avx512_bf16" in backends().get("native", "") else "float32"
     chosen = _RECIPE | {
         "layers": size.layers,
         "hidden": size.hidden,
@@ -167,4 +168,14 @@ def for_minutes(given: Mapping[str, Any], text_bytes: int) -> Choice:
         return Choice(fixed, None)
     flags = "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items() if name in _SAID)
     why = f"chosen for {minutes:g} minutes of {text_bytes / 1e6:,.1f} MB, read about {passes:,.0f} times by two cores"
-    return Choice(chosen | fixed, f"{why}: {flags}; a flag overrides its own")
+    because = f" ({dtype} since {because})" if "dtype" in chosen else ""
+    return Choice(chosen | fixed, f"{why}: {flags}{because}; a flag overrides its own")
+
+
+def _fastest_dtype() -> tuple[str, str]:
+    """Return the dtype that this machine trains in fastest, and why."""
+    if native.missing:
+        return "float32", "the C++ kernels are missing"
+    if native.instruction_set() == "avx512_bf16":
+        return "bfloat16", "this CPU multiplies it twice as fast, with AVX512-BF16"
+    return "float32", f"with {native.instruction_set()} bfloat16 is no faster"
