@@ -68,6 +68,19 @@ def test_a_probability_is_that_of_the_model_and_what_is_sampled(run):
             assert run.generate("the cat sees", length=1, greedy=True).endswith(known[0])
 
 
+@pytest.mark.parametrize("kind", ["word-stream", "bpe-stream"])
+def test_a_space_at_a_prompts_end_is_the_next_tokens(folders, kind):
+    """What may follow "the cat " is what may follow "the cat" with a space before it."""
+    run = throughtime.load(folders / kind)
+    found, before = run.probabilities("the cat "), run.probabilities("the cat")
+    assert sum(found.values()) == pytest.approx(1, abs=1e-9)
+    spaced = " sees" if kind == "bpe-stream" else "sees"
+    least, other = ("sees", "ball") if kind == "word-stream" else ("sees", "a")
+    ratio = before[spaced] / before[spaced.replace("sees", other)]
+    assert found[least] / found[other] == pytest.approx(ratio)
+    assert found.get("\n", 0.0) == 0
+
+
 def test_a_line_scores_the_same_alone_among_others_and_with_its_end(run):
     alone, among = run.score("the cat"), run.score(["no one", "the cat\n"])
     assert isinstance(alone, float)

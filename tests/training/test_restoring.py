@@ -13,6 +13,8 @@ from throughtime.training import Budget, CheckpointError, Loop, Streams
 ADAMW = lambda parameters: torch.optim.AdamW(parameters, fused=True)  # noqa: E731
 MOMENTUM = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)  # noqa: E731
 
+STAGE = {"budget": {"minutes": None, "epochs": None, "steps": 5}, "learning_rate": 0.1, "step": 3, "seconds": 0.0}
+
 
 def make_loop(cell="lstm", optimizer=ADAMW, **options):
     torch.manual_seed(3)
@@ -103,6 +105,17 @@ def test_an_optimiser_that_would_write_beyond_its_state_is_refused():
         ("watch", {"slow": math.nan, "fast": 0.0, "lowest": 0.0, "steps": 0}),
         ("watch", {"slow": 0.0, "fast": 0.0, "lowest": 0.0, "steps": -1}),
         ("watch", {"slow": 0.0, "fast": 0.0, "lowest": 0.0, "steps": 0, "more": 0}),
+        ("longer", []),
+        ("longer", {}),
+        ("longer", STAGE | {"step": 4}),
+        ("longer", STAGE | {"step": -1}),
+        ("longer", STAGE | {"seconds": 1e9}),
+        ("longer", STAGE | {"learning_rate": math.nan}),
+        ("longer", STAGE | {"budget": {}}),
+        ("longer", STAGE | {"budget": {"minutes": None, "epochs": None, "steps": None}}),
+        ("longer", STAGE | {"budget": {"minutes": 1, "epochs": None, "steps": 5}}),
+        ("longer", STAGE | {"budget": {"minutes": -1, "epochs": None, "steps": None}}),
+        ("longer", STAGE | {"budget": {"minutes": "5", "epochs": None, "steps": None}}),
         ("optimizer", []),
         ("optimizer", {}),
         ("optimizer", {"0": 3}),

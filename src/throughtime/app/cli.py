@@ -185,6 +185,7 @@ def _choice(name: str, metavar: str, usually: str, panel: str, text: str, **more
 MODEL, REGULARISATION, DATA, BUDGET = "Model", "Regularisation", "Data", "Budget (one of them)"
 OPTIMISATION, RATE, WATCHING, MACHINE = "Optimisation", "Learning rate", "Watching and saving", "Machine"
 READING, ADAPTIVE = "How the text is read", "Learning from what was read (the run stays as it is)"
+LONGER = ("minutes", "epochs", "steps", "lr")  # what --resume takes beside the run
 CHOICE, BEAMS = "How the next token is chosen", "Beam search"
 CHOICES = (
     "temperature",
@@ -210,7 +211,11 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Go on with a run that was stopped, where it was.", show_default=False),
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run that was stopped, where it was; or train it longer, by --minutes, --epochs or --steps.",
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -378,15 +383,16 @@ def train(
         _choice("--tensorboard/--no-tensorboard", "", "no-tensorboard", WATCHING, "Log for TensorBoard too."),
     ] = None,
 ) -> None:
-    """Train a language model on text; Ctrl-C saves, and --resume goes on."""
+    """Train a language model on text; Ctrl-C saves, and --resume goes on, or trains longer."""
     beside = ("paths", "out", "resume", "config", "as_json")
     given = {name: value for name, value in context.params.items() if name not in beside and value is not None}
     if resume is not None:
-        if paths or out or config or given:
+        if paths or out or config or set(given) - {*LONGER}:
             raise InputError(
-                "--resume RUN goes on with the run's own text and options; expected nothing else but --json"
+                "--resume RUN goes on with the run's own text and options; expected nothing else but --json and, to train it "
+                "longer, one of --minutes, --epochs and --steps with or without --lr"
             )
-        summary = _resume(resume)
+        summary = _resume(resume, given)
     elif not paths:
         raise InputError("no text given; expected FILE_OR_FOLDER…, such as: throughtime train book.txt --out run")
     elif out is None:
@@ -804,13 +810,20 @@ def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, A
         return start(paths, out, options, observed(shown, out, reason), shown.reading, said(shown), probe)
 
 
-def _resume(run: Path) -> "TrainingSummary":
+def _resume(run: Path, longer: dict[str, Any]) -> "TrainingSummary":
     from throughtime.app.progress import display, observed, probe_gradients, said
     from throughtime.lm.run import open_run
     from throughtime.lm.train import resume
+    from throughtime.training import Budget
 
+    learning_rate = longer.pop("lr", None)
+    budget = Budget(**longer) if longer else None
+    if budget is None and learning_rate is not None:
+        raise InputError("--lr with --resume is for training longer; expected --minutes, --epochs or --steps with it")
+    reason = None if budget is None else f"{budget.describe()} more, on a schedule of its own"
     with display(open_run(run).tokenizer.level) as shown, _stoppable(run):
-        return resume(run, observed(shown, run), said(shown), probe_gradients)
+        observer = observed(shown, run, reason)
+        return resume(run, observer, said(shown), probe_gradients, longer=budget, learning_rate=learning_rate)
 
 
 def _report_training(summary: "TrainingSummary", as_json: bool) -> None:

@@ -50,6 +50,7 @@ def training_record(summary: "TrainingSummary") -> dict[str, Any]:
         "best_step": summary.best_step,
         "stopped_early": summary.stopped_early,
         "rollbacks": summary.rollbacks,
+        "longer": None if summary.longer is None else asdict(summary.longer) | {"is_better": summary.longer.is_better},
         **measured,
     }
 
@@ -60,8 +61,19 @@ def training_rows(summary: "TrainingSummary") -> list[Row]:
         ("trained", f"{duration(summary.seconds)}, {summary.steps:,} steps, {summary.clip_share:.0%} of them clipped"),
         *([("diverged", f"{summary.rollbacks} times, and went on at a lower rate")] if summary.rollbacks else []),
         *([("best weights", f"of step {summary.best_step:,}")] if summary.best_step else []),
+        *_longer_rows(summary),
         *([HELD_OUT, *evaluation_rows(summary.evaluation)] if summary.evaluation else []),
     ]
+
+
+def _longer_rows(summary: "TrainingSummary") -> list[Row]:
+    """Return whether training a complete run longer made it better, and else that its weights stay."""
+    if summary.longer is None:
+        return []
+    before, after = summary.longer.before, summary.longer.after
+    if summary.longer.is_better:
+        return [("longer", f"{after:.4f} nats per token, {before:.4f} before: the run has the new weights")]
+    return [("longer", f"{after:.4f} nats per token, no better than {before:.4f} before: the run keeps its weights")]
 
 
 def run_record(run: "Run") -> dict[str, Any]:
@@ -107,7 +119,23 @@ def run_rows(run: "Run") -> list[Row]:
         return [*rows, ("results", f"none yet; go on with: throughtime train --resume {run.folder}")]
     training, held_out = results["training"], results["held_out"]
     rows.append(("trained", f"{duration(training['seconds'])}, {training['steps']:,} steps"))
-    return [*rows, HELD_OUT, *_figures(held_out)]
+    return [*rows, *_stage_rows(run, training), HELD_OUT, *_figures(held_out)]
+
+
+def _stage_rows(run: "Run", training: dict[str, Any]) -> list[Row]:
+    """Return how a run was trained longer than was planned: what each stage ended with, and whether one is under way."""
+    rows = []
+    if stages := training.get("stages"):
+        ends = (f"{stage['nats_per_token']:.4f} after {stage['steps']:,} steps" for stage in stages)
+        rows.append(("stages", f"{', '.join(ends)} (nats per token, held out)"))
+    if training["best_step"]:
+        rows.append(("best weights", f"of step {training['best_step']:,}"))
+    steps = (line.get("step") for line in run.metrics() if "event" not in line)
+    since = max((step for step in steps if isinstance(step, int)), default=0) - training["steps"]
+    if since > 0:
+        more = f"{since:,} steps since, of a stage that isn't done; go on with: throughtime train --resume {run.folder}"
+        rows.append(("longer", more))
+    return rows
 
 
 def _data_rows(run: "Run") -> list[Row]:

@@ -14,7 +14,7 @@ from throughtime.lm.model import LanguageModel
 from throughtime.lm.next_token import next_probabilities
 from throughtime.lm.run import Run, open_run
 from throughtime.lm.score import score_lines
-from throughtime.lm.tokenizer import Tokenizer
+from throughtime.lm.tokenizer import Tokenizer, to_bytes
 
 
 class Writing(TypedDict, total=False):
@@ -127,7 +127,7 @@ class LoadedRun:
         line = line.removesuffix("\n")
         if "\n" in line:
             raise InputError(f"lines[{number}] holds a line end inside; expected one line in each text")
-        return line.encode("utf-8", "surrogatepass").decode("latin-1") if self.tokenizer.level == "byte" else line
+        return to_bytes(line).decode("latin-1") if self.tokenizer.level == "byte" else line
 
     def _written(self, prompt: str, number: int, options: Writing) -> Iterator[str]:
         """Return the pieces of one of several samples."""

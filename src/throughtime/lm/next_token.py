@@ -56,8 +56,16 @@ def next_probabilities(model: LanguageModel, tokenizer: Tokenizer, prompt: str =
     """
     device = next(model.parameters()).device
     model.eval()
-    logits, _ = model(torch.tensor(open_with(tokenizer, prompt).ids, device=device)[:, None])
+    opening = open_with(tokenizer, prompt)
+    logits, _ = model(torch.tensor(opening.ids, device=device)[:, None])
+    p, names = logits[-1, 0].double().softmax(0).cpu(), token_names(tokenizer)
+    if (
+        opening.owed
+    ):  # the space at a prompt's end is the next token's, so that only tokens that begin with one can follow
+        begins = tokenizer.begins_with_space(opening.read[-1] if opening.read else None)
+        p = p * torch.from_numpy(begins)
+        p, names = p / p.sum(), [name.removeprefix(" ") for name in names]
     together: dict[str, float] = {}
-    for name, p in zip(token_names(tokenizer), logits[-1, 0].double().softmax(0).tolist(), strict=True):
-        together[name] = together.get(name, 0.0) + p
+    for name, share in zip(names, p.tolist(), strict=True):
+        together[name] = together.get(name, 0.0) + share
     return dict(sorted(together.items(), key=lambda item: -item[1]))

@@ -9,7 +9,8 @@ results.json             what training came to: time, steps, held-out evaluation
 metrics.jsonl            a line a second of training, one for each measurement, one for each rollback
 tensorboard/             the same for TensorBoard, where that was asked for
 data/                    the encoded text
-checkpoint/              latest.safetensors, all that an exact continuation needs; verifies itself, config, tokenizer and data
+checkpoint/              latest.safetensors, all that an exact continuation needs; verifies itself, config, tokenizer and data;
+                         best.safetensors, while a complete run is trained longer: the best weights since then
 """
 
 import hashlib
@@ -47,6 +48,7 @@ from throughtime.training.restoring import check_tensors
 TOKENIZER, MODEL, GENERATION = "tokenizer.json", "model.safetensors", "generation_config.json"
 OPTIONS, TENSORBOARD = "config.toml", "tensorboard"
 RESULTS, METRICS, DATA, CHECKPOINT = "results.json", "metrics.jsonl", "data", "checkpoint/latest.safetensors"
+BEST = "checkpoint/best.safetensors"
 
 OF_MODEL = CONFIG, TOKENIZER  # whose digests the weights carry, and the checkpoint
 OF_CHECKPOINT = CONFIG, TOKENIZER, f"{DATA}/{DESCRIPTION}"
@@ -71,32 +73,33 @@ class Run:
         self.model_config = config.model
         self.tokenizer = tokenizer
 
-    def load_model(self, device: str = "auto", *, last: bool = False) -> LanguageModel:
+    def load_model(self, device: str = "auto", *, last: bool = False, since: bool = False) -> LanguageModel:
         """Load the trained model, ready to evaluate or sample.
 
         Args:
             device: Where it goes.
             last: Whether to take the weights of the last checkpoint; else those of `model.safetensors`, which are the best that
                 were measured, or the last where nothing was measured along the way.
+            since: Whether to take the best weights since a complete run is trained longer.
 
         Raises:
             InputError: Weights, configuration or tokenizer are missing, truncated or altered, or don't belong together.
         """
         if last:
             self._check_whole("no last weights, only the best; leave --last out")
-        path = self.folder / (CHECKPOINT if last else MODEL)
-        tensors, _ = _load_bound(self.folder, CHECKPOINT if last else MODEL)
+        name = CHECKPOINT if last else BEST if since else MODEL
+        tensors, _ = _load_bound(self.folder, name)
         if last:
             prefix = "average.module." if any(name.startswith("average.") for name in tensors) else "model."
             tensors = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
-        _check_weights(path, tensors, self.model_config)
+        _check_weights(self.folder / name, tensors, self.model_config)
         model = LanguageModel(self.model_config)
         model.load_state_dict(tensors)
         return model.to(device_named(device)).eval()
 
-    def save_model(self, model: LanguageModel) -> None:
-        """Write the weights, bound to the configuration and the tokenizer beside them."""
-        save(self.folder / MODEL, model.state_dict(), self._digests(OF_MODEL))
+    def save_model(self, model: LanguageModel, *, since: bool = False) -> None:
+        """Write the weights, bound to the configuration and the tokenizer beside them; or the best since it is trained longer."""
+        save(self.folder / (BEST if since else MODEL), model.state_dict(), self._digests(OF_MODEL))
 
     def save_checkpoint(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write what a loop's `checkpoint` returned, bound to the configuration, the tokenizer and the encoded text."""
@@ -221,10 +224,11 @@ def _load_bound(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, A
     """Read tensors and a state that are bound to other files of a run, which must be those."""
     path = folder / name
     tensors, state = load(path)
-    digests = state if name == MODEL else state.pop(_BOUND, None)
+    is_model = name != CHECKPOINT
+    digests = state if is_model else state.pop(_BOUND, None)
     if not isinstance(digests, dict):
         raise CheckpointError(f"{path}: doesn't say which run it is of; restore it or train anew")
-    for other in OF_MODEL if name == MODEL else OF_CHECKPOINT:
+    for other in OF_MODEL if is_model else OF_CHECKPOINT:
         if digests.get(other) != file_digest(folder / other):
             raise CheckpointError(
                 f"{folder / other}: altered since {name} was written (its SHA-256 doesn't match); restore it or train anew"

@@ -8,7 +8,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from throughtime.lm.memory import check_fits
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.presets import preset
 from throughtime.lm.run import (
+    BEST,
     CHECKPOINT,
     DATA,
     RESULTS,
@@ -336,6 +337,26 @@ class StepReport(LoopReport):
 
 
 @dataclass(frozen=True)
+class Longer:
+    """What training a complete run longer came to, in nats per token on its held-out text.
+
+    Attributes:
+        steps: Updates before.
+        before: What its weights came to.
+        after: What the weights that were made since come to.
+    """
+
+    steps: int
+    before: float
+    after: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the run's weights are the new ones; else they stay as they were."""
+        return self.after < self.before
+
+
+@dataclass(frozen=True)
 class TrainingSummary:
     """What a training came to.
 
@@ -350,6 +371,7 @@ class TrainingSummary:
         best_step: Steps after which the run's weights were taken; `None` where they are the last.
         stopped_early: Whether patience ended it.
         rollbacks: How many times the loss diverged and training went back.
+        longer: Of a complete run that was trained longer, how that compares; else `None`.
     """
 
     run: Path
@@ -362,6 +384,7 @@ class TrainingSummary:
     best_step: int | None = None
     stopped_early: bool = False
     rollbacks: int = 0
+    longer: Longer | None = None
 
 
 Observer = Callable[[StepReport], None]
@@ -454,22 +477,46 @@ def resume(
     observer: Observer | None = None,
     on_event: OnEvent | None = None,
     probe: Probe | None = None,
+    *,
+    longer: Budget | None = None,
+    learning_rate: float | None = None,
 ) -> TrainingSummary:
-    """Go on with a run that was stopped, exactly where its last checkpoint left it.
+    """Go on with a run that was stopped, exactly where its last checkpoint left it; or train one for longer than was planned.
 
     Weights, optimiser, random numbers, position in the text and carried state are restored: with a budget of steps or
     epochs, on a CPU with the same number of threads, the result is that of a run that was never stopped, to the bit. (A rollback
     goes back to a state in memory, which after a resume is the one resumed from; from there on the two differ.)
 
+    With `longer` another schedule begins where training stands, and what is said above holds for it too. A complete run keeps its
+    weights and results until that schedule is over, and for good unless the new ones predict the held-out text better.
+
+    Args:
+        run_folder: Where the run is.
+        observer: As of `train`.
+        on_event: As of `train`.
+        probe: As of `train`.
+        longer: How much more to train.
+        learning_rate: The peak of the rate from here on; the one before if not given.
+
     Raises:
-        InputError: There is nothing to go on with, or it is damaged.
+        InputError: There is nothing to go on with, or it is damaged; or the run is complete and `longer` isn't given.
     """
     with lock(find_run(run_folder)):
         clean(Path(run_folder))
-        return _go_on(open_run(run_folder), observer, on_event, probe)
+        run = open_run(run_folder)
+        options, loop, corpus = _restored(run, probe)
+        if longer is not None:
+            loop.train_longer(longer, None if learning_rate is None else replace(options, lr=learning_rate).lr)
+        elif loop.is_finished and (run.results or {}).get("training", {}).get("steps") == loop.step:
+            raise InputError(
+                f"{run.folder}: this run is complete, its budget is spent; to train it longer, say how much: --minutes, "
+                "--epochs or --steps"
+            )
+        return _finish(run, loop, corpus, observer, on_event)
 
 
-def _go_on(run: Run, observer: Observer | None, on_event: OnEvent | None, probe: Probe | None) -> TrainingSummary:
+def _restored(run: Run, probe: Probe | None) -> tuple[TrainingOptions, Loop, Corpus]:
+    """Return a run's options, its training as the last checkpoint left it, and its text."""
     options = TrainingOptions.from_values(run.options, source=str(run.folder))
     device = device_named(options.device)
     if run.config.packed is None and not os.path.lexists(run.folder / CHECKPOINT):
@@ -479,9 +526,7 @@ def _go_on(run: Run, observer: Observer | None, on_event: OnEvent | None, probe:
     windows = _make_windows(corpus, options)
     loop = _make_loop(LanguageModel(run.model_config).to(device), windows, corpus, options, device, probe)
     loop.restore(tensors, state)
-    if loop.is_finished and run.results is not None:
-        raise InputError(f"{run.folder}: this run is complete, its budget is spent; to train longer, start another one")
-    return _finish(run, loop, corpus, observer, on_event)
+    return options, loop, corpus
 
 
 def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
@@ -549,10 +594,17 @@ def _finish(
     run: Run, loop: Loop, corpus: Corpus, observer: Observer | None, on_event: OnEvent | None
 ) -> TrainingSummary:
     """Run the loop, saving as it goes; then evaluate and write the results."""
+    earlier = run.results  # of a run that is trained longer; its weights stay as they are until better ones are made
+    steps_before = 0 if earlier is None else earlier["training"]["steps"]
 
     def save_all() -> None:
-        if loop.best_step in (0, loop.step):  # else the run's weights are the best, of an earlier step
+        if earlier is None and loop.best_step in (
+            0,
+            loop.step,
+        ):  # else the run's weights are the best, of an earlier step
             run.save_model(_language_model(loop.trained))
+        elif earlier is not None and loop.best_step == loop.step > steps_before:
+            run.save_model(_language_model(loop.trained), since=True)
         run.save_checkpoint(*loop.checkpoint())
 
     scalars = run.folder / TENSORBOARD if run.options.get("tensorboard") else None
@@ -565,39 +617,70 @@ def _finish(
             recorder.event(event)
 
         finished = loop.run(recorder, save_all, on_event=note)
-    evaluation = None
-    if finished:
-        evaluation = evaluate(
-            run.load_model(str(loop.device)) if loop.best_step else _language_model(loop.trained),
-            corpus.held_out,
-            characters=corpus.held_out_characters,
-            bytes=corpus.held_out_bytes,
-            unknown_id=corpus.tokenizer.unknown_id,
-            eos_id=corpus.tokenizer.eos_id,
-        )
     summary = TrainingSummary(
         run.folder,
         loop.step,
         loop.seconds,
         not finished,
         loop.clip_share,
-        evaluation,
+        None,
         loop.signal,
         loop.best_step or None,
         loop.stopped_early,
         loop.rolled_back,
     )
-    if evaluation is not None:
-        training = {
-            "steps": loop.step,
-            "seconds": loop.seconds,
-            "clip_share": loop.clip_share,
-            "best_step": summary.best_step,
-            "stopped_early": summary.stopped_early,
-            "rollbacks": summary.rollbacks,
-        }
-        save_json(run.folder / RESULTS, {"training": training, "held_out": asdict(evaluation)})
+    if not finished:
+        return summary
+    was_measured = loop.best_step > steps_before
+    made = _language_model(loop.trained)
+    if was_measured:
+        made = run.load_model(str(loop.device), since=earlier is not None)
+    evaluation = evaluate(
+        made,
+        corpus.held_out,
+        characters=corpus.held_out_characters,
+        bytes=corpus.held_out_bytes,
+        unknown_id=corpus.tokenizer.unknown_id,
+        eos_id=corpus.tokenizer.eos_id,
+    )
+    summary = replace(summary, evaluation=evaluation)
+    if earlier is not None:
+        summary = _compare(run, summary, made, earlier, loop.best_step if was_measured else None)
+    _write_results(run, summary, earlier)
     return summary
+
+
+def _compare(
+    run: Run, summary: TrainingSummary, made: LanguageModel, earlier: dict[str, Any], best_step: int | None
+) -> TrainingSummary:
+    """Give a run that was trained longer its new weights if they are better, and return what it is now."""
+    assert summary.evaluation is not None
+    training, held_out = earlier["training"], earlier["held_out"]
+    longer = Longer(training["steps"], held_out["nats_per_token"], summary.evaluation.nats_per_token)
+    if longer.is_better:
+        run.save_model(made)
+        return replace(summary, longer=longer, best_step=best_step)
+    kept = training["best_step"] or training["steps"]
+    return replace(summary, longer=longer, best_step=kept, evaluation=Evaluation(**held_out))
+
+
+def _write_results(run: Run, summary: TrainingSummary, earlier: dict[str, Any] | None) -> None:
+    assert summary.evaluation is not None
+    training = {
+        "steps": summary.steps,
+        "seconds": summary.seconds,
+        "clip_share": summary.clip_share,
+        "best_step": summary.best_step,
+        "stopped_early": summary.stopped_early,
+        "rollbacks": summary.rollbacks,
+    }
+    if earlier is not None and summary.longer is not None:
+        first = {name: earlier["training"][name] for name in ("steps", "seconds")}
+        stages = earlier["training"].get("stages", [first | {"nats_per_token": summary.longer.before}])
+        now = {"steps": summary.steps, "seconds": summary.seconds, "nats_per_token": summary.longer.after}
+        training["stages"] = [*stages, now]
+    save_json(run.folder / RESULTS, {"training": training, "held_out": asdict(summary.evaluation)})
+    (run.folder / BEST).unlink(missing_ok=True)
 
 
 def _language_model(model: nn.Module) -> LanguageModel:

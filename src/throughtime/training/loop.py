@@ -123,6 +123,23 @@ class Validation:
     is_best: bool
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of training with a schedule of its own: what was planned, or what was asked for later.
+
+    Attributes:
+        budget: How long it is.
+        learning_rate: Its peak.
+        step: Steps that were done when it began.
+        seconds: Training time until then.
+    """
+
+    budget: Budget
+    learning_rate: float
+    step: int = 0
+    seconds: float = 0.0
+
+
 class Validate(Protocol):
     """Measures a model on data that it isn't trained on."""
 
@@ -151,7 +168,7 @@ class Loop:
         windows: What to train on.
         optimizer: A torch optimiser over the model's parameters.
         loss: `loss(output, targets)`, a scalar.
-        budget: How long.
+        budget: How long; `train_longer` begins another one.
         learning_rate: Its peak. A parameter group of the optimiser that has a "rate_factor" learns that much faster.
         schedule: How the learning rate goes along the budget.
         clipping: How gradients are clipped.
@@ -213,6 +230,7 @@ class Loop:
     probe: Probe | None = None
     probe_every: int = 0
 
+    longer: Stage | None = field(default=None, init=False)
     step: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
     state: Any = field(default=None, init=False)
@@ -250,7 +268,14 @@ class Loop:
     @property
     def progress(self) -> float:
         """Share of the budget used up."""
-        return min(self.budget.progress(self.seconds, self.step, len(self.windows)), 1.0)
+        stage = self.stage
+        done = stage.budget.progress(self.seconds - stage.seconds, self.step - stage.step, len(self.windows))
+        return min(done, 1.0)
+
+    @property
+    def stage(self) -> Stage:
+        """The part of training that is under way."""
+        return self.longer or Stage(self.budget, self.learning_rate)
 
     @property
     def clip_share(self) -> float:
@@ -268,8 +293,8 @@ class Loop:
 
         Args:
             observer: Called after each step.
-            save: Called before the first step, every `save_every` seconds, and at the end, also when interrupted. Its time
-                doesn't count.
+            save: Called before the first step of a stage, every `save_every` seconds, and at the end, also when interrupted.
+                Its time doesn't count.
             save_every: Seconds.
             on_event: Called after each validation, and when training went back after a divergence.
 
@@ -280,7 +305,7 @@ class Loop:
             NonFiniteError: The loss diverged, once more than `rollbacks`. The weights are still those of the step before.
         """
         self.model.train()
-        if save is not None and self.step == 0:
+        if save is not None and self.step == self.stage.step:
             save()  # so that from the first step on there is something to go back to
         saved_at = self.seconds
         with _interruptible() as interrupted:
@@ -308,6 +333,20 @@ class Loop:
                 save()
         self.signal = interrupted.signal
         return self.is_finished and not self._validation_is_due()
+
+    def train_longer(self, budget: Budget, learning_rate: float | None = None) -> None:
+        """Begin another stage where training stands, with a schedule of its own and patience anew.
+
+        Weights, optimiser, carried state and the place in the data stay as they are.
+
+        Args:
+            budget: How long it is.
+            learning_rate: Its peak; that of the stage before if not given.
+        """
+        self.longer = Stage(budget, learning_rate or self.stage.learning_rate, self.step, self.seconds)
+        self._without_improvement = 0
+        self._watch = LossWatch()  # a rate that rises again lifts the loss, which is no divergence
+        self._snapshots.clear()
 
     def _validation_is_due(self) -> bool:
         if not self.validate_every or self.step <= self._validated_at:
@@ -356,14 +395,16 @@ class Loop:
 
     @property
     def _peak(self) -> float:
-        return self.learning_rate * self._rate_factor
+        return self.stage.learning_rate * self._rate_factor
 
     def _step(self) -> StepReport:
         """Read one window, carry its loss back, and update the weights."""
         began = time.perf_counter()
         if self.rollbacks and (not self._snapshots or self.step % _SNAPSHOT_EVERY == 0):
             self._keep_snapshot()
-        rate = self._peak * self.schedule.factor(self._rate_progress(), self.step / len(self.windows))
+        rate = self._peak * self.schedule.factor(
+            self._rate_progress(), (self.step - self.stage.step) / len(self.windows)
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate_factor", 1.0)
         if self.windows.begins_epoch(self.step):
@@ -412,19 +453,21 @@ class Loop:
 
     def _rate_progress(self) -> float:
         """Progress by which the learning rate is set: the middle of the step, where steps can be counted beforehand."""
-        if self.budget.minutes is not None:
+        stage = self.stage
+        if stage.budget.minutes is not None:
             return self.progress
-        return min((self.step + 0.5) / self.budget.total_steps(len(self.windows)), 1.0)
+        return min((self.step - stage.step + 0.5) / stage.budget.total_steps(len(self.windows)), 1.0)
 
     def _report(
         self, raw: float, norm: float, clipped: bool, rate: float, scalars: dict[str, float | None]
     ) -> StepReport:
         progress = self.progress
+        spent = self.seconds - self.stage.seconds
         return StepReport(
             step=self.step,
             progress=progress,
             seconds=self.seconds,
-            seconds_left=self.seconds * (1 - progress) / progress if progress else None,
+            seconds_left=spent * (1 - progress) / progress if progress else None,
             epoch=self.step / len(self.windows),
             raw_loss=raw,
             loss=self._watch.slow,
@@ -451,6 +494,7 @@ class Loop:
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         state = {
+            "longer": None if self.longer is None else asdict(self.longer),
             "step": self.step,
             "seconds": self.seconds,
             "watch": asdict(self._watch) | {"lowest": min(self._watch.lowest, MOST)},
@@ -524,6 +568,8 @@ class Loop:
         torch.set_rng_state(tensors["rng.cpu"])
         if self.device.type == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        longer = state["longer"]
+        self.longer = None if longer is None else Stage(**longer | {"budget": Budget(**longer["budget"])})
         self.step, self.seconds = state["step"], float(state["seconds"])
         self._watch, self._clipped_steps = LossWatch(**state["watch"]), state["clipped_steps"]
         self.best, self.best_step = float(state["best"]), state["best_step"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from throughtime.training.files import CheckpointError
+from throughtime.training.schedule import Budget
 
 MOST = 1e300  # stands in a checkpoint for infinity, which JSON hasn't
 _MOST_STEPS = 2**53  # whole numbers up to here are exact as floats too
@@ -19,7 +20,9 @@ _MOST_STEPS = 2**53  # whole numbers up to here are exact as floats too
 _COUNTS = ("step", "best_step", "validated_at", "without_improvement", "rolled_back", "clipped_steps")
 _MEASURES = {"seconds": (0.0, MOST), "best": (-MOST, MOST), "rate_factor": (0.0, 1.0)}
 _WATCHED = {"slow": (-MOST, MOST), "fast": (-MOST, MOST), "lowest": (-MOST, MOST)}
-_OTHERS = ("watch", "validations", "optimizer")
+_STAGE = {"learning_rate": (0.0, MOST), "seconds": (0.0, MOST)}
+_BUDGETS = ("minutes", "epochs", "steps")
+_OTHERS = ("longer", "watch", "validations", "optimizer")
 
 
 def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -67,6 +70,8 @@ def check_state(state: Any) -> None:
         _check_count(name, state[name], state["step"])
     for name, (least, most) in _MEASURES.items():
         _check_measure(name, state[name], least, most)
+    if state["longer"] is not None:
+        _check_stage(state["longer"], state)
     watch = state["watch"]
     _check_names("watch.", watch, (*_WATCHED, "steps"))
     _check_count("watch.steps", watch["steps"], _MOST_STEPS)
@@ -75,6 +80,19 @@ def check_state(state: Any) -> None:
     validations = state["validations"]
     if not isinstance(validations, list) or not all(isinstance(v, float | int) for v in validations):
         raise CheckpointError("validations is not a list of numbers")
+
+
+def _check_stage(stage: Any, state: dict[str, Any]) -> None:
+    """Raise unless a stage began before what a state tells, and has a budget."""
+    _check_names("longer.", stage, ("budget", "step", *_STAGE))
+    _check_count("longer.step", stage["step"], state["step"])
+    for name, (least, most) in _STAGE.items():
+        _check_measure(f"longer.{name}", stage[name], least, state["seconds"] if name == "seconds" else most)
+    _check_names("longer.budget.", stage["budget"], _BUDGETS)
+    for name, amount in stage["budget"].items():
+        if amount is not None:
+            _check_measure(f"longer.budget.{name}", amount, 0.0, MOST)
+    Budget(**stage["budget"])  # raises unless it is one
 
 
 def _check_names(prefix: str, values: Any, names: tuple[str, ...]) -> None:

@@ -88,6 +88,16 @@ class Budget:
             if not 0 < value < float("inf"):
                 raise InputError(f"--{name} {value}: expected a number above 0")
 
+    def describe(self) -> str:
+        """Return the budget in words.
+
+        Example:
+            >>> Budget(minutes=5).describe(), Budget(steps=1).describe()
+            ('5 minutes', '1 step')
+        """
+        (name, value), *_ = ((name, value) for name, value in vars(self).items() if value is not None)
+        return f"{value:,.10g} {name if value != 1 else name.removesuffix('s')}"
+
     def progress(self, seconds: float, step: int, steps_per_epoch: int) -> float:
         """Return the share of the budget that is used up, 1 or more when it is spent."""
         if self.minutes is not None:
