@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import equal_budget
+from benchmarks import equal_budget, installation
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
@@ -188,3 +188,21 @@ def test_cells_at_equal_budget_make_a_table_and_a_picture(tmp_path, monkeypatch,
         assert len(tried) == 2
         assert row["nats_per_character"] == min(results["held_out"]["nats_per_token"] for results in tried)
     assert (tmp_path / "out" / "equal_budget.png").stat().st_size > 1000
+
+
+def test_an_installation_is_right_or_said_to_be_wrong(tmp_path, capsys):
+    assert installation.main(["--compilers", "no-such-compiler"]) == 0
+    assert capsys.readouterr().out == "no-such-compiler  not at hand\n"
+    lines = "knows_avx2:INTERNAL=TRUE\nknows_avx512_bf16:INTERNAL=FALSE\nCMAKE_CXX_COMPILER:STRING=g++-9\n"
+    (tmp_path / "CMakeCache.txt").write_text(lines, encoding="utf-8")
+    assert installation.instruction_sets(tmp_path) == (["generic", "avx2"], ["avx512_bf16"])
+    whole = {"runs": ["avx2", "generic"], "error": 1e-6, "tests": {"avx2": "600 passed, 3 skipped in 90.00s"}}
+    assert installation.Found("g++-9", "", **whole).is_right
+    assert installation.Found("none", "", error=0.0).is_right
+    for wrong in (
+        {"runs": []},
+        {"error": 1e-3},
+        {"error": float("nan")},
+        {"tests": {"avx2": "1 failed, 5 passed in 9.00s"}},
+    ):
+        assert not installation.Found("g++-9", "", **{**whole, **wrong}).is_right
