@@ -483,6 +483,7 @@ class TestSample:
         assert "\x1b" not in throughtime("sample", run, "--prompt", "\x1b[2J", "--length", 5).out
 
 
+HUGE = "9" * 23
 BAD_INPUT = [
     (["trian"], "unknown command 'trian'; did you mean 'train'?"),
     (["--hlep"], "unknown option --hlep; did you mean --help?"),
@@ -581,6 +582,21 @@ BAD_INPUT = [
     (["train", "TEXT", "--out", "NEW", "--level", "bpe", "--vocabulary", "9"], "--vocabulary 9: expected at least 256"),
     (["train", "TEXT", "--out", "NEW", "--min-count", "0"], "--min-count 0"),
     (["sample", "RUN", "--lenght", "3"], "did you mean --length?"),
+    (["train", "TEXT", "--out", "NEW", "--hidden", HUGE], "needs more than a million GB"),
+    (["train", "TEXT", "--out", "NEW", "--embedding", HUGE], "needs more than a million GB"),
+    (["train", "TEXT", "--out", "NEW", "--layers", HUGE], "needs more than a million GB"),
+    (["train", "TEXT", "--out", "NEW", "--hidden", "9" * 400], "needs more than a million GB"),
+    (["eval", "RUN", "TEXT", "--ngram", HUGE], "expected from 1 to 20"),
+    (["sample", "RUN", "--beams", HUGE], "expected from 1 to 1,000"),
+    (["gradients", "--cell", "lstm", "--hidden", HUGE], "needs more than a million GB"),
+    (["gradients", "--cell", "lstm", "--layers", HUGE], "needs more than a million GB"),
+    (["gradients", "--cell", "lstm", "--hidden", "0"], "--hidden 0: expected a whole number, at least 1"),
+    (["gradients", "--cell", "lstm", "--lags", HUGE], "lower --hidden, --layers, --lags or --probe"),
+    (["gradients", "RUN", "--probe", HUGE], "give more text, or lower --lags or --probe"),
+    (["compare-gradients", "lstm", "RUN", "--hidden", HUGE], "lstm: 1 layer of 999"),
+    (["task", "lag", "--length", "9223372036854775807"], "needs more than a million GB"),
+    (["task", "adding", "--hidden", HUGE], "needs more than a million GB"),
+    (["task", "adding", "--steps", "0"], "--steps 0: expected a whole number, at least 1"),
     (["info", "NEW"], "no such run"),
     (["info", "RUN", "RUN"], "unexpected extra argument"),
     (["explain", ""], "no letters"),

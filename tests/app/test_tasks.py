@@ -1,5 +1,7 @@
 import pytest
 
+from throughtime.app import terminal
+
 
 def test_every_cell_is_tried_on_a_task(throughtime):
     ended = throughtime("task", "lag", "--length", 12, "--hidden", 16, "--steps", 300)
@@ -20,6 +22,13 @@ def test_one_cell_as_json(throughtime):
     assert result["steps"] == 5
     assert result["solved"] is False
     assert result["chance"] == 0.1536
+
+
+def test_a_long_training_is_not_silent_on_a_pipe(throughtime, monkeypatch):
+    monkeypatch.setattr(terminal, "SILENCE", 0.0)
+    ended = throughtime("task", "adding", "--length", 20, "--cell", "gru", "--steps", 3, "--json")
+    assert "gru: step 2 of 3, loss" in ended.err
+    assert ended.json["results"]
 
 
 @pytest.mark.parametrize(

@@ -714,11 +714,12 @@ def task(
     as_json: Json = False,
 ) -> None:
     """Train small networks on a task that needs long memory, and see who solves it."""
-    from throughtime.app.tasks import describe, print_result, run_task, task_record
+    from throughtime.app.tasks import check_sizes, describe, print_result, run_task, task_record
     from throughtime.app.terminal import print_json, results
     from throughtime.insight.tasks import CELLS, make_task
 
     chosen = make_task(name, length)
+    check_sizes(chosen, hidden, steps)
     options = {"hidden_size": hidden, "steps": steps, "learning_rate": lr, "initialisation": init, "seed": seed}
     records = []
     if not as_json:

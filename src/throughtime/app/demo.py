@@ -15,7 +15,7 @@ from rich.text import Text
 from throughtime.app import errors
 from throughtime.app.progress import display, observed
 from throughtime.app.sampling import stream
-from throughtime.app.terminal import messages, note, results
+from throughtime.app.terminal import note, results, under_way
 from throughtime.errors import InputError
 from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.corpus import Corpus, build_corpus
@@ -61,7 +61,7 @@ def run_demo(folder: Path, minutes: float = 1.0, *, most_bytes: int = MOST_BYTES
         raise typer.Exit(errors.INTERRUPTED)
 
     run = open_run(folder)
-    with messages().status("counting n-grams for comparison"):
+    with under_way("counting n-grams for comparison"):
         scores = baselines(corpus)
     scores.append(Score(f"{run.model_config.cell.upper()}, {summary.seconds:.0f} s", summary.evaluation.nats_per_token))
     results().print(comparison(scores, summary.evaluation.tokens))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from throughtime.app.reports import UNITS, Row, evaluation_record, evaluation_rows, table
-from throughtime.app.terminal import messages, note, results
+from throughtime.app.terminal import note, results, under_way
 from throughtime.errors import InputError
 from throughtime.lm.adaptive import DynamicEvaluation, NeuralCache, evaluate_adaptively
 from throughtime.lm.baseline import NGramBaseline
@@ -43,11 +43,11 @@ class Reading:
         names = {"dynamic_lr": "learning_rate", "dynamic_decay": "decay", "segment": "segment"}
         return None if self.dynamic is None else DynamicEvaluation(self.dynamic, **_given(self.dynamic_options, names))
 
-    @property
-    def neural_cache(self) -> NeuralCache | None:
-        """What is remembered of the text."""
+    def neural_cache(self, length: int) -> NeuralCache | None:
+        """Return what is remembered of a text of so many tokens."""
         names = {"cache_weight": "weight", "cache_sharpness": "sharpness"}
-        return None if self.cache is None else NeuralCache(self.cache, **_given(self.cache_options, names))
+        size = None if self.cache is None else min(self.cache, max(length, 1))
+        return None if size is None else NeuralCache(size, **_given(self.cache_options, names))
 
 
 def _given(options: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -86,10 +86,11 @@ def measure(run: "Run", file: Path, reading: Reading, *, last: bool = False) -> 
     Raises:
         InputError: The text, the run or an option can't be used.
     """
-    dynamic, cache = reading.dynamic_evaluation, reading.neural_cache
+    dynamic = reading.dynamic_evaluation
     baseline = None if reading.ngram is None else NGramBaseline(reading.ngram)
     tokenizer = run.tokenizer
     tokens = read_tokens(file, tokenizer)
+    cache = reading.neural_cache(len(tokens))
     eos_id = tokenizer.eos_id
     units: dict[str, Any] = {
         "characters": tokenizer.characters_of(tokens),
@@ -99,11 +100,12 @@ def measure(run: "Run", file: Path, reading: Reading, *, last: bool = False) -> 
     }
     model = run.load_model(last=last)
     positions = counted = None
-    with messages().status(f"reading {len(tokens):,} {UNITS[tokenizer.level]}"):
+    cold = None if reading.cold is None else min(reading.cold, max(len(tokens), 1))  # one window holds all of it
+    with under_way(f"reading {len(tokens):,} {UNITS[tokenizer.level]}"):
         if reading.by_position:
-            positions = loss_by_position(model, tokens, eos_id=eos_id, cold=reading.cold)
+            positions = loss_by_position(model, tokens, eos_id=eos_id, cold=cold)
         if dynamic is None and cache is None:
-            evaluation = evaluate(model, tokens, cold=reading.cold, **units)
+            evaluation = evaluate(model, tokens, cold=cold, **units)
         else:
             training = run.corpus().train if dynamic is not None and dynamic.rule == "rms" else None
             evaluation = evaluate_adaptively(model, tokens, dynamic=dynamic, cache=cache, training=training, **units)

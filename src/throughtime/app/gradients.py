@@ -65,14 +65,36 @@ class Subject:
                 raise InputError(
                     f"--{flag} {getattr(self, flag)}: {self.run} has its own; expected it with --cell only, for a fresh network"
                 )
-        for flag, value in (("--lags", self.lags), ("--probe", self.probe)):
-            if value < 1:
+        for flag, value in (
+            ("--lags", self.lags),
+            ("--probe", self.probe),
+            ("--hidden", self.hidden),
+            ("--layers", self.layers),
+        ):
+            if value is not None and value < 1:
                 raise InputError(f"{flag} {value}: expected a whole number, at least 1")
 
     @property
     def steps(self) -> int:
         """T: every loss that is followed has the whole window before it."""
         return self.lags + self.probe - 1
+
+
+def check_size(subject: Subject, hidden: int, layers: int) -> None:
+    """Refuse what can't be recorded in the memory there is.
+
+    Raises:
+        InputError: With what is needed, and what to lower.
+    """
+    from throughtime.insight.report import ROWS
+    from throughtime.lm.memory import check_free
+
+    weights, activity = 4 * hidden * (2 * hidden + 2), subject.steps * ROWS * 12 * hidden
+    check_free(
+        4 * layers * (weights + activity),
+        f"{layers} {'layers' if layers > 1 else 'layer'} of {hidden} over --lags {subject.lags} and --probe {subject.probe}",
+        "--lags or --probe" if subject.run else "--hidden, --layers, --lags or --probe",
+    )
 
 
 @dataclass(frozen=True)
@@ -313,6 +335,7 @@ def _of_cell(subject: Subject) -> Found:
     hidden, layers = (
         default if value is None else value for value, default in ((subject.hidden, 64), (subject.layers, 1))
     )
+    check_size(subject, hidden, layers)
 
     def fresh(cell: str, names: str) -> "ModelRecording":
         torch.manual_seed(subject.seed)
@@ -346,6 +369,8 @@ def _of_run(subject: Subject) -> Found:
         tokens, reads = run.corpus().held_out, "on its held-out text"
     else:
         tokens, reads = _read(subject.text, run.tokenizer), f"on {subject.text}"
+    if len(tokens) > subject.steps:  # else it is refused for that
+        check_size(subject, config.hidden_size, config.num_layers)
     recorded = record_text(run.load_model("cpu"), tokens, subject.steps)
     norms = [line["gradient_norm"] for line in run.metrics() if line.get("gradient_norm") is not None]
     described = _described(config.cell, config.num_layers, config.hidden_size, f"trained, {subject.run}")

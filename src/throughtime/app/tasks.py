@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from throughtime.app.progress import duration
-from throughtime.app.terminal import messages, number
+from throughtime.app.terminal import Show, number, under_way
 from throughtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,24 +16,35 @@ if TYPE_CHECKING:
 
 
 def run_task(task: "Task", cells: Sequence[str], **options: Any) -> "Iterator[Result]":
-    """Train each cell in turn; what is under way shows on stderr where that is a terminal."""
+    """Train each cell in turn; what is under way is told on stderr."""
     from throughtime.insight.tasks import solve
 
-    for name, value in options.items():
-        if value is not None and name in ("hidden_size", "steps") and value < 1:
-            raise InputError(f"--{name.split('_')[0]} {value}: expected a whole number, at least 1")
-    console = messages()
     for cell in cells:
-        if not console.is_terminal:
-            yield solve(task, cell, **options)
-            continue
-        with console.status(f"{cell}: starting") as status:
+        with under_way(f"{cell}: starting") as show:
 
-            def show(step: int, loss: float, cell: str = cell) -> None:
-                status.update(f"{cell}: step {step:,} of {options['steps']:,}, loss {loss:.4f}")
+            def on_step(step: int, loss: float, cell: str = cell, show: Show = show) -> None:
+                show(f"{cell}: step {step:,} of {options['steps']:,}, loss {loss:.4f}")
 
-            result = solve(task, cell, **options, on_step=show)
+            result = solve(task, cell, **options, on_step=on_step)
         yield result
+
+
+def check_sizes(task: "Task", hidden: int, steps: int) -> None:
+    """Refuse what can't be trained.
+
+    Raises:
+        InputError: A number is below 1, or there is not enough memory for it.
+    """
+    from throughtime.insight.tasks import TEST_ROWS
+    from throughtime.lm.memory import check_free
+
+    for flag, value in (("--hidden", hidden), ("--steps", steps)):
+        if value < 1:
+            raise InputError(f"{flag} {value}: expected a whole number, at least 1")
+    weights, activity = 4 * hidden * (hidden + task.inputs + 2), task.length * TEST_ROWS * (6 * hidden + task.inputs)
+    check_free(
+        4 * (4 * weights + activity), f"{task.name} with T {task.length} and --hidden {hidden}", "--length or --hidden"
+    )
 
 
 def describe(task: "Task", console: Console) -> None:

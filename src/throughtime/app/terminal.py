@@ -1,7 +1,9 @@
 """What is printed: results go to stdout, everything said along the way goes to stderr, and nothing foreign commands a terminal."""
 
+import contextlib
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -9,6 +11,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from throughtime.plain import escape, printable, to_json
+
+SILENCE = 10.0  # seconds between two lines about what is under way, where there is no terminal
+Show = Callable[[str], None]
 
 
 class _SafeConsole(Console):
@@ -33,6 +38,29 @@ def messages() -> Console:
 def note(line: str, style: str = "") -> None:
     """Print one line on stderr, whatever is in it."""
     messages().print(Text(printable(line), style), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def under_way(line: str) -> Iterator[Show]:
+    """Show a line on stderr while something long is under way; it can be exchanged, at once on a terminal, else now and then.
+
+    Args:
+        line: What is shown first.
+    """
+    console = messages()
+    if console.is_terminal and not console.is_dumb_terminal:
+        with console.status(Text(printable(line))) as status:
+            yield lambda line: status.update(Text(printable(line)))
+        return
+    told = time.monotonic()
+
+    def tell(line: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= SILENCE:
+            told = time.monotonic()
+            note(line)
+
+    yield tell
 
 
 def print_json(record: dict[str, Any]) -> None:

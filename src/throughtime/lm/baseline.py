@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from throughtime.errors import InputError, unknown_name
 
+LONGEST = 20  # order of an n-gram
 SMOOTHINGS = ("kneser-ney", "witten-bell")
 _FALLBACK = np.array([0.0, 0.5, 1.0, 1.5])
 
@@ -35,11 +36,11 @@ class NGramBaseline:
     """An n-gram model over token ids.
 
     Args:
-        order: n, at least 1; the context is the n−1 tokens before.
+        order: n, 1 … `LONGEST`; the context is the n−1 tokens before.
         smoothing: "kneser-ney" or "witten-bell".
 
     Raises:
-        InputError: The order is below 1, or the smoothing unknown.
+        InputError: The order is out of range, or the smoothing unknown.
 
     Example:
         >>> import numpy as np
@@ -50,8 +51,8 @@ class NGramBaseline:
     """
 
     def __init__(self, order: int, smoothing: str = "kneser-ney") -> None:
-        if order < 1:
-            raise InputError(f"an n-gram of order {order}; expected at least 1")
+        if not 1 <= order <= LONGEST:
+            raise InputError(f"an n-gram of order {order}; expected from 1 to {LONGEST}")
         if smoothing not in SMOOTHINGS:
             raise unknown_name("smoothing", smoothing, SMOOTHINGS)
         self.order = order

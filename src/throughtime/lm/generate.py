@@ -380,6 +380,9 @@ def _until(pieces: Iterator[Piece], stop: Sequence[Piece]) -> Iterator[Piece]:
         yield held
 
 
+MOST_BEAMS = 1000
+
+
 @dataclass(frozen=True)
 class Beam:
     """A continuation that beam search found.
@@ -419,7 +422,7 @@ def beam_search(
         alphabet: The only characters that may be generated; see `allowed_tokens`. p is then of what is allowed.
 
     Raises:
-        InputError: `length` or `beams` is below 1, the penalty out of range, or the alphabet allows nothing.
+        InputError: `length` is below 1, `beams` or the penalty out of range, or the alphabet allows nothing.
 
     Example:
         >>> from throughtime.lm import ByteTokenizer, LanguageModel, ModelConfig
@@ -429,8 +432,8 @@ def beam_search(
         (2, 5)
     """
     _check_length(length)
-    if beams < 1:
-        raise InputError(f"--beams {beams}: expected at least 1")
+    if not 1 <= beams <= MOST_BEAMS:
+        raise InputError(f"--beams {beams}: expected from 1 to {MOST_BEAMS:,}")
     if not -10 <= length_penalty <= 10:
         raise InputError(f"--length-penalty {length_penalty}: expected a number from -10 to 10")
     opening = open_with(tokenizer, prompt, alphabet)

@@ -36,13 +36,28 @@ def check_fits(config: ModelConfig, batch: int, window: int, level: str) -> None
     Raises:
         InputError: With its size, what is free, and what to lower.
     """
-    needed, free = bytes_to_train(config, batch, window), free_bytes()
-    if free is None or needed <= free:
-        return
     vocabulary = "--vocabulary, " if level in ("word", "bpe") else ""
     other = "" if level in ("byte", "bpe") else ", or use --level byte or bpe"
-    raise InputError(
-        f"a vocabulary of {config.vocabulary_size:,} with --hidden {config.hidden_size}, --batch {batch} and --bptt {window} needs "
-        f"about {needed / 1e9:.1f} GB to train, but {free / 1e9:.1f} GB are free; lower {vocabulary}--hidden, --batch or "
-        f"--bptt{other}"
+    sizes = f"--hidden {config.hidden_size}, --batch {batch} and --bptt {window}"
+    check_free(
+        bytes_to_train(config, batch, window),
+        f"training a vocabulary of {config.vocabulary_size:,} with {sizes}",
+        f"{vocabulary}--hidden, --batch or --bptt{other}",
     )
+
+
+def check_free(needed: int, what: str, lower: str) -> None:
+    """Refuse what doesn't fit in the memory there is.
+
+    Args:
+        needed: Bytes.
+        what: Takes them, as the message says it.
+        lower: Which options to lower.
+
+    Raises:
+        InputError: With what is needed, what is free, and what to lower.
+    """
+    free = free_bytes()
+    if free is not None and needed > free:
+        about = f"about {needed / 1e9:,.1f}" if needed < 1e15 else "more than a million"
+        raise InputError(f"{what} needs {about} GB, but {free / 1e9:.1f} GB are free; lower {lower}")
