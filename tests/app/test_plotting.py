@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from throughtime import InputError
-from throughtime.app.plotting import _curve, plot_losses
+from throughtime.app.plotting import _drawn, plot_losses
 from throughtime.lm.run import open_run
 
 
@@ -26,8 +26,60 @@ def test_steps_that_were_taken_anew_are_drawn_once(run: Path, tmp_path: Path) ->
     text = "".join(f'{{"step": {step}, "seconds": {step}, "loss": {loss}}}\n' for step, loss in lines)
     (tmp_path / "run" / "metrics.jsonl").write_text(text + '{"event": "rollback", "step": 9, "to_step": 3}\n')
     opened = open_run(tmp_path / "run")
-    assert [point["step"] for point in _curve(opened)] == [1, 4, 8]
+    assert [point["step"] for point in _drawn(opened, False).curve] == [1, 4, 8]
     assert plot_losses([opened]).exists()
+
+
+def _named(run: Path, folder: Path, *names: str) -> list[Path]:
+    paths = [folder / name for name in names]
+    for path in paths:
+        shutil.copytree(run, path)
+    return paths
+
+
+def test_a_file_without_a_suffix_is_the_file_that_is_said(throughtime, run: Path, tmp_path: Path) -> None:
+    ended = throughtime("plot", run, "--out", tmp_path / "picture")
+    assert ended.out.strip() == str(tmp_path / "picture.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_every_name_is_in_the_legend_as_it_is(throughtime, run: Path, tmp_path: Path, monkeypatch) -> None:
+    """Warnings are errors here: a letter that no font has may not warn either."""
+    from matplotlib.figure import Figure
+
+    drawn: list[list[str]] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, *args, **more: (
+            drawn.append([text.get_text() for text in self.axes[0].get_legend().get_texts()]),
+            save(self, *args, **more),
+        ),
+    )
+    names = ["_x", "a$^$b", "$", "b\udce9", "e\x1b[2Jf", "g\u202eh"]
+    paths = _named(run, tmp_path, *names, "中文", "\U000e0041\U0001fae8")
+    ended = throughtime("plot", *paths, "--out", tmp_path / "all.png")
+    assert ended.code == 0
+    shown = [name for name in drawn[0] if not name.startswith("held out")]
+    assert shown[:6] == ["_x", "a$^$b", "$", "b\\udce9", "e\\x1b[2Jf", "g\\u202eh"]
+    assert shown[6] in ("中文", "\\u4e2d\\u6587")
+    assert throughtime("plot", paths[3]).out.strip() == str(tmp_path / "b\\udce9" / "loss.png")
+
+
+def test_tokens_of_different_kinds_are_drawn_in_bits_per_character(
+    throughtime, run: Path, text: Path, tmp_path: Path
+) -> None:
+    small = ("--steps", 12, "--hidden", 8, "--batch", 4, "--bptt", 16)
+    assert throughtime("train", text, "--out", tmp_path / "words", "--level", "word", *small).code == 0
+    assert throughtime("plot", run, "--out", tmp_path / "one.svg").code == 0
+    assert throughtime("plot", run, tmp_path / "words", "--out", tmp_path / "two.svg").code == 0
+    assert "nats per token" in (tmp_path / "one.svg").read_text()
+    assert "bits per character" in (tmp_path / "two.svg").read_text()
+    assert (
+        f"held out: {open_run(tmp_path / 'words').results['held_out']['bits_per_character']:.3f}"
+        in (tmp_path / "two.svg").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ The parts stand in `app/page/` as they are, with no build step; a page is these 
 
 import html
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def render(name: str, title: str, data: Any) -> str:
             escapes), and no "<" in it can end the element that it stands in.
 
     Example:
+        >>> "<title>{{data}}</title>" in render("explain", "{{data}}", {})
+        True
         >>> page = render("explain", "a & b", {"word": "</script>\u2028"})
         >>> "a &amp; b" in page, page.count("</script>") == page.count("<script"), r"\u003c/script>\u2028" in page
         (True, True, True)
@@ -36,10 +39,8 @@ def render(name: str, title: str, data: Any) -> str:
         "scripts": "\n".join(scripts),
         "data": json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c"),
     }
-    page = _part("page.html")
-    for place, part in filled.items():  # the data last, so that nothing is looked for in it
-        page = page.replace("{{" + place + "}}", part)
-    return page
+    # Every place at once, so that nothing is looked for in what is filled in.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], _part("page.html"))
 
 
 def write(path: Path, name: str, title: str, data: Any) -> None:
