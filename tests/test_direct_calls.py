@@ -140,15 +140,6 @@ def test_a_traced_layer_holds_the_operator():
         assert torch.equal(traced(other)[0], case.layer(other)[0])
 
 
-def test_mapping_a_function_over_a_layer_is_refused():
-    case, xs = Case(), torch.randn(2, 6, 3, 3)
-    with (
-        torch.no_grad(),
-        pytest.raises(RuntimeError, match="Batching rule not implemented for throughtime::recurrence"),
-    ):
-        torch.func.vmap(lambda x: case.layer(x)[0])(xs)
-
-
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
 @pytest.mark.parametrize("lengths", [False, True])
 def test_both_passes_share_a_plan_and_a_third_has_its_own(plans, options, lengths):
@@ -266,13 +257,6 @@ def test_a_graph_made_before_dispatch_holds_the_operator():
         assert FORWARD in graph.code
         other = torch.randn(6, 3, 3)
         assert torch.equal(graph(other), case.layer(other)[0])
-
-
-def test_many_gradients_at_once_are_refused():
-    case = Case()
-    output, _ = case.forward()
-    with pytest.raises(RuntimeError, match="Batching rule not implemented for throughtime::recurrence_backward"):
-        torch.autograd.grad(output, case.x, torch.ones(2, *output.shape), is_grads_batched=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"zoneout": 0.1}, {"reset_after": False}, {"bidirectional": True}])

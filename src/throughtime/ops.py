@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch._C._autograd import _profiler_enabled
 from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
 from torch.nn.functional import dropout, linear, one_hot
 from torch.nn.functional import embedding as look_up
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -133,6 +134,14 @@ class Stack:
         return 2 if self.bidirectional else 1
 
 
+_NO_RULE = "they have no rule for torch.func's transforms and forward-mode differentiation"
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is on: those the equations serve, in plain torch."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, reset: Tensor | None = None) -> str:
     """Return the fastest backend that is right for the request, or the named one.
 
@@ -143,7 +152,8 @@ def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, r
         NotImplementedError: The named backend can't serve the request.
     """
     cell, is_auto = stack.whole_cell, stack.backend == "auto"
-    refusals = {"native": native.refusal(cell, input)}
+    is_transformed = _is_transformed()
+    refusals = {"native": _NO_RULE if is_transformed else native.refusal(cell, input)}
     if is_auto and refusals["native"] and refusals["native"] == native.missing:
         native.warn_of_absence()
     if is_auto and torch.compiler.is_compiling():
@@ -152,6 +162,8 @@ def choose_backend(stack: Stack, input: Tensor, lengths: Tensor | None = None, r
     if is_auto and not refusals["native"]:
         return "native"
     refusals["torch"] = torch_fused.refusal(cell, reset)
+    if is_auto and is_transformed:
+        return "reference"
     if stack.recompute_every:
         refusals["torch"] = "it keeps all that its backward pass needs"
     if is_auto:
@@ -327,6 +339,9 @@ def _recur(*arguments: Any) -> tuple[Tensor, Tensors]:
     Through it, and checked anew for the backward pass, a training call takes 85 µs longer: as long as some twenty steps of a
     single row (docs/log.md).
     """
+    if _is_transformed():
+        output, final, _ = _compute_openly(*arguments)
+        return output, final
     input, initial, parameters, lengths, reset, masks, _, _, _, backend, batch_sizes, _, _ = arguments
     if backend != "native" or _is_watched(input, *initial, *parameters, lengths, reset, *masks, batch_sizes):
         output, final, _ = torch.ops.throughtime.recurrence.default(*arguments)
@@ -408,6 +423,30 @@ def _recurrence(
     output = result.outputs if packing is None else packing.pack(result.outputs)
     # An operator's outputs must not alias its inputs, and an all-empty batch would hand the initial state through.
     return output, [s.clone() for s in result.final_state], saved
+
+
+def _compute_openly(
+    input: Tensor,
+    initial: Tensors,
+    parameters: Tensors,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensors,
+    cell: str,
+    reverse: bool,
+    keep: bool,
+    backend: str,
+    batch_sizes: Tensor | None = None,
+    recompute_every: int = 0,
+    bidirectional: bool = False,
+) -> tuple[Tensor, Tensors, Tensors]:
+    """Compute with the equations above the operator, where whatever transforms torch's operators sees each of them."""
+    if bidirectional:
+        raise NotImplementedError(f"backend {backend!r}: {_NO_RULE}; call it with reverse false and true")
+    packing = None if batch_sizes is None else _Packing(batch_sizes, input.device)
+    result = _run_reference(find(cell), input, initial, parameters, lengths, reset, reverse, masks, packing)
+    output = result.outputs if packing is None else packing.pack(result.outputs)
+    return output, list(result.final_state), []
 
 
 def _check_recompute(recompute_every: int) -> None:
@@ -669,25 +708,40 @@ class _Recurrence(torch.autograd.Function):
         tensors = ctx.saved_tensors  # each access makes them anew, and checkpointing allows one
         given, (output, *saved) = tensors[:count], tensors[count:]
         input, initial, parameters, masks, lengths, reset, batch_sizes = _unflatten(ctx.counts, given)
-        rest, more = ctx.rest
-        _, _, needs_input, _ = rest
+        (cell, reverse, needs_input, backend), (recompute_every, bidirectional) = ctx.rest
         plan, ctx.plan = ctx.plan, None  # what it keeps goes when autograd's own tensors go; a second pass plans anew
-        is_watched = torch.is_grad_enabled() or _is_watched(*grads, *given, output, *saved) or _are_batched(grads)
+        is_open = _are_batched(grads) or _is_transformed()
+        is_watched = torch.is_grad_enabled() or is_open or _is_watched(*grads, *given, output, *saved)
         plan = None if plan is None or is_watched else plan.take_up(input, initial, parameters)
         # The derivative of the derivative is asked for by running this pass with gradients on.
-        with contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+        seen = is_open or torch.is_grad_enabled()
+        with contextlib.nullcontext() if seen else torch._C._AutoDispatchBelowAutograd():
             if plan is not None:
                 made = grads[0], grads[1 : 1 + states], input, output, saved
-                grad_input, grad_initial, grad_parameters = plan.backward(*made, needs_input, more[0])
+                made = plan.backward(*made, needs_input, recompute_every)
+            elif is_open:
+                grad_output, grad_final = _filled(grads, output, initial)
+                ways = (False, True) if bidirectional else (reverse,)
+                again = input, initial, parameters, lengths, reset, masks, batch_sizes
+                made = _backpropagate_openly(find(cell), ways, grad_output, grad_final, *again)
             else:
-                grad_output = torch.zeros_like(output) if grads[0] is None else grads[0]
-                grad_final = [torch.zeros_like(s) if g is None else g for g, s in zip(grads[1:], initial, strict=False)]
-                grad_input, grad_initial, grad_parameters = torch.ops.throughtime.recurrence_backward.default(
-                    *(grad_output, grad_final, input, initial, parameters, output, saved, lengths, reset, masks, *rest),
-                    *(batch_sizes, *more),
+                grad_output, grad_final = _filled(grads, output, initial)
+                made = torch.ops.throughtime.recurrence_backward.default(
+                    *(grad_output, grad_final, input, initial, parameters, output, saved, lengths, reset, masks),
+                    *(cell, reverse, needs_input, backend, batch_sizes, recompute_every, bidirectional),
                 )
+        grad_input, grad_initial, grad_parameters = made
         wanted = [grad_input if needs_input else None, *grad_initial, *grad_parameters]
         return *[None] * 5, *wanted, *[None] * (drawn + 3)
+
+
+def _filled(grads: Sequence[Tensor | None], output: Tensor, initial: Sequence[Tensor]) -> tuple[Tensor, Tensors]:
+    """Return the gradients of output and final state, zeros where there are none."""
+    own, *others = [
+        torch.zeros_like(like) if grad is None else grad
+        for grad, like in zip(grads, (output, *initial), strict=False)  # those of what is kept follow
+    ]
+    return own, others
 
 
 def _are_batched(grads: Sequence[Tensor | None]) -> bool:
@@ -734,6 +788,9 @@ def _differentiable(
     bidirectional: bool = False,
 ) -> tuple[Tensor, Tensors, Tensors]:
     """Run the operator, and keep its derivative where one is wanted."""
+    if is_watched and _is_transformed():
+        given = input, initial, parameters, lengths, reset, masks, cell, reverse, keep, backend
+        return _compute_openly(*given, batch_sizes, recompute_every, bidirectional)
     rest = cell, reverse, keep, backend, recompute_every, bidirectional
     tensors = input, *initial, *parameters
     if not (torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)):
@@ -750,6 +807,37 @@ def _with_gradient(*arguments: Any, **more: Any) -> tuple[Tensor, Tensors, Tenso
 
 
 _library.impl("recurrence", _with_gradient, "Autograd")
+
+
+def _backpropagate_openly(
+    kind: Cell,
+    ways: Sequence[bool],
+    grad_output: Tensor,
+    grad_final: Sequence[Tensor],
+    input: Tensor,
+    initial: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, Tensors, Tensors]:
+    """Backpropagate with the equations, in plain torch that whatever transforms it sees; `ways` says which are reverse."""
+    dtype, drawn = parameters[-1].dtype, Masks.from_list(list(masks), kind.masks)
+    packing = None if batch_sizes is None else _Packing(batch_sizes, input.device)
+    if packing is not None:
+        grad_output, input, lengths = packing.pad(grad_output), packing.pad(input), packing.lengths
+    gradients = []
+    own = zip(*(shares(list(part), len(ways)) for part in (grad_final, initial, parameters)), strict=True)
+    for reverse, grad, (finals, states, weights) in zip(ways, grad_output.chunk(len(ways), -1), own, strict=True):
+        rounded = Parameters.from_list(_cast(weights, grad_output.dtype), kind.extra)
+        rest = lengths, reset, reverse, drawn
+        result = sequence.forward(kind, _as_vectors(input, rounded.weight_ih, lengths), tuple(states), rounded, *rest)
+        gradients.append(sequence.backward(kind, grad, tuple(finals), result.saved, rounded, *rest))
+    grad_input = torch.stack([gradient.inputs for gradient in gradients]).sum(0)
+    grad_parameters = _cast([p for gradient in gradients for p in gradient.parameters.to_list()], dtype)
+    grad_initial = [s for gradient in gradients for s in gradient.initial_state]
+    return grad_input if packing is None else packing.pack(grad_input), grad_initial, grad_parameters
 
 
 def _save_twice(ctx, inputs, output) -> None:
@@ -772,28 +860,15 @@ def _differentiate_twice(ctx, grad_grad_input, grad_grad_initial, grad_grad_para
     cell, ways, needs_input = ctx.rest
     kind = find(cell)
     *tensors, lengths, reset, batch_sizes = ctx.saved_tensors
-    packing = None if batch_sizes is None else _Packing(batch_sizes, tensors[0].device)
-    masks, tensors = Masks.from_list(list(tensors[:drawn]), kind.masks), tensors[drawn:]
+    masks, tensors = tensors[:drawn], tensors[drawn:]
     with torch.enable_grad():
         leaves = [_as_leaf(t) for t in tensors]
         grad_output, *others = leaves
         grad_final, others = others[:states], others[states:]
         input, *others = others
-        places = input
-        if packing is not None:
-            grad_output, places, lengths = packing.pad(grad_output), packing.pad(input), packing.lengths
-        gradients = []
-        own = zip(*(shares(part, len(ways)) for part in (grad_final, others[:states], others[states:])), strict=True)
-        for reverse, grad, (finals, initial, weights) in zip(ways, grad_output.chunk(len(ways), -1), own, strict=True):
-            parameters = Parameters.from_list(_cast(weights, grad_output.dtype), kind.extra)
-            rest = lengths, reset, reverse, masks
-            x = _as_vectors(places, parameters.weight_ih, lengths)
-            result = sequence.forward(kind, x, tuple(initial), parameters, *rest)
-            gradients.append(sequence.backward(kind, grad, tuple(finals), result.saved, parameters, *rest))
-        grad_input = torch.stack([gradient.inputs for gradient in gradients]).sum(0)
-        grad_input = grad_input if packing is None else packing.pack(grad_input)
-        grad_parameters = _cast([p for gradient in gradients for p in gradient.parameters.to_list()], tensors[-1].dtype)
-    results = [*(s for gradient in gradients for s in gradient.initial_state), *grad_parameters]
+        given = input, others[:states], others[states:], lengths, reset, masks, batch_sizes
+        grad_input, grad_initial, grad_parameters = _backpropagate_openly(kind, ways, grad_output, grad_final, *given)
+    results = [*grad_initial, *grad_parameters]
     weights = [*grad_grad_initial, *grad_grad_parameters]
     if needs_input:
         results, weights = [grad_input, *results], [grad_grad_input, *weights]

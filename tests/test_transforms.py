@@ -1,0 +1,208 @@
+"""torch.func's transforms, forward mode and batched gradients: right for every cell and option, or an error; never a silent zero.
+
+J v, by forward mode through the equations, and Jᵀ u, by the backward pass of whatever computes a plain call, must agree:
+⟨u, J v⟩ = ⟨Jᵀ u, v⟩.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from comparison import HAS_NATIVE
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+import throughtime
+
+LAYERS = {
+    "rnn": throughtime.RNN,
+    "rnn_relu": lambda *a, **k: throughtime.RNN(*a, nonlinearity="relu", **k),
+    "lstm": throughtime.LSTM,
+    "lstm_projected": lambda *a, **k: throughtime.LSTM(*a, proj_size=2, **k),
+    "lstm_variant": lambda *a, **k: throughtime.LSTM(*a, peepholes=True, coupled=True, layer_norm=True, **k),
+    "gru": throughtime.GRU,
+    "gru_reset_before": lambda *a, **k: throughtime.GRU(*a, reset_after=False, **k),
+    "gru_variant": lambda *a, **k: throughtime.GRU(*a, layer_norm=True, zoneout=0.3, recurrent_dropout=0.3, **k),
+}
+
+
+def make(name: str, **options) -> nn.Module:
+    """Return a layer that draws no masks: transforms let nobody draw, unless they are told to."""
+    return LAYERS[name](3, 4, **options).double().eval()
+
+
+def by_parameters(layer: nn.Module, **options):
+    """Return the layer's output as a function of input and parameters, drawing the same masks in each call."""
+    names = [name for name, _ in layer.named_parameters()]
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return functional_call(layer, dict(zip(names, parameters, strict=True)), (x,), options)[0]
+
+    return run, tuple(p.detach() for p in layer.parameters())
+
+
+def inner(left, right) -> float:
+    return sum(float((a * b).sum()) for a, b in zip(left, right, strict=True))
+
+
+@given(
+    name=st.sampled_from(list(LAYERS)),
+    num_layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    batch_first=st.booleans(),
+    bias=st.booleans(),
+    steps=st.integers(1, 5),
+    batch=st.integers(1, 3),
+    ragged=st.booleans(),
+    resets=st.booleans(),
+    is_frozen=st.booleans(),
+    by=st.sampled_from(["jvp", "dual", "vjp"]),
+    seed=st.integers(0, 99),
+)
+def test_forward_mode_agrees_with_the_backward_pass(
+    name, num_layers, bidirectional, batch_first, bias, steps, batch, ragged, resets, is_frozen, by, seed
+):
+    torch.manual_seed(seed)
+    layer = make(name, num_layers=num_layers, bidirectional=bidirectional, batch_first=batch_first, bias=bias)
+    layer.requires_grad_(not is_frozen).train(by != "vjp")
+    shape = (batch, steps) if batch_first else (steps, batch)
+    options = {"lengths": torch.randint(0, steps + 1, (batch,))} if ragged else {}
+    options |= {"reset": torch.rand(shape) < 0.3} if resets else {}
+    run, parameters = by_parameters(layer, **options)
+    given = torch.randn(*shape, 3, dtype=torch.float64), *parameters
+    directions = tuple(map(torch.randn_like, given))
+    leaves = [t.clone().requires_grad_() for t in given]
+    output = run(*leaves)
+    u = torch.randn_like(output)
+    backward = torch.autograd.grad(output, leaves, u, allow_unused=True)
+    backward = [torch.zeros_like(t) if g is None else g for g, t in zip(backward, leaves, strict=True)]
+    expected = inner(backward, directions)
+    if by == "jvp":
+        value, tangent = jvp(run, given, directions)
+    elif by == "dual":
+        with forward_ad.dual_level():
+            value, tangent = forward_ad.unpack_dual(run(*map(forward_ad.make_dual, given, directions)))
+            tangent = torch.zeros_like(value) if tangent is None else tangent
+    else:
+        value, pull = vjp(run, *given)
+        torch.testing.assert_close(list(pull(u)), backward, rtol=1e-10, atol=1e-11)
+        tangent = None
+    torch.testing.assert_close(value, output, rtol=1e-11, atol=1e-12)
+    if tangent is not None:
+        assert inner([tangent], [u]) == pytest.approx(expected, rel=1e-9, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_jacobians_and_hessians_of_every_kind(name):
+    layer, x = make(name), torch.randn(4, 2, 3, dtype=torch.float64)
+    run, parameters = by_parameters(layer)
+    expected = torch.autograd.functional.jacobian(lambda x: run(x, *parameters), x)
+    for jacobian in (jacfwd, jacrev):
+        torch.testing.assert_close(jacobian(run)(x, *parameters), expected, rtol=1e-9, atol=1e-11)
+    loss = lambda x: run(x, *parameters).square().sum()  # noqa: E731
+    expected = torch.autograd.functional.hessian(loss, x)
+    torch.testing.assert_close(hessian(loss)(x), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_per_sample_gradients_and_ensembles(name):
+    layer, x = make(name), torch.randn(4, 3, 3, dtype=torch.float64)
+    run, parameters = by_parameters(layer)
+    loss = lambda parameters, row: run(row[:, None], *parameters).square().sum()  # noqa: E731
+    together = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
+    for row in range(3):
+        for each, alone in zip(together, grad(loss)(parameters, x[:, row]), strict=True):
+            torch.testing.assert_close(each[row], alone, rtol=1e-10, atol=1e-12)
+    both = vmap(loss, in_dims=(0, None))(tuple(torch.stack([p, 2 * p]) for p in parameters), x[:, 0])
+    torch.testing.assert_close(both[1], loss(tuple(2 * p for p in parameters), x[:, 0]))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_many_gradients_at_once(name, bidirectional):
+    layer, x = make(name, bidirectional=bidirectional), torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    output = layer(x)[0]
+    leaves, many = [x, *layer.parameters()], torch.randn(3, *output.shape, dtype=torch.float64)
+    at_once = torch.autograd.grad(output, leaves, many, is_grads_batched=True, retain_graph=True)
+    mapped = vmap(lambda g: torch.autograd.grad(output, leaves, g, retain_graph=True))(many)
+    for number in range(3):
+        for a, m, e in zip(
+            at_once, mapped, torch.autograd.grad(output, leaves, many[number], retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(a[number], e, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(m[number], e, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradcheck_in_every_mode(name):
+    run, parameters = by_parameters(make(name))
+    given = [t.clone().requires_grad_() for t in (torch.randn(2, 2, 3, dtype=torch.float64), *parameters)]
+    modes = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    assert torch.autograd.gradcheck(run, given, **modes)
+    assert torch.autograd.gradgradcheck(lambda x: run(x, *given[1:]), given[:1], check_batched_grad=True)
+
+
+def test_token_ids_and_an_embedding():
+    layer, ids = make("gru"), torch.randint(0, 3, (4, 2))
+    one_hot, parameters = by_parameters(layer)
+    directions = tuple(map(torch.randn_like, parameters))
+    vectors = nn.functional.one_hot(ids, 3).double()
+    tangents = [jvp(lambda *p, x=x: one_hot(x, *p), parameters, directions)[1] for x in (ids, vectors)]
+    torch.testing.assert_close(*tangents)
+    embedding = torch.randn(7, 3, dtype=torch.float64)
+    by_table = lambda e: layer(ids, embedding=e)[0]  # noqa: E731
+    looked_up = lambda e: layer(e[ids])[0]  # noqa: E731
+    for one, other in zip(
+        jvp(by_table, (embedding,), (embedding,)), jvp(looked_up, (embedding,), (embedding,)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    two = vmap(lambda i: layer(i)[0])(torch.stack([ids, ids.flip(0)]))
+    torch.testing.assert_close(two[1], layer(ids.flip(0))[0])
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_operator_itself_never_answers_zero(bidirectional):
+    layer, x = make("gru", bidirectional=bidirectional), torch.randn(4, 2, 3, dtype=torch.float64)
+    parameters = [p.detach() for p in layer.parameters()]
+    state = [torch.zeros(2, 4, dtype=torch.float64)] * (1 + bidirectional)
+
+    def run(x: Tensor) -> Tensor:
+        given = (x, state, parameters, None, None, [], "gru", False, False, "native", None, 0, bidirectional)
+        return torch.ops.throughtime.recurrence.default(*given)[0]
+
+    if bidirectional:
+        with pytest.raises(NotImplementedError, match=r"no rule for torch\.func's transforms and forward-mode"):
+            jvp(run, (x,), (x,))
+        return
+    expected = jvp(lambda x: layer(x)[0], (x,), (x,))[1]
+    torch.testing.assert_close(jvp(run, (x,), (x,))[1], expected)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(run(forward_ad.make_dual(x, x))).tangent
+    torch.testing.assert_close(tangent, expected)
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+def test_a_backend_that_has_no_rule_says_so():
+    layer, x = make("gru", backend="native"), torch.randn(4, 2, 3, dtype=torch.float64)
+    for transformed in (lambda: jvp(lambda x: layer(x)[0], (x,), (x,)), lambda: vmap(lambda x: layer(x)[0])(x[None])):
+        with pytest.raises(NotImplementedError, match=r"'native' can't serve this request: .* no rule for torch\.func"):
+            transformed()
+
+
+def test_a_transform_can_be_compiled():
+    """In a process of its own, since the equations' shape checks, which tests are run with, can't be traced."""
+    script = """
+import torch, throughtime
+layer, x = throughtime.GRU(3, 4), torch.randn(4, 2, 3)
+tangent = lambda x: torch.func.jvp(lambda x: layer(x)[0], (x,), (x,))[1]
+found = torch.compile(tangent, fullgraph=True, backend="aot_eager")(x)
+torch.testing.assert_close(found, tangent(x))
+assert found.any()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
