@@ -1,6 +1,7 @@
 """Settings for the whole run; the comparison helper stands in comparison.py."""
 
 import os
+import signal
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 
@@ -8,6 +9,9 @@ import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
+
+# A shell starts what runs in the background with Ctrl-C ignored; tests send it, to themselves and to what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # THROUGHTIME_NATIVE=FILE runs the tests on another build of the kernels, as `make sanitize` does; "none" runs them without.
 if (built := os.environ.get("THROUGHTIME_NATIVE")) == "none":

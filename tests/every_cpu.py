@@ -77,7 +77,7 @@ def main() -> int:
         closing = re.findall(r"=* ?(\d+ (?:passed|failed|skipped|error).*?)(?: in .*)?$", printed, re.M)
         print(f"{name:20} {(closing or [f'exit code {code}'])[-1]}, {time.perf_counter() - began:.0f} s", flush=True)
         if code:
-            print(*re.findall(r"^(?:FAILED|ERROR|E  ).*", printed, re.M) or [printed[-3000:]], sep="\n", flush=True)
+            print(*re.findall(r"^(?:FAILED|ERROR) .*", printed, re.M) or [printed[-3000:]], sep="\n", flush=True)
     return int(failed > 0)
 
 
