@@ -6,6 +6,7 @@ import pytest
 
 from throughtime import InputError
 from throughtime.app.plotting import _drawn, plot_losses
+from throughtime.lm.metrics import line_of
 from throughtime.lm.run import open_run
 
 
@@ -23,8 +24,9 @@ def test_a_picture_of_the_loss_is_put_in_the_run(throughtime, run: Path, tmp_pat
 def test_steps_that_were_taken_anew_are_drawn_once(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     lines = [(1, 3.0), (5, 2.0), (9, 9.0), (4, 2.5), (8, 1.5)]
-    text = "".join(f'{{"step": {step}, "seconds": {step}, "loss": {loss}}}\n' for step, loss in lines)
-    (tmp_path / "run" / "metrics.jsonl").write_text(text + '{"event": "rollback", "step": 9, "to_step": 3}\n')
+    records = [{"step": step, "seconds": step, "loss": loss} for step, loss in lines]
+    records.append({"event": "rollback", "step": 9, "to_step": 3})
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(map(line_of, records)))
     opened = open_run(tmp_path / "run")
     assert [point["step"] for point in _drawn(opened, False).curve] == [1, 4, 8]
     assert plot_losses([opened]).exists()

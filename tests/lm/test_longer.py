@@ -1,6 +1,5 @@
 """A run that is trained longer than was planned: on a schedule of its own, to the bit, and never for the worse."""
 
-import importlib
 import os
 import signal
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from throughtime import InputError
-from throughtime.lm import TrainingOptions, evaluate, open_run, resume, train
+from throughtime.lm import Run, TrainingOptions, evaluate, open_run, resume, train
 from throughtime.training import Budget
 from throughtime.training.checkpoint import load
 
@@ -151,7 +150,7 @@ def test_a_crash_between_the_weights_and_the_results_is_made_good(run, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(importlib.import_module("throughtime.lm.train"), "save_json", crash)
+        patched.setattr(Run, "save_results", crash)
         with pytest.raises(KeyboardInterrupt):
             resume(run, longer=Budget(steps=60))
     summary = resume(run)

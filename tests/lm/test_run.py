@@ -12,7 +12,7 @@ from throughtime import InputError
 from throughtime.app.plotting import plot_losses
 from throughtime.lm import TrainingOptions, open_run, resume, train
 from throughtime.lm.run import CHECKPOINT, CONFIG, GENERATION, METRICS, MODEL, RESULTS, TOKENIZER, file_digest
-from throughtime.training.checkpoint import load, save
+from throughtime.training.checkpoint import load, load_json, save, save_json
 from throughtime.training.files import create_beside
 
 SMALL = {"hidden": 16, "batch": 4, "bptt": 16, "steps": 30}
@@ -75,7 +75,8 @@ def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
 
 
 def test_an_exchanged_text_is_refused_on_resume(run):
-    change_json(run / "data" / "corpus.json", boundary=100)
+    description = load_json(run / "data" / "corpus.json", sealed=True)
+    save_json(run / "data" / "corpus.json", description | {"boundary": 100}, sealed=True)
     with pytest.raises(InputError, match=r"corpus\.json: altered since checkpoint"):
         resume(run)
 
@@ -250,3 +251,71 @@ def test_a_resume_that_is_refused_holds_nothing(run):
         with pytest.raises(InputError, match="altered"):
             resume(run)
     assert not (run / ".lock").exists()
+
+
+def test_a_text_cut_short_while_it_is_trained_on_ends_with_a_line(stopped, tmp_path):
+    def cut(report):
+        os.truncate(tmp_path / "new" / "data" / "tokens.bin", 10)
+
+    with pytest.raises(InputError, match="cut short while it was being read"):
+        train([stopped.parent / "text.txt"], tmp_path / "new", TrainingOptions(**SMALL), cut)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("boundary", -5),
+        ("boundary", 10**9),
+        ("boundary", 0),
+        ("boundary", 1.5),
+        ("tokens", -1),
+        ("tokens", True),
+        ("dtype", "float32"),
+        ("dtype", "object"),
+        ("dtype", ["uint8"]),
+        ("dtype", 3),
+        ("tokens_sha256", None),
+        ("tokens_sha256", "0" * 64),
+        ("tokenizer", []),
+        ("tokenizer", {"level": "char", "characters": "abc"}),
+        ("tokenizer", {"level": []}),
+        ("tokenizer", {"level": "char", "characters": "", "sequences": {}}),
+        ("sources", None),
+        ("sources", [3]),
+        ("sources", [{"path": 1}]),
+        ("left_out", {}),
+        ("left_out", [["a"]]),
+        ("left_out", [[1, 2, 3]]),
+    ],
+)
+def test_a_forged_description_of_the_text_is_refused(run, name, value):
+    path = run / "data" / "corpus.json"
+    description = load_json(path, sealed=True)
+    save_json(path, description | {name: value}, sealed=True)
+    renew_digests(run)
+    for reader in (lambda run: open_run(run).corpus(), resume):
+        with pytest.raises(InputError):
+            reader(run)
+
+
+def test_a_part_of_the_text_overwritten_is_refused(run):
+    tokens = run / "data" / "tokens.bin"
+    data = bytearray(tokens.read_bytes())
+    data[: len(data) // 3] = bytes(len(data) // 3)
+    tokens.write_bytes(data)
+    for reader in (lambda run: open_run(run).corpus(), resume):
+        with pytest.raises(InputError, match="altered since it was encoded"):
+            reader(run)
+
+
+def test_every_flipped_bit_of_a_file_that_is_read_is_refused(run):
+    resume(run)  # so that there are results
+    for name in [*FILES, "data/corpus.json"]:
+        data = (run / name).read_bytes()
+        for place in range(0, 8 * len(data), max(8 * len(data) // 12, 1)):
+            spoilt = bytearray(data)
+            spoilt[place // 8] ^= 1 << place % 8
+            (run / name).write_bytes(spoilt)
+            with pytest.raises(InputError, match=name.rpartition("/")[2]):
+                read_all(run)
+        (run / name).write_bytes(data)

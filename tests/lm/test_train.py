@@ -14,6 +14,7 @@ from tensorboardX.proto import event_pb2
 import throughtime
 from throughtime import InputError
 from throughtime.lm import LanguageModel, TrainingOptions, evaluate, generate, open_run, resume, train
+from throughtime.lm.stored_tokens import StoredTokens
 from throughtime.training import NonFiniteError
 from throughtime.training.checkpoint import load
 
@@ -406,9 +407,12 @@ def test_what_is_no_run_is_said(tmp_path):
         open_run(tmp_path)
 
 
-def test_a_memory_mapped_corpus_trains(text, tmp_path):
+def test_a_corpus_stays_in_its_file(text, tmp_path):
     train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1}))
-    assert isinstance(open_run(tmp_path / "run").corpus().train, np.memmap)
+    corpus = open_run(tmp_path / "run").corpus()
+    assert isinstance(corpus.train, StoredTokens)
+    whole = np.fromfile(tmp_path / "run" / "data" / "tokens.bin", dtype=corpus.train.dtype)
+    assert np.array_equal(np.concatenate([corpus.train, corpus.held_out]), whole)
 
 
 def test_the_options_in_the_run_given_back_make_the_same_run(text, tmp_path):

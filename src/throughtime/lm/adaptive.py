@@ -18,7 +18,7 @@ from throughtime.errors import InputError, unknown_name
 from throughtime.lm.evaluate import CARRIED, FRESH, Evaluation, summarise
 from throughtime.lm.model import LanguageModel
 from throughtime.training import Streams
-from throughtime.training.tbptt import detach
+from throughtime.training.tbptt import Tokens, detach
 
 RULES = ("rms", "sgd")
 _SEGMENT = 256  # tokens read at a time where nothing is learned from a segment
@@ -114,7 +114,7 @@ def evaluate_adaptively(
     *,
     dynamic: DynamicEvaluation | None = None,
     cache: NeuralCache | None = None,
-    training: NDArray[np.integer] | None = None,
+    training: Tokens | None = None,
     characters: int | None = None,
     bytes: int | None = None,
     unknown_id: int | None = None,
@@ -211,7 +211,7 @@ def _segments(tokens: NDArray[np.integer], eos_id: int | None, segment: int) -> 
 class _Update:
     """The step that follows a segment."""
 
-    def __init__(self, model: LanguageModel, how: DynamicEvaluation, training: NDArray[np.integer] | None) -> None:
+    def __init__(self, model: LanguageModel, how: DynamicEvaluation, training: Tokens | None) -> None:
         self._weights = list(model.parameters())
         self._how = how
         if how.rule == "rms":
@@ -238,7 +238,7 @@ class _Update:
                 weight.add_(self._back[place] * (self._trained[place] - weight) - step)
 
 
-def _mean_squares(model: LanguageModel, training: NDArray[np.integer], segment: int) -> list[Tensor]:
+def _mean_squares(model: LanguageModel, training: Tokens, segment: int) -> list[Tensor]:
     """Return the mean square of each weight's gradient over segments of training text, read in parallel streams."""
     device = next(model.parameters()).device
     weights = list(model.parameters())

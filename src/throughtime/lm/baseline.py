@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from throughtime.errors import InputError, unknown_name
+from throughtime.training.tbptt import Tokens
 
 LONGEST = 20  # order of an n-gram
 SMOOTHINGS = ("kneser-ney", "witten-bell")
@@ -60,7 +61,7 @@ class NGramBaseline:
         self.vocabulary_size = 0
         self._orders: list[_Order] = []
 
-    def fit(self, tokens: NDArray[np.integer], vocabulary_size: int) -> "NGramBaseline":
+    def fit(self, tokens: Tokens, vocabulary_size: int) -> "NGramBaseline":
         """Count the n-grams of all orders up to the model's; return the model."""
         self.vocabulary_size = vocabulary_size
         counted = []

@@ -1,4 +1,4 @@
-"""Files and folders of text, encoded once into a memory-mapped array of token ids.
+"""Files and folders of text, encoded once into a file of token ids.
 
 Text is read as UTF-8, strictly, and taken as it stands: line ends are not translated, and files follow each other without
 a separator. A byte-order mark at the start of a file is dropped; at level "byte" it stays. Where lines or files are sequences,
@@ -8,7 +8,6 @@ each is ended by an end-of-sequence token, empty lines are left out, and the seq
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +36,11 @@ from throughtime.lm.reading import (
     identity,
     read_texts,
 )
+from throughtime.lm.stored_tokens import StoredTokens
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
 from throughtime.lm.words import WordTokenizer
 from throughtime.training.checkpoint import load_json, save_json
-from throughtime.training.files import open_to_read
+from throughtime.training.files import CheckpointError
 
 TOKENS = "tokens.bin"
 DESCRIPTION = "corpus.json"
@@ -54,15 +54,15 @@ class Corpus:
 
     Attributes:
         tokenizer: Which ids stand for what.
-        train: Ids (N_train,), memory-mapped.
-        held_out: Ids (N_held_out,), memory-mapped.
+        train: Ids (N_train,), in their file; a slice is an array.
+        held_out: Ids (N_held_out,).
         sources: For each file its path, bytes, modification time and sha256.
         left_out: What was found in folders, or met again, and not read.
         reused: Whether the encoding was already there.
     """
 
     tokenizer: Tokenizer
-    train: NDArray[np.integer]
+    train: StoredTokens
     held_out: NDArray[np.integer]
     sources: list[dict[str, Any]]
     left_out: list[LeftOut]
@@ -117,7 +117,7 @@ def build_corpus(
         description = _encode_all(found, folder / TOKENS, how, split, on_progress or (lambda done, total: None))
     except OSError as error:
         raise InputError(f"{folder}: can't write the encoded text there: {error.strerror}") from error
-    save_json(folder / DESCRIPTION, description | {"wanted": wanted})
+    save_json(folder / DESCRIPTION, description | {"wanted": wanted}, sealed=True)
     return open_corpus(folder)
 
 
@@ -125,26 +125,57 @@ def open_corpus(folder: str | Path, reused: bool = False) -> Corpus:
     """Open what `build_corpus` wrote.
 
     Raises:
-        InputError: The encoded text is missing, or doesn't have the size that its description gives.
+        InputError: The encoded text is missing, truncated or altered, or its description is none.
     """
     folder = Path(folder)
-    description = load_json(folder / DESCRIPTION)
-    try:
-        dtype, count, boundary = np.dtype(description["dtype"]), description["tokens"], description["boundary"]
-        tokenizer = tokenizer_from_json(description["tokenizer"])
-    except (KeyError, TypeError, OSError) as error:
-        raise InputError(
-            f"{folder}: the encoded text is damaged ({error}); delete this folder to encode anew"
-        ) from error
-    with open_to_read(folder / TOKENS) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != count * dtype.itemsize:
-            raise InputError(
-                f"{folder / TOKENS}: {size} bytes, expected {count * dtype.itemsize}; delete it to encode anew"
+    description = load_json(folder / DESCRIPTION, sealed=True)
+    for name, is_right in _DESCRIBED.items():
+        if not is_right(description.get(name)):
+            raise CheckpointError(
+                f"{folder / DESCRIPTION}: {name} is not what was written; delete this folder to encode anew"
             )
-        tokens = np.memmap(file, dtype=dtype, mode="r")
-    left_out = [LeftOut(*each) for each in description.get("left_out", [])]
-    return Corpus(tokenizer, tokens[:boundary], tokens[boundary:], description["sources"], left_out, reused)
+    tokenizer = tokenizer_from_json(description["tokenizer"])
+    count, boundary = description["tokens"], description["boundary"]
+    if not boundary < count:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: boundary is {boundary} of {count} tokens; delete this folder to encode anew"
+        )
+    stored = StoredTokens(
+        folder / TOKENS,
+        np.dtype(description["dtype"]),
+        count,
+        tokenizer.vocabulary_size,
+        description["tokens_sha256"],
+    )
+    left_out = [LeftOut(*each) for each in description["left_out"]]
+    return Corpus(tokenizer, stored.part(0, boundary), stored[boundary:], description["sources"], left_out, reused)
+
+
+def _is_source(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("path"), str)
+        and isinstance(value.get("bytes"), int)
+        and isinstance(value.get("sha256"), str)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**62
+
+
+_DESCRIBED: dict[str, Callable[[Any], bool]] = {  # what a description holds, and what each entry must be
+    "dtype": lambda value: value in ("uint8", "uint16", "uint32"),
+    "tokens": _is_count,
+    "boundary": _is_count,
+    "tokens_sha256": lambda value: isinstance(value, str),
+    "tokenizer": lambda value: isinstance(value, dict),
+    "sources": lambda value: isinstance(value, list) and all(map(_is_source, value)),
+    "left_out": lambda value: (
+        isinstance(value, list)
+        and all(isinstance(each, list) and len(each) == 3 and all(isinstance(w, str) for w in each) for each in value)
+    ),
+}
 
 
 def read_tokens(path: str | Path, tokenizer: Tokenizer) -> NDArray[np.int64]:
@@ -166,7 +197,7 @@ def read_tokens(path: str | Path, tokenizer: Tokenizer) -> NDArray[np.int64]:
 
 def _reusable(folder: Path, wanted: dict[str, Any]) -> Corpus | None:
     try:
-        if load_json(folder / DESCRIPTION).get("wanted") == json.loads(json.dumps(wanted)):
+        if load_json(folder / DESCRIPTION, sealed=True).get("wanted") == json.loads(json.dumps(wanted)):
             return open_corpus(folder, reused=True)
     except (InputError, OSError):
         return None
@@ -209,8 +240,8 @@ def _encode_all(found: Found, target: Path, how: Tokenization, split: float, on_
             written.append(rest, encoder.largest)
         name = str(files[0][0]) if len(files) == 1 else f"{len(sources):,} of {len(files):,} files"
         description = _cut(written, encoder.tokenizer(), how, split, name)
-        written.finish()
-    return description | {"sources": sources, "left_out": left_out}
+        digest = written.finish()
+    return description | {"tokens_sha256": digest, "sources": sources, "left_out": left_out}
 
 
 def _counted(digest: Any, on_bytes: Callable[[int], None]) -> Callable[[bytes], None]:

@@ -6,6 +6,7 @@ process gives. `TokenFile` holds them, in the narrowest integers that will do. W
 put last and rare words become unknown.
 """
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -428,10 +429,13 @@ class TokenFile:
         self.dtype = tokens.dtype
         self.append(tokens, 255)
 
-    def finish(self) -> None:
-        """Put the file in its place."""
+    def finish(self) -> str:
+        """Put the file in its place; return its SHA-256."""
+        self._file.seek(0)
+        digest = hashlib.file_digest(self._file, "sha256").hexdigest()
         self._file.close()
         put_in_place(self.path, self._target)
+        return digest
 
     def close(self) -> None:
         """Close the file, and remove it if it isn't in its place."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from throughtime.errors import InputError
 from throughtime.lm.card import model_card
 from throughtime.lm.config import CONFIG, RunConfig, versions
-from throughtime.lm.run import DATA, GENERATION, RESULTS, Run, create_run
+from throughtime.lm.run import DATA, GENERATION, Run, create_run
 from throughtime.lm.train import TrainingOptions
 from throughtime.training.checkpoint import save_json, write_atomically
 
@@ -61,7 +61,7 @@ def _write(run: Run, folder: Path, name: str) -> None:
     save_json(folder / GENERATION, run.generation)
     results = run.results
     if results is not None:
-        save_json(folder / RESULTS, results)
+        packed.save_results(results)
     packed.save_model(run.load_model("cpu"))
     write_atomically(folder / CARD, model_card(name, config, run.tokenizer, results).encode())
 

@@ -1,26 +1,27 @@
 """A run: the folder that training writes, and what can be done with it.
 
+Every file that is read again is vouched for: by itself, or by a digest in one that vouches for itself.
+
 config.json              the options of training and the shape of the model
 config.toml              the options again, as `train --config` reads them: given back, they make the same run
 tokenizer.json           which ids stand for what
-model.safetensors        the weights, the best where they were measured along the way; verifies itself, config and tokenizer
+model.safetensors        the weights, the best where they were measured along the way; verifies itself and the JSON around it
 generation_config.json   how `sample` chooses unless told otherwise
-results.json             what training came to: time, steps, held-out evaluation
-metrics.jsonl            a line a second of training, one for each measurement, one for each rollback
+results.json             what training came to: time, steps, held-out evaluation; verifies itself
+metrics.jsonl            a line a second of training, one for each measurement, one for each rollback; each verifies itself
 tensorboard/             the same for TensorBoard, where that was asked for
-data/                    the encoded text
+data/                    the encoded text: corpus.json describes it and verifies itself and tokens.bin
 checkpoint/              latest.safetensors, all that an exact continuation needs; verifies itself, config, tokenizer and data;
                          best.safetensors, while a complete run is trained longer: the best weights since then
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import tomli_w
 from torch import Tensor
@@ -29,6 +30,7 @@ from throughtime.errors import InputError
 from throughtime.lm.config import CONFIG, RunConfig, check_format, read_config
 from throughtime.lm.corpus import DESCRIPTION, Corpus, open_corpus
 from throughtime.lm.generate import Sampling
+from throughtime.lm.metrics import read_metrics
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named, outline
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
 from throughtime.training.checkpoint import load, load_json, save, save_json
@@ -37,7 +39,6 @@ from throughtime.training.files import (
     check_folder,
     create_beside,
     is_leftover,
-    open_to_append,
     read,
     remove_leftovers,
     write_atomically,
@@ -50,8 +51,8 @@ OPTIONS, TENSORBOARD = "config.toml", "tensorboard"
 RESULTS, METRICS, DATA, CHECKPOINT = "results.json", "metrics.jsonl", "data", "checkpoint/latest.safetensors"
 BEST = "checkpoint/best.safetensors"
 
-OF_MODEL = CONFIG, TOKENIZER  # whose digests the weights carry, and the checkpoint
-OF_CHECKPOINT = CONFIG, TOKENIZER, f"{DATA}/{DESCRIPTION}"
+OF_MODEL = CONFIG, TOKENIZER, GENERATION  # whose digests the weights carry
+OF_CHECKPOINT = CONFIG, TOKENIZER, f"{DATA}/{DESCRIPTION}"  # and a checkpoint
 _BOUND = "files"  # where a checkpoint's state has them
 
 
@@ -72,6 +73,7 @@ class Run:
         self.options = config.training
         self.model_config = config.model
         self.tokenizer = tokenizer
+        self._corpus: Corpus | None = None
 
     def load_model(self, device: str = "auto", *, last: bool = False, since: bool = False) -> LanguageModel:
         """Load the trained model, ready to evaluate or sample.
@@ -141,31 +143,19 @@ class Run:
     def results(self) -> dict[str, Any] | None:
         """What training came to, or `None` while it is not done."""
         path = self.folder / RESULTS
-        return load_json(path) if os.path.lexists(path) else None
+        return load_json(path, sealed=True) if os.path.lexists(path) else None
+
+    def save_results(self, results: dict[str, Any]) -> None:
+        """Write what training came to."""
+        save_json(self.folder / RESULTS, results, sealed=True)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a crash cut off is left out."""
-        path = self.folder / METRICS
-        lines = read(path).decode().splitlines() if os.path.lexists(path) else []
-        metrics = []
-        for line in lines:
-            try:
-                metrics.append(json.loads(line))
-            except ValueError:
-                continue
-        return metrics
+        """The lines of metrics.jsonl; a last line that a crash cut off is left out.
 
-    def open_metrics(self) -> TextIO:
-        """Open metrics.jsonl to write more lines.
-
-        The file is made anew of its whole lines, so that what a crash cut off spoils no further line, and no other name of the
-        file sees what comes.
+        Raises:
+            CheckpointError: A line is damaged.
         """
-        path = self.folder / METRICS
-        if os.path.lexists(path):
-            data = read(path)
-            write_atomically(path, data[: data.rfind(b"\n") + 1])
-        return open_to_append(path)
+        return read_metrics(self.folder / METRICS)
 
     def corpus(self) -> Corpus:
         """Open the encoded text that the run was trained on.
@@ -176,7 +166,11 @@ class Run:
         self._check_whole(
             "no text; what needs the text of its training can be asked of the run that it was packed from"
         )
-        return open_corpus(self.folder / DATA)
+        if self._corpus is None:
+            self._corpus = open_corpus(self.folder / DATA)
+            if self._corpus.tokenizer.to_json() != self.tokenizer.to_json():
+                raise CheckpointError(f"{self.folder / DATA}: encoded by another tokenizer than the run's; restore it")
+        return self._corpus
 
 
 def open_run(folder: str | Path) -> Run:

@@ -1,6 +1,5 @@
 """Training a language model: from files of text to a run."""
 
-import json
 import math
 import os
 import shutil
@@ -21,13 +20,14 @@ from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.encoding import Tokenization
 from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
+from throughtime.lm.metrics import line_of, open_metrics
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named
 from throughtime.lm.presets import preset
 from throughtime.lm.run import (
     BEST,
     CHECKPOINT,
     DATA,
-    RESULTS,
+    METRICS,
     TENSORBOARD,
     Run,
     check_empty,
@@ -53,7 +53,6 @@ from throughtime.training import (
     Windows,
 )
 from throughtime.training import StepReport as LoopReport
-from throughtime.training.checkpoint import save_json
 from throughtime.training.locking import lock
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "nt-asgd")
@@ -608,7 +607,7 @@ def _finish(
         run.save_checkpoint(*loop.checkpoint())
 
     scalars = run.folder / TENSORBOARD if run.options.get("tensorboard") else None
-    with run.open_metrics() as metrics, board(scalars, loop.step) as shown:
+    with open_metrics(run.folder / METRICS) as metrics, board(scalars, loop.step) as shown:
         recorder = _Recorder(metrics, corpus, observer, on_event, shown)
 
         def note(event: Rollback | Validation) -> None:
@@ -679,7 +678,7 @@ def _write_results(run: Run, summary: TrainingSummary, earlier: dict[str, Any] |
         stages = earlier["training"].get("stages", [first | {"nats_per_token": summary.longer.before}])
         now = {"steps": summary.steps, "seconds": summary.seconds, "nats_per_token": summary.longer.after}
         training["stages"] = [*stages, now]
-    save_json(run.folder / RESULTS, {"training": training, "held_out": asdict(summary.evaluation)})
+    run.save_results({"training": training, "held_out": asdict(summary.evaluation)})
     (run.folder / BEST).unlink(missing_ok=True)
 
 
@@ -720,7 +719,7 @@ class _Recorder:
             self._on_event(event)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(line_of(record))
         self._file.flush()
         self._shown(record)
 

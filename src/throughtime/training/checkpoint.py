@@ -18,6 +18,7 @@ from throughtime.training.files import CheckpointError, read, write_atomically
 
 _BLANK = "0" * 64
 _DIGEST_KEY = b'"sha256":"'
+_SEAL = b'{\n  "sha256": "'  # how a sealed JSON object begins
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> str:
@@ -72,23 +73,33 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
-def save_json(path: str | Path, value: dict[str, Any]) -> str:
+def save_json(path: str | Path, value: dict[str, Any], *, sealed: bool = False) -> str:
     """Write a JSON object, atomically; return the SHA-256 of the file.
+
+    Args:
+        path: Where.
+        value: The object.
+        sealed: Whether the file carries the SHA-256 of itself, as its first entry; else something else must vouch for it.
 
     Raises:
         CheckpointError: The file can't be written. What was there before still is.
     """
-    data = (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "surrogatepass")
+    whole = {"sha256": _BLANK, **value} if sealed else value
+    data = (json.dumps(whole, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "surrogatepass")
+    if sealed:
+        at = data.index(_BLANK.encode())
+        data = data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
-def load_json(path: str | Path, sha256: str | None = None) -> dict[str, Any]:
+def load_json(path: str | Path, sha256: str | None = None, *, sealed: bool = False) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: The file.
         sha256: What the file's SHA-256 must be, if it is known.
+        sealed: Whether the file must carry the SHA-256 of itself.
 
     Raises:
         CheckpointError: The file is missing, is not a JSON object, or is not the one that was meant.
@@ -99,13 +110,26 @@ def load_json(path: str | Path, sha256: str | None = None) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: altered since it was written (its SHA-256 doesn't match); restore it or train anew"
         )
+    if sealed:
+        _check_seal(path, data)
     try:
         value = json.loads(data.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}); restore it or train anew") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; expected an object")
+    if sealed:
+        del value["sha256"]
     return value
+
+
+def _check_seal(path: Path, data: bytes) -> None:
+    at = len(_SEAL)
+    blank = data[:at] + _BLANK.encode() + data[at + 64 :]
+    if not data.startswith(_SEAL) or hashlib.sha256(blank).hexdigest().encode() != data[at : at + 64]:
+        raise CheckpointError(
+            f"{path}: truncated or altered (its SHA-256 doesn't match); restore it, or delete it to make it anew"
+        )
 
 
 def _digest_place(data: bytearray) -> int | None:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -93,7 +94,7 @@ def open_to_append(path: str | Path) -> TextIO:
         raise CheckpointError(f"{path}: can't be written: {error.strerror}") from error
 
 
-def create_beside(path: str | Path) -> tuple[Path, BinaryIO]:
+def create_beside(path: str | Path) -> tuple[Path, BufferedRandom]:
     """Make a new file in the folder of another, under a name that nobody can have foreseen, to be renamed to it.
 
     Raises:

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from throughtime.errors import InputError
+from throughtime.training.tbptt import Tokens
 
 IGNORED = -100  # target of a position past its sequence's end, torch's own ignore_index
 
@@ -18,7 +19,7 @@ class Sequences:
     length meet in a batch.
 
     Args:
-        tokens: The sequences (N,), possibly memory-mapped; the last of the tokens is `end`.
+        tokens: The sequences (N,), possibly in a file; the last of the tokens is `end`.
         end: The token that ends a sequence.
         batch: B, sequences side by side.
         window: T, most steps in one window.
@@ -36,9 +37,7 @@ class Sequences:
         ([[0, 7, 0], [0, 5, 6]], [[7, 0, -100], [5, 6, 0]], [2, 3])
     """
 
-    def __init__(
-        self, tokens: NDArray[np.integer], end: int, batch: int, window: int, seed: int = 0, shuffle: bool = True
-    ) -> None:
+    def __init__(self, tokens: Tokens, end: int, batch: int, window: int, seed: int = 0, shuffle: bool = True) -> None:
         for flag, value in (("--batch", batch), ("--bptt", window)):
             if value < 1:
                 raise InputError(f"{flag} {value}: expected at least 1")
@@ -77,12 +76,13 @@ class Sequences:
         begin = self._place(step)[1]
         rows = self.rows_at(step)
         lengths = np.clip(self._lengths[rows] - begin, 0, self.window)
-        steps = np.arange(lengths.max())[:, None]
-        inside = steps < lengths
-        places = np.where(inside, self._starts[rows] + begin + steps, 0)
-        targets = np.where(inside, self._tokens[places].astype(np.int64), IGNORED)
-        # before a sequence's first token stands the end of another; before the first of all, at −1, that of the last
-        inputs = np.where(inside, self._tokens[places - 1].astype(np.int64), self._end)
+        inputs = np.full((lengths.max(), len(rows)), self._end, dtype=np.int64)
+        targets = np.full_like(inputs, IGNORED)
+        for row, (start, length) in enumerate(zip(self._starts[rows] + begin, lengths, strict=True)):
+            if length:  # before a sequence's first token stands the end of another; before the first of all, nothing
+                read = self._tokens[max(start - 1, 0) : start + length]
+                targets[:length, row] = read[-length:]
+                inputs[length + 1 - len(read) : length, row] = read[:-1]
         return torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(lengths)
 
     def rows_at(self, step: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ window, so that the forward pass sees the whole past, but detached, so that the 
 (Williams & Peng, 1990).
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +22,23 @@ def detach(state: Any) -> Any:
     return None if state is None else tuple(detach(part) for part in state)
 
 
+class Tokens(Protocol):
+    """Token ids of which pieces are taken: an array, or what is in a file."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, place: slice, /) -> NDArray[np.integer]:
+        """Return the ids of a slice."""
+        ...
+
+
 class Streams:
     """A sequence as B contiguous streams, read T positions at a time.
 
     Args:
-        tokens: The sequence (N,), possibly memory-mapped.
+        tokens: The sequence (N,), possibly in a file.
         batch: B.
         window: T.
 
@@ -41,7 +53,7 @@ class Streams:
         ([[2, 6], [3, 7]], [[3, 7], [4, 8]])
     """
 
-    def __init__(self, tokens: NDArray[np.integer], batch: int, window: int) -> None:
+    def __init__(self, tokens: Tokens, batch: int, window: int) -> None:
         for flag, value in (("--batch", batch), ("--bptt", window)):
             if value < 1:
                 raise InputError(f"{flag} {value}: expected at least 1")
@@ -55,7 +67,6 @@ class Streams:
         self.window = window
         self._tokens = tokens
         self._length = (len(tokens) - 1) // batch
-        self._starts = np.arange(batch) * self._length
 
     def __len__(self) -> int:
         """How many whole windows an epoch has."""
@@ -64,8 +75,9 @@ class Streams:
     def window_at(self, step: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets, each (T, B) int64, of a step counted from the start of training."""
         begin = (step % len(self)) * self.window
-        places = self._starts + np.arange(begin, begin + self.window + 1)[:, None]
-        ids = torch.from_numpy(self._tokens[places].astype(np.int64))
+        starts = range(begin, begin + self.batch * self._length, self._length)
+        rows = [self._tokens[start : start + self.window + 1] for start in starts]
+        ids = torch.from_numpy(np.stack(rows, axis=1).astype(np.int64))
         return ids[:-1], ids[1:]
 
     def begins_epoch(self, step: int) -> bool:
