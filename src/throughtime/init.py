@@ -120,6 +120,14 @@ def initialise_(layer: Layer, names: str) -> Layer:
     return layer
 
 
+def initialise_model_(model: nn.Module, names: str) -> nn.Module:
+    """Apply initialisations by name, as `initialise_` takes them, to every recurrent layer of a model; return it."""
+    for layer in model.modules():
+        if isinstance(layer, Recurrent):
+            initialise_(layer, names)
+    return model
+
+
 _NAMED: dict[str, tuple[tuple[type[Recurrent], ...], Callable[..., object], float | None]] = {
     "default": ((Recurrent,), lambda layer, _: layer, None),
     "orthogonal": ((Recurrent,), orthogonal_, 1.0),

@@ -126,6 +126,7 @@ class TestTrain:
             "min_count": 3, "window": 5,
             "ema": 0.9, "eval_every": 2, "patience": 2, "rollbacks": 1, "embedding_dropout": 0.1, "gradients_every": 2,
             "momentum": 0.5, "nonmonotone": 3, "schedule": "linear", "final_lr": 0.1, "lr_decay": 0.5, "lr_decay_after": 1.0,
+            "init": "update:2+orthogonal:0.9",
             "init_range": 0.2, "weight_drop": 0.2, "recurrent_dropout": 0.1, "zoneout": 0.0, "ar": 2.0, "tar": 1.0,
             "dtype": "bfloat16",
         }  # fmt: skip
@@ -597,6 +598,9 @@ BAD_INPUT = [
     (["task", "lag", "--length", "9223372036854775807"], "needs more than a million GB"),
     (["task", "adding", "--hidden", HUGE], "needs more than a million GB"),
     (["task", "adding", "--steps", "0"], "--steps 0: expected a whole number, at least 1"),
+    (["train", "TEXT", "--out", "NEW", "--init", "forgett:3"], "did you mean 'forget'?"),
+    (["train", "TEXT", "--out", "NEW", "--cell", "gru", "--init", "forget:3"], "is for LSTM, not for GRU"),
+    (["train", "TEXT", "--out", "NEW", "--cell", "mlp", "--init", "orthogonal"], "--cell mlp has none"),
     (["info", "NEW"], "no such run"),
     (["info", "RUN", "RUN"], "unexpected extra argument"),
     (["explain", ""], "no letters"),

@@ -103,6 +103,30 @@ def test_what_a_run_has_already_is_refused(throughtime, run, flag, value):
     assert len(ended.err.splitlines()) == 1
 
 
+def test_advice_is_an_option_of_train_and_reaches_further(throughtime, text, tmp_path):
+    small = ("--steps", 4, "--hidden", 8, "--batch", 4, "--bptt", 16)
+    ended = throughtime("train", text, "--out", tmp_path / "kept", *small, "--init", "forget:3")
+    assert ended.code == 0
+    plain = throughtime("train", text, "--out", tmp_path / "plain", *small)
+    assert plain.code == 0
+    record = throughtime("gradients", tmp_path / "plain", *SHORT, "--json").json
+    own = record["lanes"][-1]
+    advised = [trial for trial in record["trials"] if trial["reaches_further"]]
+    assert advised
+    beyond = {None: 1e9}
+    for trial in record["trials"]:
+        lag, own_lag = (beyond.get(h["lag"], h["lag"]) for h in (trial["horizon"], own["horizons"][-1]))
+        assert trial["reaches_further"] == ((lag, trial["at_last_lag"]) > (own_lag, own["curve"][-1]))
+    ended = throughtime("gradients", tmp_path / "kept", *SHORT)
+    for line in ended.out.splitlines():
+        assert "--init forget:1 " not in line
+
+
+def test_nothing_is_advised_where_nothing_reaches_further(throughtime):
+    ended = throughtime("gradients", "--cell", "lstm", "--hidden", 16, "--init", "forget:12", *SHORT)
+    assert "nothing: none of --init forget:1, --init forget:3, --init chrono:24 reaches further" in ended.out
+
+
 def test_a_text_that_is_too_short_is_refused(throughtime, run, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("the quick brown fox")

@@ -1,6 +1,7 @@
 """The pages in a real browser: headless Chromium, no network. Where there is none, these tests are skipped and say so."""
 
 import importlib.resources
+import itertools
 import json
 import math
 import shutil
@@ -153,6 +154,19 @@ def test_the_report_says_what_the_terminal_says(open_page, run_page, throughtime
     text = open_run(run).tokenizer.decode(held_out[:31]).replace(" ", "␣")
     assert page.evaluate("ribbon.cells.map((cell) => cell.textContent).join('')") == text
     assert page.locator("#ribbon [role=option]").count() == 31
+
+
+def test_a_curve_is_drawn_as_far_down_as_it_goes(open_page, tmp_path, throughtime) -> None:
+    measured = ("--cell", "rnn", "--hidden", 8, "--lags", 60, "--probe", 4)
+    assert throughtime("gradients", *measured, "--out", tmp_path).code == 0
+    curve = data_of(tmp_path / "gradients.html")["report"]["lanes"][-1]["curve"]
+    assert curve[-1] < 1e-12
+    page = open_page(tmp_path / "gradients.html")
+    heights = page.evaluate("[...document.querySelector('#curve polyline.series').points].map((point) => point.y)")
+    fallen = [below > above for above, below in itertools.pairwise(curve)]
+    drawn = [below < above for above, below in itertools.pairwise(heights)]
+    assert len(heights) == 60
+    assert drawn == fallen  # no floor on which the end lies flat
 
 
 def test_the_packed_numbers_are_those_measured(open_page, run_page, run) -> None:

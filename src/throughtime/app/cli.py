@@ -308,6 +308,13 @@ def train(
     tar: Annotated[
         float | None, _choice("--tar", "B", "0", REGULARISATION, "Weight of its change's mean square (TAR).")
     ] = None,
+    init: Annotated[
+        str | None,
+        _choice(
+            *("--init", "NAME", "default", MODEL),
+            "How layers start: orthogonal[:gain], forget:bias, update:bias, chrono:lag; join by +.",
+        ),
+    ] = None,
     init_range: Annotated[
         float | None, _choice("--init-range", "R", "0", MODEL, "Start every weight from U(−R, R); 0 is our own way.")
     ] = None,

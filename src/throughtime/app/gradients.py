@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from throughtime.app.terminal import number, visible
+from throughtime.app.terminal import number, under_way, visible
 from throughtime.errors import InputError
 from throughtime.plain import printable, to_json
 
@@ -129,9 +129,13 @@ def measure_subject(subject: Subject, found: Found, with_trials: bool = True) ->
     """Measure what was found, and, unless `with_trials` is false, other ways to start it."""
     from throughtime.insight.report import GradientReport, measure, starts_to_try, try_starts
 
-    lanes = measure(found.recorded, lags=subject.lags, probes=subject.probe)
     starts = starts_to_try(found.cell, subject.lags) if with_trials else []
-    trials = try_starts(found.fresh, starts, subject.lags)
+    trials = []
+    with under_way("measuring how far gradients reach, and what carries them") as show:
+        lanes = measure(found.recorded, lags=subject.lags, probes=subject.probe)
+        for number, (cell, names) in enumerate(starts, 1):
+            show(f"trying {cell} with --init {names}, {number} of {len(starts)}")
+            trials += try_starts(found.fresh, [(cell, names)], subject.lags)
     steps, rows, _ = found.recorded.recording.outputs.shape
     probed = len(lanes[-1].lag.losses)
     return GradientReport(
@@ -262,8 +266,11 @@ def _figures(report: "GradientReport") -> list[str]:
         clip = report.clip
         found = f"{clip.share:.0%} of logged steps, by ×{clip.scale:.2g}; norm before: median {clip.median:.3g}"
         lines.append(_line("clipping", f"{found}, largest {clip.largest:.3g}"))
-    for index, trial in enumerate(report.trials):
+    for index, trial in enumerate(report.advice):
         lines.append(_line("" if index else "try", _advice(trial, report) + ("" if index else "  (measured, fresh)")))
+    if report.trials and not report.advice:
+        tried = ", ".join(f"--init {trial.init}" for trial in report.trials)
+        lines.append(_line("try", f"nothing: none of {tried} reaches further"))
     return lines
 
 
@@ -385,7 +392,8 @@ def _fresh_model(subject: Subject, tokens: Any, shape: Any) -> "Fresh":
 
     import torch
 
-    from throughtime.insight.report import initialise_model_, record_text
+    from throughtime.init import initialise_model_
+    from throughtime.insight.report import record_text
     from throughtime.lm.model import LanguageModel, ModelConfig
 
     def fresh(cell: str, names: str) -> "ModelRecording":

@@ -143,6 +143,12 @@ class GradientReport:
         return next(lane for lane in reversed(self.lanes) if not lane.lag.reverse)
 
     @property
+    def advice(self) -> list[Trial]:
+        """The other ways to start that were measured to reach further than what was measured does."""
+        own = self.top.horizons[-1].lag, self.top.curve[-1]
+        return [trial for trial in self.trials if (trial.horizon.lag, trial.at_last_lag) > own]
+
+    @property
     def verdict(self) -> Verdict:
         """What it comes to."""
         return judge(self.top.curve, self.top.horizons[-1])
@@ -163,7 +169,13 @@ class GradientReport:
                 "lags": self.lags,
                 "lanes": [_lane_record(lane) for lane in self.lanes],
                 "trials": [
-                    {"cell": t.cell, "init": t.init, "horizon": t.horizon._asdict(), "at_last_lag": t.at_last_lag}
+                    {
+                        "cell": t.cell,
+                        "init": t.init,
+                        "horizon": t.horizon._asdict(),
+                        "at_last_lag": t.at_last_lag,
+                        "reaches_further": t in self.advice,
+                    }
                     for t in self.trials
                 ],
                 "clip": None if self.clip is None else self.clip._asdict(),
@@ -215,14 +227,6 @@ def record_text(model: nn.Module, tokens: NDArray[np.integer], steps: int) -> Mo
         return cross_entropy(result[0].flatten(0, 1), targets.flatten(), reduction="none")
 
     return record_model(model, (ids,), losses)
-
-
-def initialise_model_(model: nn.Module, names: str) -> nn.Module:
-    """Apply initialisations by name (`init.initialise_`) to every recurrent layer of a model."""
-    for layer in model.modules():
-        if isinstance(layer, Recurrent):
-            init.initialise_(layer, names)
-    return model
 
 
 def measure(recorded: ModelRecording, *, lags: int, probes: int) -> list[LaneReport]:

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from throughtime.errors import InputError, unknown_name
+from throughtime.init import initialise_model_
 from throughtime.lm.config import RunConfig, versions
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.encoding import Tokenization
 from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
 from throughtime.lm.metrics import line_of, open_metrics
-from throughtime.lm.model import LanguageModel, ModelConfig, device_named
+from throughtime.lm.model import LanguageModel, ModelConfig, cell_names, device_named
 from throughtime.lm.presets import preset
 from throughtime.lm.run import (
     BEST,
@@ -90,6 +91,7 @@ class TrainingOptions:
         layer_norm: Whether recurrent layers are normalised.
         ar: Weight of the mean square of h, added to the loss (AR).
         tar: Weight of the mean square of its change in a step (TAR).
+        init: How recurrent layers start, as `init.initialise_` takes it: "default", "orthogonal:1.2", "forget:3", "chrono:200", …
         init_range: Where above 0, every weight starts from U(−r, r), as in Zaremba et al. (2014), instead of our own way.
         dtype: What training computes in: "float32" or "bfloat16", by torch.autocast; the weights, which are what is evaluated and
             saved, are float32 in both.
@@ -149,6 +151,7 @@ class TrainingOptions:
     layer_norm: bool = False
     ar: float = 0.0
     tar: float = 0.0
+    init: str = "default"
     init_range: float = 0.0
     dtype: str = "float32"
     minutes: float | None = None
@@ -212,6 +215,7 @@ class TrainingOptions:
                 "--optimizer nt-asgd averages from where measurements no longer improve; expected --eval-every, such as "
                 "--eval-every 500, --nonmonotone of at least 1, and no --ema"
             )
+        self._check_init()
         if not 0 <= self.init_range < math.inf:
             raise InputError(f"--init-range {self.init_range}: expected a number above 0, or 0 for off")
         for name in ("split", "ema", "momentum"):
@@ -223,6 +227,18 @@ class TrainingOptions:
         self.clipping  # noqa: B018
         self.rates  # noqa: B018
         self.model_config(vocabulary_size=1)
+
+    def _check_init(self) -> None:
+        """Refuse an initialisation that the cell hasn't."""
+        if self.init == "default":
+            return
+        if self.cell == "mlp":
+            raise InputError(
+                f"--init {self.init}: is for recurrent layers, and --cell mlp has none; leave one of them out"
+            )
+        if self.cell in cell_names():  # another is refused for that
+            with torch.random.fork_rng(devices=[]):
+                initialise_model_(LanguageModel(ModelConfig(2, self.cell, hidden_size=1)), self.init)
 
     @property
     def budget(self) -> Budget:
@@ -437,6 +453,7 @@ def train(
             model = LanguageModel(config)
             if options.init_range:
                 model.draw_uniformly(options.init_range)
+            initialise_model_(model, options.init)
             loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
             run = create_run(folder, RunConfig(asdict(options), config, versions()), corpus.tokenizer)
         return _finish(run, loop, corpus, observer, on_event)

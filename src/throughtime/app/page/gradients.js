@@ -37,7 +37,7 @@ function showCurve() {
       series.push({ name: "additive path alone", values: direct, colour: colourOf("three"), dashed: true });
     }
     return {
-      series, log: true, x: "lag k", lines: [{ value: 1e-3, name: "1/1000" }], decades: 9,
+      series, log: true, x: "lag k", lines: [{ value: 1e-3, name: "1/1000" }], decades: 60,
       band: { low: matrix.lowest, high: matrix.highest, colour: colourOf("one") },
       label: `Lag curve. ${report.sentence}`,
     };
@@ -115,7 +115,7 @@ function showGates() {
     byId("clip").append(make("p", { class: "note" }, "Nothing was trained with clipping here; the small cell below shows what clipping does."));
   }
   const reach = (t) => (t.horizon.lag === null ? `×${figure(t.at_last_lag)} left at lag ${report.lags - 1}` : `1/1000 at lag ${horizonText(t.horizon)}`);
-  fillTable("trials", ["start", "gradient"], report.trials.map((t) => [`${t.cell === report.cell ? "" : `--cell ${t.cell} `}--init ${t.init}`, reach(t)]));
+  fillTable("trials", ["start", "gradient"], report.trials.filter((t) => t.reaches_further).map((t) => [`${t.cell === report.cell ? "" : `--cell ${t.cell} `}--init ${t.init}`, reach(t)]));
 }
 
 /** The text as the network read it; each character can be asked what its prediction hangs on. */
