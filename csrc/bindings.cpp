@@ -177,20 +177,26 @@ nb::ndarray<nb::pytorch, T, nb::ndim<1>> new_array(size_t count) {
   return {memory, {count}, owner};
 }
 
+unsigned long main_thread = 0;  // Python's, the only one in which handlers run
+
 // Whether a signal's handler has raised, as Ctrl-C's does: a call of ours would else be over before Python looks.
 bool signal_has_raised() {
   nb::gil_scoped_acquire acquire;
   return PyErr_CheckSignals() != 0;
 }
 
+// Elsewhere nothing is asked: a thread that wants the GIL while Python ends is ended itself, and with it the process.
+bool nothing_has_raised() { return false; }
+
 // Run a pass, or two at once: both directions of a layer.
 template <class E, class Pass>
 void run(Ended (*pass)(const Kernels<E>&, const Pass* const*, int, bool (*)()), const Pass& one, const Pass* other) {
   const Pass* const both[] = {&one, other};
+  const bool hears_signals = PyThread_get_thread_ident() == main_thread;
   Ended ended;
   {
     nb::gil_scoped_release release;
-    ended = pass(kernels<E>(), both, other ? 2 : 1, signal_has_raised);
+    ended = pass(kernels<E>(), both, other ? 2 : 1, hears_signals ? signal_has_raised : nothing_has_raised);
   }
   check(ended != Ended::out_of_memory);
   if (ended == Ended::interrupted) throw nb::python_error();
@@ -353,6 +359,7 @@ void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSe
 
 NB_MODULE(_native, module) {
   active = instruction_sets().front();
+  main_thread = nb::cast<unsigned long>(nb::module_::import_("threading").attr("main_thread")().attr("ident"));
   module.def("instruction_sets", &names, "Instruction sets that this machine can run, the fastest first.");
   module.def("unbuilt_instruction_sets", &unbuilt_instruction_sets,
              "Faster ones that this machine could run, but the compiler didn't know.");

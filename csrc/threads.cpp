@@ -48,7 +48,7 @@ const OpenMp& openmp() {
   return found;
 }
 
-bool own_threads_are_used = false;
+std::atomic<bool> own_threads_are_used{false};
 
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
@@ -84,9 +84,10 @@ class Worker {
  public:
   // Throws where the system has no more threads, or no more memory.
   Worker() {
-    sigset_t all, before;  // signals are for the threads that the program itself made
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t others, before;  // signals are for the threads that the program itself made, but for a thread's own faults
+    sigfillset(&others);
+    for (int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGPROF}) sigdelset(&others, own);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
     try {
       std::thread([this] { work(); }).detach();
     } catch (...) {

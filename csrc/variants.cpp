@@ -87,6 +87,15 @@ THROUGHTIME_INLINE Vector<T> normalise_backward(Vector<T> grad, Vector<T> gain, 
   return (grad_standard - m.plain - standard * m.with_standard) * norm.scale;
 }
 
+// An LSTM's c_t, which with zoneout both passes compute: fused alike in both, or the backward pass would meet another c than the
+// forward pass has normalised. Of a single unit c − mean is exactly zero, and what isn't grows by 1/√ε.
+template <class V>
+THROUGHTIME_INLINE V next_c(V f, V c_prev, V i, V g) {
+  V added = i * g;
+  hold(added);
+  return f * c_prev + added;
+}
+
 // What both passes have in common.
 template <class T>
 class VariantMember : public Member<T> {
@@ -298,7 +307,7 @@ class VariantForward : VariantMember<T> {
       const V c_prev = load(buffers_.c.at(row) + unit);
       const V f = sigmoid<T>(a(f_row) + peephole(f_row, c_prev)), g = tanh<T>(a(f_row + 1));
       const V i = s_.is_coupled ? T(1) - f : sigmoid<T>(a(0) + peephole(0, c_prev));
-      const V c = f * c_prev + i * g;
+      const V c = next_c(f, c_prev, i, g);
       const V o = sigmoid<T>(a(f_row + 2) + peephole(f_row + 1, c));
       if (!s_.is_coupled) store(gate + unit, i, n);
       store(gate + f_row * H + unit, f, n);
@@ -618,7 +627,7 @@ class VariantBackward : VariantMember<T> {
     const T* gate = gates(t, row) + unit;
     if (!s_.is_coupled) gate += H;
     const V f = load(gate, n), g = load(gate + H, n), i = s_.is_coupled ? T(1) - f : load(gate - H, n);
-    return f * load(c_before(t, row) + unit, n) + i * g;
+    return next_c(f, load(c_before(t, row) + unit, n), i, g);
   }
 
   // dm back over o and tanh: to a_o, and to n_t, which is c_t where it isn't normalised.

@@ -2,7 +2,7 @@
 
 How much an honest computation errs depends on the order in which its library sums, which is another on another CPU, and, where
 results are few numbers, on luck. So a test compares with the least accurate of several (`least_accurate`): the library's own,
-the same with its sums term by term (`InOrder`), and the same of arguments that differ by less than their dtype can tell (`moved`).
+the same with its sums term by term (`InOrder`), and the same of arguments that are moved as rounding moves them (`moved`).
 """
 
 import math
@@ -87,10 +87,10 @@ def least_accurate(exact: Sequence[Tensor], *computations: Sequence[Tensor]) -> 
 
 
 def moved(tensors: Sequence[Tensor], dtype: torch.dtype, seed: int = 1) -> list[Tensor]:
-    """Return the tensors with each number moved, at random, by up to a unit in the last place of `dtype`."""
+    """Return the tensors with each number moved, at random, by up to what rounding to `dtype` moves it."""
     generator = torch.Generator().manual_seed(seed)
     shares = [2 * torch.rand(t.shape, generator=generator, dtype=torch.float64) - 1 for t in tensors]
-    return [(t * (1 + torch.finfo(dtype).eps * s)).to(t.dtype) for t, s in zip(tensors, shares, strict=True)]
+    return [(t * (1 + torch.finfo(dtype).eps / 2 * s)).to(t.dtype) for t, s in zip(tensors, shares, strict=True)]
 
 
 class InOrder(TorchDispatchMode):

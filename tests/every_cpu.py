@@ -18,10 +18,15 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+import torch
+
 from throughtime.kernels import native
 
 ROOT = Path(__file__).parent.parent
-OF_TORCH = "default", "avx2", "avx512"
+_ALL_OF_TORCH = ["default", "avx2", "avx512"]
+OF_TORCH = _ALL_OF_TORCH[
+    : _ALL_OF_TORCH.index(torch.backends.cpu.get_cpu_capability().lower()) + 1
+]  # torch asks no CPU
 NO_ARITHMETIC = (
     "tests/app",
     *(

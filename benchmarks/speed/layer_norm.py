@@ -53,7 +53,7 @@ def by_torch(problem: Problem, dtype: torch.dtype = torch.float32, compiled: boo
 
 
 def by_honest_computations(problem: Problem) -> list[Callable[[], Results]]:
-    """Return what runs the equations: with the layer's weights, and with weights that differ by less than float32 can tell."""
+    """Return what runs the equations: with the layer's weights, and twice with each weight's nearest neighbour."""
     return [by_us(problem, "reference", moved=seed) for seed in range(3)]
 
 

@@ -142,3 +142,14 @@ def test_ctrl_c_is_answered_in_the_middle_of_a_call(what):
     )
     assert ended.returncode == 0, ended.stderr
     assert float(ended.stdout) < 3  # a tenth of a second where nothing else runs
+
+
+def test_a_process_ends_while_another_thread_is_in_a_long_call():
+    ended = in_a_process(
+        "layer, x = throughtime.LSTM(8, 512), torch.randn(100_000, 1, 8)",
+        "torch.set_grad_enabled(False)",
+        "torch.set_num_threads(1)",
+        "threading.Thread(target=layer, args=(x,), daemon=True).start()",
+        "time.sleep(0.7)",
+    )
+    assert ended.returncode == 0, ended.stderr
