@@ -217,6 +217,12 @@ def train(
             show_default=False,
         ),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="RUN", help="Go on from a run's weights, with another text.", show_default=False
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE.toml", help="Read options from a file; flags override it.", show_default=False),
@@ -247,6 +253,16 @@ def train(
             "split-punctuation",
             DATA,
             "Are punctuation marks words of their own?",
+        ),
+    ] = None,
+    grow_vocabulary: Annotated[
+        bool | None,
+        _choice(
+            "--grow-vocabulary/--no-grow-vocabulary",
+            "",
+            "grow-vocabulary",
+            DATA,
+            "With --from: do characters or words that are new become tokens?",
         ),
     ] = None,
     include: Annotated[str | None, _choice("--include", "GLOB", "*", DATA, "Which files of a folder to read.")] = None,
@@ -298,6 +314,12 @@ def train(
     zoneout: Annotated[
         float | None,
         _choice("--zoneout", "P", "0", REGULARISATION, "Share of the state that stays as it is in a step."),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        _choice(
+            "--freeze", "PARTS", "", MODEL, "With --from: hold embedding, layers 1 … L or output still, as in 1,2."
+        ),
     ] = None,
     layer_norm: Annotated[
         bool | None, _choice("--layer-norm/--no-layer-norm", "", "no-layer-norm", MODEL, "Normalise the layers.")
@@ -391,10 +413,10 @@ def train(
     ] = None,
 ) -> None:
     """Train a language model on text; Ctrl-C saves, and --resume goes on, or trains longer."""
-    beside = ("paths", "out", "resume", "config", "as_json")
+    beside = ("paths", "out", "resume", "source", "config", "as_json")
     given = {name: value for name, value in context.params.items() if name not in beside and value is not None}
     if resume is not None:
-        if paths or out or config or set(given) - {*LONGER}:
+        if paths or out or source or config or set(given) - {*LONGER}:
             raise InputError(
                 "--resume RUN goes on with the run's own text and options; expected nothing else but --json and, to train it "
                 "longer, one of --minutes, --epochs and --steps with or without --lr"
@@ -405,7 +427,7 @@ def train(
     elif out is None:
         raise InputError("--out RUN is missing; expected the folder to write the run to, such as --out run")
     else:
-        summary = _train(paths, out, config, given)
+        summary = _train(paths, out, config, given, source)
     _report_training(summary, as_json)
 
 
@@ -801,21 +823,31 @@ def demo(
     run_demo(Path("demo-run"), minutes)
 
 
-def _train(paths: list[Path], out: Path, config: Path | None, given: dict[str, Any]) -> "TrainingSummary":
+def _train(
+    paths: list[Path], out: Path, config: Path | None, given: dict[str, Any], run: Path | None
+) -> "TrainingSummary":
     from throughtime.app.progress import display, observed, probe_gradients, said
+    from throughtime.lm.continuing import options_from
     from throughtime.lm.presets import for_minutes
     from throughtime.lm.reading import find_files
+    from throughtime.lm.run import open_run
     from throughtime.lm.train import TrainingOptions, read_toml
     from throughtime.lm.train import train as start
 
     source = f"--config {config}" if config else ""
     values = read_toml(config, given) if config else given
-    include = TrainingOptions.from_values(values, source).include  # before anything is looked up, all of it is checked
-    values, reason = for_minutes(values, sum(file.stat().st_size for file, _ in find_files(paths, include, out).files))
-    options = TrainingOptions.from_values(values, source)
+    opened, reason = None, None
+    if run is not None:
+        opened = open_run(run)
+        options = options_from(opened, values, source)
+    else:
+        include = TrainingOptions.from_values(values, source).include  # before any file is looked up, all is checked
+        found = find_files(paths, include, out).files
+        values, reason = for_minutes(values, sum(file.stat().st_size for file, _ in found))
+        options = TrainingOptions.from_values(values, source)
     with display(options.level) as shown, _stoppable(out):
         probe = probe_gradients if options.gradients_every else None
-        return start(paths, out, options, observed(shown, out, reason), shown.reading, said(shown), probe)
+        return start(paths, out, options, observed(shown, out, reason), shown.reading, said(shown), probe, opened)
 
 
 def _resume(run: Path, longer: dict[str, Any]) -> "TrainingSummary":

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from throughtime.app.progress import duration
+from throughtime.app.terminal import visible
 from throughtime.plain import printable
 
 if TYPE_CHECKING:
@@ -83,10 +84,27 @@ def run_record(run: "Run") -> dict[str, Any]:
         "model": asdict(run.model_config) | {"parameters": run.model_config.parameter_count},
         "data": {"level": run.tokenizer.level} | _data_record(run),
         "options": run.options,
+        "origin": _origin(run),
         "versions": run.config.versions,
         "packed": run.config.packed is not None,
         "results": run.results,
     }
+
+
+def _origin(run: "Run") -> dict[str, Any] | None:
+    """Return whose weights a run went on from: a name, a digest, and how many tokens were new."""
+    origin = run.config.origin
+    return None if origin is None else origin | {"weights": run.options.get("from_weights")}
+
+
+def _origin_row(run: "Run") -> list[Row]:
+    origin = _origin(run)
+    if origin is None:
+        return []
+    name = f"{origin['run']}, " if "run" in origin else ""
+    frozen = f", {run.options['freeze']} held still" if run.options.get("freeze") else ""
+    frozen += ", no others were let in" if not run.options.get("grow_vocabulary", True) else ""
+    return [("from", f"{name}weights {str(origin['weights'])[:16]}…, {origin['new_tokens']:,} tokens new{frozen}")]
 
 
 def _data_record(run: "Run") -> dict[str, Any]:
@@ -109,6 +127,7 @@ def run_rows(run: "Run") -> list[Row]:
         ("model", run.model_config.describe()),
         ("vocabulary", f"{run.model_config.vocabulary_size:,} ({run.tokenizer.level})"),
         *_data_rows(run),
+        *_origin_row(run),
         ("options", _describe_options(run.options)),
         *([("versions", describe_versions(run.config.versions))] if run.config.versions else []),
     ]
@@ -166,6 +185,7 @@ def headline(run: "Run") -> str:
         f"model: {run.model_config.describe()}",
         f"data:  {len(corpus.train):,} {units} to train on, {len(corpus.held_out):,} held out",
     ]
+    lines += _of_origin(run, corpus)
     if corpus.left_out:
         lines.append(f"left out: {left_out_in_short(corpus.left_out)}; throughtime info {run.folder} tells more")
     if same := copies(corpus):
@@ -174,6 +194,22 @@ def headline(run: "Run") -> str:
             "what is held out may be trained on too"
         )
     return "\n".join(lines)
+
+
+def _of_origin(run: "Run", corpus: "Corpus") -> list[str]:
+    """Return, of a run that goes on from another's weights, what is new to them and what stays unknown."""
+    from throughtime.lm.next_token import token_names
+
+    origin = run.config.origin
+    if origin is None:
+        return []
+    new, unknown_id = origin["new_tokens"], run.tokenizer.unknown_id
+    names = " ".join(map(visible, token_names(run.tokenizer)[len(token_names(run.tokenizer)) - new :][:_MOST_LISTED]))
+    more = f" and {new - _MOST_LISTED:,} more" if new > _MOST_LISTED else ""
+    told = f"{_several(new, 'token')} new to them: {names}{more}" if new else "no token new to them"
+    unknown = 0 if unknown_id is None else int((corpus.train == unknown_id).sum())
+    share = f"; {unknown / len(corpus.train):.2%} of the text unknown" if unknown else ""
+    return [f"from:  the weights of {origin.get('run', 'another run')}, {told}{share}"]
 
 
 def left_out_in_short(left_out: "Sequence[LeftOut]") -> str:
@@ -247,6 +283,9 @@ def _describe_options(options: dict[str, Any]) -> str:
         "layer_norm",
         "ar",
         "tar",
+        "from_weights",
+        "grow_vocabulary",
+        "freeze",
     )
     given = {name: value for name, value in options.items() if name not in told and value is not None}
     return "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())

@@ -3,6 +3,7 @@
 from throughtime.lm.adaptive import DynamicEvaluation, NeuralCache, evaluate_adaptively
 from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.bpe import BpeTokenizer, train_bpe
+from throughtime.lm.continuing import options_from
 from throughtime.lm.corpus import Corpus, build_corpus, open_corpus
 from throughtime.lm.encoding import Tokenization
 from throughtime.lm.evaluate import (
@@ -65,6 +66,7 @@ __all__ = [
     "next_probabilities",
     "open_corpus",
     "open_run",
+    "options_from",
     "pack",
     "rerank",
     "resume",

@@ -28,17 +28,21 @@ class RunConfig:
         model: The shape of the model.
         versions: What it was written by, as `versions` returns it; empty of a run that is older than they are.
         packed: Of a run that was packed to be shared, how many tokens it was trained on and measured on; else `None`.
+        origin: Of a run that went on from another one's weights, that one's name ("run", but not in a pack) and how many tokens
+            were new to it ("new_tokens"); else `None`.
     """
 
     training: dict[str, Any]
     model: ModelConfig
     versions: dict[str, Any]
     packed: dict[str, int] | None = None
+    origin: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Write it to a run's folder."""
         record = {"training": self.training, "model": asdict(self.model), "versions": self.versions}
-        save_json(folder / CONFIG, record if self.packed is None else record | {"packed": self.packed})
+        more = {"packed": self.packed, "origin": self.origin}
+        save_json(folder / CONFIG, record | {name: value for name, value in more.items() if value is not None})
 
 
 def check_format(folder: Path) -> None:
@@ -72,9 +76,11 @@ def read_config(folder: Path) -> RunConfig:
         raise CheckpointError(f"{folder / CONFIG}: not a run's configuration ({error}); restore it") from error
     written_by, packed = config.get("versions", {}), config.get("packed")
     is_written = isinstance(written_by, dict) and _are_counts({"format": FORMAT} | written_by, ("format",))
-    if not is_written or not (packed is None or _are_counts(packed)):
-        raise CheckpointError(f"{folder / CONFIG}: not a run's configuration (versions or packed); restore it")
-    return RunConfig(training, model, written_by, packed)
+    origin = config.get("origin")
+    is_from = origin is None or (isinstance(origin, dict) and _are_counts({"new_tokens": -1} | origin, ("new_tokens",)))
+    if not is_written or not is_from or not (packed is None or _are_counts(packed)):
+        raise CheckpointError(f"{folder / CONFIG}: not a run's configuration (versions, packed or origin); restore it")
+    return RunConfig(training, model, written_by, packed, origin)
 
 
 def _are_counts(values: Any, names: tuple[str, ...] | None = None) -> bool:

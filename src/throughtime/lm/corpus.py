@@ -11,13 +11,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from throughtime.errors import InputError
 from throughtime.lm.encoding import (
+    Known,
     TokenFile,
     Tokenization,
     cutters,
@@ -87,6 +88,7 @@ def build_corpus(
     split: float = 0.9,
     include: str = "*",
     out: str | Path | None = None,
+    known: Known | None = None,
     on_progress: OnProgress | None = None,
 ) -> Corpus:
     """Encode files and folders into `folder`, or reuse what is there if the files are unchanged.
@@ -99,6 +101,7 @@ def build_corpus(
         split: Share that is trained on: of the tokens, from the start; of the sequences, evenly spread.
         include: Pattern that file names in folders must match, such as "*.py".
         out: The run's folder, which isn't read where it is in a folder that is; `None` where there is none.
+        known: A vocabulary of the same level that there is already.
         on_progress: Called with (bytes done, bytes in all).
 
     Raises:
@@ -110,11 +113,15 @@ def build_corpus(
     found = find_files(paths, include, out)
     folder = Path(folder)
     wanted = {"how": how.to_json(), "split": split, "files": [identity(path) for path, _ in found.files]}
+    if known is not None:
+        description = json.dumps(known.tokenizer.to_json()).encode()
+        wanted["known"] = {"sha256": hashlib.sha256(description).hexdigest(), "grows": known.grows}
     if (there := _reusable(folder, wanted)) is not None:
         return there
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        description = _encode_all(found, folder / TOKENS, how, split, on_progress or (lambda done, total: None))
+        on_progress = on_progress or (lambda done, total: None)
+        description = _encode_all(found, folder / TOKENS, how, split, on_progress, known)
     except OSError as error:
         raise InputError(f"{folder}: can't write the encoded text there: {error.strerror}") from error
     save_json(folder / DESCRIPTION, description | {"wanted": wanted}, sealed=True)
@@ -204,12 +211,14 @@ def _reusable(folder: Path, wanted: dict[str, Any]) -> Corpus | None:
     return None
 
 
-def _encode_all(found: Found, target: Path, how: Tokenization, split: float, on_progress: OnProgress) -> dict[str, Any]:
+def _encode_all(
+    found: Found, target: Path, how: Tokenization, split: float, on_progress: OnProgress, known: Known | None
+) -> dict[str, Any]:
     """Write every file's tokens, cut in what is trained on and what is held out; return the description of what was written."""
     files, left_out = found.files, list(found.left_out)
     total, done = sum(path.stat().st_size for path, _ in files), 0
     sources: list[dict[str, Any]] = []
-    encoder = make_encoder(how, files, split)
+    encoder = make_encoder(how, files, split, known)
     written = TokenFile(target)
     with contextlib.ExitStack() as at_the_end:
         at_the_end.callback(written.close)
@@ -239,7 +248,7 @@ def _encode_all(found: Found, target: Path, how: Tokenization, split: float, on_
             rest = encoder.end()
             written.append(rest, encoder.largest)
         name = str(files[0][0]) if len(files) == 1 else f"{len(sources):,} of {len(files):,} files"
-        description = _cut(written, encoder.tokenizer(), how, split, name)
+        description = _cut(written, encoder.tokenizer(), how, split, name, known)
         digest = written.finish()
     return description | {"tokens_sha256": digest, "sources": sources, "left_out": left_out}
 
@@ -257,7 +266,9 @@ def _counted(digest: Any, on_bytes: Callable[[int], None]) -> Callable[[bytes], 
     return on_chunk
 
 
-def _cut(written: TokenFile, tokenizer: Tokenizer, how: Tokenization, split: float, name: str) -> dict[str, Any]:
+def _cut(
+    written: TokenFile, tokenizer: Tokenizer, how: Tokenization, split: float, name: str, known: Known | None
+) -> dict[str, Any]:
     """Decide what is held out, and which words are kept; rewrite the file where that changes it; describe it."""
     tokens = written.tokens()
     if len(tokens) < 4:
@@ -271,8 +282,9 @@ def _cut(written: TokenFile, tokenizer: Tokenizer, how: Tokenization, split: flo
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         written.rewrite(changed)
-    if isinstance(tokenizer, WordTokenizer):
-        table, tokenizer = keep_frequent(written.tokens(), boundary, tokenizer, how)
+    if isinstance(tokenizer, WordTokenizer) and (known is None or known.grows):
+        stay = 0 if known is None else len(cast("WordTokenizer", known.tokenizer).words)
+        table, tokenizer = keep_frequent(written.tokens(), boundary, tokenizer, how, stay)
         written.translate(table)
     return {
         "dtype": written.dtype.name,

@@ -14,12 +14,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,8 +131,28 @@ class Encoder(Protocol):
         ...
 
 
-def make_encoder(how: Tokenization, files: list[tuple[Path, bool]], split: float) -> Encoder:
-    """Return an encoder that has seen nothing yet, or, at level "bpe", one that has learned its merges from the training text."""
+class Known(NamedTuple):
+    """A vocabulary that there is already, whose ids stay.
+
+    Attributes:
+        tokenizer: The tokenizer that has it.
+        grows: Whether characters or words that are new get ids after it; else they are unknown.
+    """
+
+    tokenizer: Tokenizer
+    grows: bool
+
+
+def make_encoder(
+    how: Tokenization, files: list[tuple[Path, bool]], split: float, known: Known | None = None
+) -> Encoder:
+    """Return an encoder that has seen nothing yet but a vocabulary that is known, or has learned its merges at level "bpe"."""
+    if known is not None and how.level == "char" and known.grows:
+        return _CharEncoder(how, code_points_of(cast("CharTokenizer", known.tokenizer).characters).tolist())
+    if known is not None and how.level == "word" and known.grows:
+        return _WordEncoder(how, cast("WordTokenizer", known.tokenizer).words)
+    if known is not None:
+        return encoder_of(known.tokenizer)
     if how.level == "bpe":
         texts = _training_text(files, how, split)
         return _WholeWordEncoder(
@@ -276,12 +296,13 @@ class _ByteEncoder(_FixedEncoder):
 class _CharEncoder:
     state: Any = None
 
-    def __init__(self, how: Tokenization) -> None:
+    def __init__(self, how: Tokenization, known: Sequence[int] = ()) -> None:
         self._sequences = how.sequences
         self._ids = np.zeros(0x110000, dtype=np.uint32)  # of every code point there can be, 0 where it was not yet seen
         self._first = 2 if how.sequences else 1
-        self._characters: list[int] = []
-        self.largest = self._first - 1
+        self._characters: list[int] = list(known)
+        self._ids[self._characters] = np.arange(self._first, self._first + len(known))
+        self.largest = self._first - 1 + len(known)
 
     def feed(self, text: str) -> NDArray[np.integer]:
         code_points = code_points_of(text)
@@ -340,11 +361,12 @@ class _WholeWordEncoder(_FixedEncoder):
 
 
 class _WordEncoder(_WholeWordEncoder):
-    def __init__(self, how: Tokenization) -> None:
+    def __init__(self, how: Tokenization, known: Sequence[str] = ()) -> None:
         self.split_punctuation, self._sequences = how.split_punctuation, how.sequences
         super().__init__(WordTokenizer([], self.split_punctuation, self._sequences))
         self._ids = GrowingWords(first=2 if how.sequences else 1)
-        self.largest = 0
+        ids_of(list(known), self._ids)
+        self._grown(np.zeros(0, dtype=np.int64))
 
     def encode_lines(self, lines: list[str]) -> NDArray[np.integer]:
         return self._grown(encode_word_lines(lines, self.split_punctuation, self._ids, 1))
@@ -469,23 +491,28 @@ def held_out_last(tokens: NDArray[np.integer], eos_id: int, split: float) -> tup
 
 
 def keep_frequent(
-    tokens: NDArray[np.integer], boundary: int, tokenizer: WordTokenizer, how: Tokenization
+    tokens: NDArray[np.integer], boundary: int, tokenizer: WordTokenizer, how: Tokenization, known: int = 0
 ) -> tuple[NDArray[np.integer], WordTokenizer]:
     """Return what each id becomes when rare words are made unknown, and the tokenizer of the others, the most frequent first.
 
-    Words are counted where they are trained on; what stands in the held-out text only is unknown, as it would be in any new text.
+    The first `known` words stay where they are, however rare. Unless a size of the vocabulary is given, as many come after them
+    as there would be without. Words are counted where they are trained on; what stands in the held-out text only is unknown, as it
+    would be in any new text.
     """
     counts = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
     for begin in range(0, boundary, CHUNK):
         counts += np.bincount(tokens[begin : min(begin + CHUNK, boundary)], minlength=len(counts))
     first = tokenizer.vocabulary_size - len(tokenizer.words)
-    order = first + np.argsort(-counts[first:], kind="stable")
-    kept = order[counts[order] >= how.min_count][: how.most_tokens - first]
-    new = np.zeros(tokenizer.vocabulary_size, dtype=np.min_scalar_type(max(first + len(kept) - 1, 255)))
-    new[:first] = np.arange(first)
-    new[kept] = first + np.arange(len(kept))
+    new = first + known
+    order = new + np.argsort(-counts[new:], kind="stable")
+    most = how.vocabulary - new if known and how.vocabulary else how.most_tokens - first
+    frequent = order[counts[order] >= how.min_count][: max(most, 0)]
+    kept = np.concatenate([np.arange(first, new), frequent])
+    table = np.zeros(tokenizer.vocabulary_size, dtype=np.min_scalar_type(max(first + len(kept) - 1, 255)))
+    table[:first] = np.arange(first)
+    table[kept] = first + np.arange(len(kept))
     words = [tokenizer.words[number - first] for number in kept]
-    return new, WordTokenizer(words, how.split_punctuation, how.sequences)
+    return table, WordTokenizer(words, how.split_punctuation, how.sequences)
 
 
 def _training_text(files: list[tuple[Path, bool]], how: Tokenization, split: float) -> Iterator[str]:

@@ -160,6 +160,16 @@ class ModelConfig:
         return f"{', '.join(parts)}: {self.parameter_count:,} parameters"
 
 
+ADJUSTABLE = (
+    "dropout",
+    "locked",
+    "embedding_dropout",
+    "weight_drop",
+    "recurrent_dropout",
+    "zoneout",
+    "ar",
+    "tar",
+)  # what of a shape is for training alone, so that trained weights serve any
 _GATES = {"rnn": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
 

@@ -56,7 +56,8 @@ def pack(run: Run, out: str | Path) -> dict[str, int]:
 def _write(run: Run, folder: Path, name: str) -> None:
     options = asdict(TrainingOptions.from_values(run.options, source=str(run.folder / CONFIG)))
     shared = {option: value for option, value in options.items() if option not in PRIVATE}
-    config = RunConfig(shared, run.model_config, run.config.versions or versions(), _counts(run))
+    origin = run.config.origin and {"new_tokens": run.config.origin["new_tokens"]}
+    config = RunConfig(shared, run.model_config, run.config.versions or versions(), _counts(run), origin)
     packed = create_run(folder, config, run.tokenizer)
     save_json(folder / GENERATION, run.generation)
     results = run.results

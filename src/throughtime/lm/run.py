@@ -118,6 +118,11 @@ class Run:
         self._check_whole("no checkpoint, only its best weights")
         return _load_bound(self.folder, CHECKPOINT)
 
+    @property
+    def weights_digest(self) -> str:
+        """The SHA-256 of model.safetensors."""
+        return file_digest(self.folder / MODEL)
+
     def _check_whole(self, lacks: str) -> None:
         if self.config.packed is not None:
             raise InputError(f"{self.folder}: was packed to be shared and holds {lacks}")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import time
 import tomllib
@@ -18,17 +19,18 @@ from throughtime.errors import InputError, unknown_name
 from throughtime.init import initialise_model_
 from throughtime.lm.config import RunConfig, versions
 from throughtime.lm.corpus import Corpus, build_corpus
-from throughtime.lm.encoding import Tokenization
+from throughtime.lm.encoding import Known, Tokenization
 from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
 from throughtime.lm.metrics import line_of, open_metrics
-from throughtime.lm.model import LanguageModel, ModelConfig, cell_names, device_named
+from throughtime.lm.model import ADJUSTABLE, LanguageModel, ModelConfig, cell_names, device_named
 from throughtime.lm.presets import preset
 from throughtime.lm.run import (
     BEST,
     CHECKPOINT,
     DATA,
     METRICS,
+    MODEL,
     TENSORBOARD,
     Run,
     check_empty,
@@ -41,6 +43,7 @@ from throughtime.lm.run import (
 )
 from throughtime.lm.tensorboard import Board, board, check_library
 from throughtime.lm.tokenizer import sequence_names
+from throughtime.lm.transfer import freeze, knows_tokens, read_parts, take_over
 from throughtime.training import (
     Budget,
     Clipping,
@@ -59,7 +62,7 @@ from throughtime.training.locking import lock
 OPTIMIZERS = ("adamw", "adam", "sgd", "nt-asgd")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODES = ("stream", "sentence")
-_BUDGETS = ("minutes", "epochs", "steps")
+BUDGETS = ("minutes", "epochs", "steps")
 _METRICS_EVERY = 1.0  # seconds
 
 
@@ -124,6 +127,9 @@ class TrainingOptions:
         include: Which files of a folder are read.
         device: "auto", "cpu", "cuda", …
         tensorboard: Whether to write what metrics.jsonl holds for TensorBoard too.
+        from_weights: SHA-256 of the `model.safetensors` that training goes on from; `None` starts from random weights.
+        grow_vocabulary: Whether characters or words that the weights don't know yet become tokens; else they are unknown.
+        freeze: Parts of the weights gone on from that hold still, with commas: "embedding", "1" … "L" and "output".
 
     Raises:
         InputError: A value is out of its range; the message names the command line's flag.
@@ -181,8 +187,19 @@ class TrainingOptions:
     include: str = "*"
     device: str = "auto"
     tensorboard: bool = False
+    from_weights: str | None = None
+    grow_vocabulary: bool = True
+    freeze: str | None = None
 
     def __post_init__(self) -> None:
+        if self.from_weights is not None and not re.fullmatch("[0-9a-f]{64}", self.from_weights):
+            raise InputError(f"from_weights {self.from_weights!r}: expected the SHA-256 of a run's {MODEL}")
+        if self.from_weights is None and (self.freeze is not None or not self.grow_vocabulary):
+            flag = "--no-grow-vocabulary" if self.freeze is None else "--freeze"
+            raise InputError(f"{flag} is for weights that are trained already; expected --from RUN with it")
+        if self.from_weights is not None and (self.init_range or self.init != "default"):
+            flag = "--init-range" if self.init_range else "--init"
+            raise InputError(f"{flag} draws weights, and --from takes those of a run; leave one of them out")
         if self.mode not in MODES:
             raise unknown_name("mode", self.mode, MODES)
         if self.preset is not None:
@@ -227,6 +244,12 @@ class TrainingOptions:
         self.clipping  # noqa: B018
         self.rates  # noqa: B018
         self.model_config(vocabulary_size=1)
+        self.frozen  # noqa: B018
+
+    @property
+    def frozen(self) -> list[str]:
+        """The parts that hold still."""
+        return [] if self.freeze is None else read_parts(self.freeze, self.layers)
 
     def _check_init(self) -> None:
         """Refuse an initialisation that the cell hasn't."""
@@ -306,8 +329,8 @@ class TrainingOptions:
             _check_type(prefix, name, value, kinds[name])
         if (name := values.get("preset")) is not None:
             recipe = preset(name)
-            if any(values.get(budget) is not None for budget in _BUDGETS):
-                recipe = {name: value for name, value in recipe.items() if name not in _BUDGETS}
+            if any(values.get(budget) is not None for budget in BUDGETS):
+                recipe = {name: value for name, value in recipe.items() if name not in BUDGETS}
             values = recipe | values
         return cls(**values)
 
@@ -335,8 +358,8 @@ def read_toml(path: str | Path, overrides: dict[str, Any] | None = None) -> dict
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: not TOML: {error}") from error
     overrides = overrides or {}
-    if any(overrides.get(name) is not None for name in _BUDGETS):
-        values = {name: value for name, value in values.items() if name not in _BUDGETS}
+    if any(overrides.get(name) is not None for name in BUDGETS):
+        values = {name: value for name, value in values.items() if name not in BUDGETS}
     return values | overrides
 
 
@@ -414,6 +437,7 @@ def train(
     on_encoding: Callable[[int, int], None] | None = None,
     on_event: OnEvent | None = None,
     probe: Probe | None = None,
+    source: Run | None = None,
 ) -> TrainingSummary:
     """Train a language model on text.
 
@@ -425,17 +449,20 @@ def train(
         on_encoding: Called with (bytes done, bytes in all) while the text is read.
         on_event: Called after each measurement along the way, and when training went back after a divergence.
         probe: Measures scalars every `options.gradients_every` steps; they go to metrics.jsonl.
+        source: The run whose weights are gone on from; `options` are then as `continuing.options_from` makes them.
 
     Raises:
         InputError: Text, folder or options can't be used.
         NonFiniteError: The loss diverged more than `rollbacks` times; the last good checkpoint is kept.
     """
     options = options or TrainingOptions()
+    _check_source(options.from_weights, source)
     device = device_named(options.device)
     if options.tensorboard:
         check_library()
     with _new_folder(out) as folder:
         with _all_or_nothing(folder):
+            known = None if source is None else Known(source.tokenizer, options.grow_vocabulary)
             corpus = build_corpus(
                 paths,
                 folder / DATA,
@@ -443,6 +470,7 @@ def train(
                 split=options.split,
                 include=options.include,
                 out=folder,
+                known=known,
                 on_progress=on_encoding,
             )
             config = options.model_config(corpus.tokenizer.vocabulary_size)
@@ -454,9 +482,42 @@ def train(
             if options.init_range:
                 model.draw_uniformly(options.init_range)
             initialise_model_(model, options.init)
+            origin = None if source is None else _start_from(source, model, options)
             loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
-            run = create_run(folder, RunConfig(asdict(options), config, versions()), corpus.tokenizer)
+            described = RunConfig(asdict(options), config, versions(), origin=origin)
+            run = create_run(folder, described, corpus.tokenizer)
         return _finish(run, loop, corpus, observer, on_event)
+
+
+def _check_source(wanted: str | None, source: Run | None) -> None:
+    """Raise unless training begins with the weights that its options are of."""
+    there = None if source is None else source.weights_digest
+    if wanted == there:
+        return
+    if source is None:
+        raise InputError(f"these options go on from the weights {wanted}; expected --from RUN, the run that has them")
+    raise InputError(
+        f"--from {source.folder}: its weights are {there}, but the options go on from "
+        f"{wanted or 'none; expected options_from(run, …)'}"
+    )
+
+
+def _start_from(source: Run, model: LanguageModel, options: TrainingOptions) -> dict[str, Any]:
+    """Give a model a run's weights; return where they are from, and how many tokens are new to them."""
+    more = model.config.vocabulary_size - source.model_config.vocabulary_size
+    same = replace(source.model_config, **{name: getattr(model.config, name) for name in ADJUSTABLE})
+    if replace(same, vocabulary_size=model.config.vocabulary_size) != model.config:
+        raise InputError(
+            f"--from {source.folder}: a {same.describe()}, but the options are of a {model.config.describe()}"
+        )
+    if more and knows_tokens(model, options.frozen):
+        raise InputError(
+            f"--freeze {options.freeze}: {more:,} tokens of this text are new to {source.folder}, and their weights could never "
+            "learn; freeze other parts, or read the text with the vocabulary as it is: --no-grow-vocabulary"
+        )
+    tokenizer = source.tokenizer
+    take_over(source.load_model("cpu"), model, sum(one is not None for one in (tokenizer.unknown_id, tokenizer.eos_id)))
+    return {"run": source.folder.resolve().name, "new_tokens": more}
 
 
 @contextmanager
@@ -566,6 +627,8 @@ def _make_loop(
             f"gradients_every = {options.gradients_every}: expected a probe to measure with; give probe= too"
         )
 
+    freeze(model, options.frozen)
+
     def validate(model: nn.Module, should_stop: Callable[[], bool]) -> float | None:
         assert isinstance(model, LanguageModel)
         return validation_loss(model, corpus.held_out, corpus.tokenizer.eos_id, should_stop)
@@ -594,8 +657,9 @@ def _make_loop(
 
 
 def _make_optimizer(model: LanguageModel, options: TrainingOptions) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    learned = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learned if p.dim() > 1]
+    vectors = [p for p in learned if p.dim() <= 1]
     groups = [
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
