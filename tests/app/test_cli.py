@@ -27,6 +27,8 @@ UNSAID = {  # defaults that depend, or that are said in another way
     "vocabulary": "10000 words, 2000 bpe tokens",
     "split_punctuation": "split-punctuation",
     "embedding": "0, H for words and bpe",
+    "batch": "32, fewer of a short text",
+    "bptt": "64, fewer of a short text",
 }
 EVALUATION = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens", "method")
 
@@ -182,6 +184,27 @@ class TestTrain:
         assert len(listed["left_out"]) == 32
         assert listed["left_out"][0] == {"path": f"{folder}/run", "kind": "run", "reason": "a run, not text"}
         assert listed["copies"] == [f"{folder}/b.txt"]
+
+    @pytest.mark.parametrize("length", [5, 34, 700, 2276, 2277])
+    def test_a_short_text_gets_a_smaller_window(self, throughtime: Call, tmp_path: Path, length: int) -> None:
+        path, run = tmp_path / "short.txt", tmp_path / "run"
+        path.write_text(("hello world, this is a short text" * 99)[:length])
+        ended = throughtime("train", path, "--out", run, "--steps", 2, "--hidden", 8, "--json")
+        assert ended.code == 0, ended.err
+        options = throughtime("info", run, "--json").json["options"]
+        if length == 2277:
+            assert (options["batch"], options["bptt"]) == (32, 64)
+            assert "short" not in ended.err
+            return
+        assert f": chosen --batch {options['batch']}  --bptt {options['bptt']}\n" in ended.err
+        tokens = int(length * 0.9) if length > 5 else 3
+        assert f"the text is short, {tokens:,} tokens to train on" in ended.err
+        read = (tokens - 1) // options["batch"] // options["bptt"] * options["batch"] * options["bptt"]
+        assert read > 0.9 * (tokens - 1)
+        for flag in ("--batch", "--bptt"):
+            again = throughtime("train", path, "--out", tmp_path / "other", "--steps", 2, flag, 64)
+            assert again.code == errors.BAD_INPUT
+            assert "lower --batch or --bptt" in again.err
 
     def test_a_refused_run_leaves_nothing_behind(self, throughtime: Call, text: Path, tmp_path: Path) -> None:
         (tmp_path / "one.txt").write_text("one long line " * 50)

@@ -71,6 +71,22 @@ def test_lines_are_sequences_and_empty_ones_are_left_out(tmp_path, monkeypatch, 
     assert read_tokens(tmp_path / "b.txt", tokenizer).tolist() == tokenizer.encode_lines(LINES[4:]).tolist()
 
 
+@pytest.mark.parametrize("least", [0, 1 << 60])
+def test_lines_of_blanks_are_no_sequences_of_words(tmp_path, monkeypatch, least):
+    """Several processes and one leave out the same."""
+    monkeypatch.setattr("throughtime.lm.encoding._WORTH_PROCESSES", least)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    path = tmp_path / "a.txt"
+    path.write_text("the cat\n   \n\t \r\n \n  the  \n\na cat\n \t")
+    corpus = build_corpus([path], tmp_path / "data", Tokenization("word", "line", min_count=1), split=0.5)
+    tokens = np.concatenate([corpus.train, corpus.held_out])
+    assert corpus.tokenizer.decode(tokens).count("\n") == 3
+    read = read_tokens(path, corpus.tokenizer)
+    assert np.count_nonzero(read == corpus.tokenizer.eos_id) == 3
+    spaces = build_corpus([path], tmp_path / "chars", Tokenization("char", "line"))  # at other levels blanks are tokens
+    assert np.count_nonzero(np.concatenate([spaces.train, spaces.held_out]) == 1) == 7
+
+
 @pytest.mark.parametrize("level", ["char", "byte", "word", "bpe"])
 def test_files_are_sequences(tmp_path, level):
     folder = tmp_path / "text"

@@ -344,9 +344,12 @@ def train(
     epochs: Annotated[float | None, _choice("--epochs", "E", "", BUDGET, "Passes over the training text.")] = None,
     steps: Annotated[int | None, _choice("--steps", "N", "", BUDGET, "Updates of the weights.")] = None,
     batch: Annotated[
-        int | None, _choice("--batch", "B", "32", OPTIMISATION, "Streams trained on side by side.")
+        int | None,
+        _choice("--batch", "B", "32, fewer of a short text", OPTIMISATION, "Streams trained on side by side."),
     ] = None,
-    bptt: Annotated[int | None, _choice("--bptt", "T", "64", OPTIMISATION, "Steps of truncated BPTT.")] = None,
+    bptt: Annotated[
+        int | None, _choice("--bptt", "T", "64, fewer of a short text", OPTIMISATION, "Steps of truncated BPTT.")
+    ] = None,
     optimizer: Annotated[
         str | None, _choice("--optimizer", "NAME", "adamw", OPTIMISATION, "adamw, adam, sgd or nt-asgd.")
     ] = None,

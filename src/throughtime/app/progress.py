@@ -14,7 +14,7 @@ from throughtime.app.terminal import messages
 from throughtime.plain import printable
 
 if TYPE_CHECKING:
-    from throughtime.lm.train import StepReport
+    from throughtime.lm.train import ShortText, StepReport
     from throughtime.training import Rollback, Validation
 
 REFRESH = 0.2  # seconds between two drawings of the live line
@@ -76,12 +76,16 @@ def observed(shown: Display, run: Path, reason: str | None = None) -> Callable[[
     return observe
 
 
-def said(shown: Display) -> Callable[["Rollback | Validation"], None]:
-    """Return what says that training was measured, or that it went back after a divergence."""
+def said(shown: Display) -> Callable[["Rollback | Validation | ShortText"], None]:
+    """Return what says that training was measured, went back after a divergence, or chose a window for a short text."""
+    from throughtime.lm.train import ShortText
     from throughtime.training import Rollback
 
-    def say(event: "Rollback | Validation") -> None:
-        if isinstance(event, Rollback):
+    def say(event: "Rollback | Validation | ShortText") -> None:
+        if isinstance(event, ShortText):
+            batch, bptt = event.window
+            shown.say(f"the text is short, {event.tokens:,} tokens to train on: chosen --batch {batch}  --bptt {bptt}")
+        elif isinstance(event, Rollback):
             what = event.reason.partition(";")[0]
             shown.say(f"{what}: back to step {event.to_step:,}, learning rate down to {event.learning_rate:.3g}")
         else:

@@ -103,10 +103,12 @@ class Encoder(Protocol):
     """Turns a corpus into ids, piece by piece.
 
     Attributes:
+        level: Its tokenizer's.
         largest: The largest id so far, or that can be.
         state: What is held back until more text has come; may be kept and put back.
     """
 
+    level: str
     largest: int
     state: Any
 
@@ -209,7 +211,7 @@ def encode_file(
     if side_by_side is not None and isinstance(encoder, _WordEncoder):
         yield from _encode_side_by_side(texts, encoder, sequences, side_by_side)
     elif sequences == "line":
-        yield from map(encoder.encode_lines, lines_of(texts))
+        yield from map(encoder.encode_lines, lines_of(texts, encoder.level))
     else:
         yield from map(encoder.feed, texts)
     if sequences == "file":
@@ -239,7 +241,7 @@ def _cut_side_by_side(
     texts: Iterator[str], encoder: "_WordEncoder", sequences: str | None, processes: ProcessPoolExecutor
 ) -> Iterator[Future[tuple[list[str], NDArray[np.uint32]]]]:
     if sequences == "line":
-        for lines in lines_of(texts):
+        for lines in lines_of(texts, encoder.level):
             yield processes.submit(lines_of_their_own, lines, encoder.split_punctuation)
         return
     for text in texts:
@@ -261,6 +263,7 @@ class _FixedEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.level = tokenizer.level
         self.largest = tokenizer.vocabulary_size - 1
 
     def feed(self, text: str) -> NDArray[np.integer]:
@@ -294,6 +297,7 @@ class _ByteEncoder(_FixedEncoder):
 
 
 class _CharEncoder:
+    level = "char"
     state: Any = None
 
     def __init__(self, how: Tokenization, known: Sequence[int] = ()) -> None:
@@ -522,7 +526,7 @@ def _training_text(files: list[tuple[Path, bool]], how: Tokenization, split: flo
     for path, _ in files:
         texts = read_texts(path, how.level)
         try:
-            for lines in lines_of(texts) if how.sequences == "line" else ([text] for text in texts):
+            for lines in lines_of(texts, how.level) if how.sequences == "line" else ([text] for text in texts):
                 if read >= min(most, _MOST_FOR_BPE):
                     return
                 if how.sequences == "line":

@@ -104,8 +104,6 @@ SIZES = (
 # Dropout by how often the text is read, on tiny Shakespeare; docs/log.md has the runs.
 DROPOUTS = ((2.0, 0.0), (4.0, 0.1), (8.0, 0.25), (14.0, 0.4), (float("inf"), 0.5))
 _RECIPE = {
-    "batch": 32,
-    "bptt": 64,
     "optimizer": "adamw",
     "lr": 1e-2,
     "weight_decay": 0.1,
@@ -113,7 +111,38 @@ _RECIPE = {
     "warmup": 0.02,
     "final_lr": 0.0,
 }
-_SAID = ("layers", "hidden", "dropout", "dtype", "batch", "bptt", "lr", "weight_decay")
+_SAID = ("layers", "hidden", "dropout", "dtype", "lr", "weight_decay")
+
+
+class Window(NamedTuple):
+    """How much is trained on at a time.
+
+    Attributes:
+        batch: B, streams or sequences side by side.
+        bptt: T, steps of truncated BPTT.
+    """
+
+    batch: int
+    bptt: int
+
+
+WINDOW = Window(32, 64)
+_STREAM = 128  # tokens of each stream of a text that is too short for that window
+
+
+def window_for(tokens: int) -> Window:
+    """Return a window for a stream of so many tokens, at least 2: the usual one, or one that a short text fills to its end.
+
+    Example:
+        >>> window_for(1_000_000), window_for(1000), window_for(2)
+        (Window(batch=32, bptt=64), Window(batch=7, bptt=47), Window(batch=1, bptt=1))
+    """
+    predicted = tokens - 1
+    if predicted >= WINDOW.batch * WINDOW.bptt:
+        return WINDOW
+    batch = max(predicted // _STREAM, 1)
+    length = predicted // batch
+    return Window(batch, length // -(-length // WINDOW.bptt))
 
 
 class Choice(NamedTuple):

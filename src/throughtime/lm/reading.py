@@ -7,9 +7,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 from throughtime.errors import InputError
 from throughtime.lm.formats import HEAD, format_of
+from throughtime.lm.words import BLANKS
 
 CHUNK = 8 << 20  # bytes of text held at a time
-_SIGNS_OF_A_RUN = ({"config.json", "tokenizer.json"}, {"corpus.json", "tokens.bin"}, {"tokens.part"})
+_SIGNS_OF_A_RUN = ({"config.json", "tokenizer.json"}, {"corpus.json", "tokens.bin"})
 
 
 class LeftOut(NamedTuple):
@@ -181,18 +182,19 @@ def decode_text(name: str, data: bytes) -> str:
     return "".join(_utf8(name, [data], lambda: data[:HEAD]))
 
 
-def lines_of(texts: Iterable[str]) -> Iterator[list[str]]:
+def lines_of(texts: Iterable[str], level: str) -> Iterator[list[str]]:
     r"""Yield the lines of a text that comes in pieces, some at a time; empty ones are left out.
 
-    A line ends with "\n" or "\r\n", which are not part of it, or with the text.
+    A line ends with "\n" or "\r\n", which are not part of it, or with the text. At level "word" a line of blanks is empty too.
     """
+    blanks = BLANKS if level == "word" else ""
     rest = ""
     for text in texts:
         *lines, rest = (rest + text).split("\n")
-        if whole := [line for line in (line.removesuffix("\r") for line in lines) if line]:
+        if whole := [line for line in (line.removesuffix("\r") for line in lines) if line.strip(blanks)]:
             yield whole
-    if rest.removesuffix("\r"):
-        yield [rest.removesuffix("\r")]
+    if (last := rest.removesuffix("\r")).strip(blanks):
+        yield [last]
 
 
 def check_looks_like_text(path: Path) -> None:

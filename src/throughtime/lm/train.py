@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
 from throughtime.lm.metrics import line_of, open_metrics
 from throughtime.lm.model import ADJUSTABLE, LanguageModel, ModelConfig, cell_names, device_named
-from throughtime.lm.presets import preset
+from throughtime.lm.presets import WINDOW, Window, preset, window_for
 from throughtime.lm.run import (
     BEST,
     CHECKPOINT,
@@ -101,8 +101,8 @@ class TrainingOptions:
         minutes: Budget in minutes of training; 3 if no budget is given.
         epochs: Budget in passes over the text.
         steps: Budget in updates.
-        batch: B, streams or sequences trained on side by side.
-        bptt: T, steps of truncated BPTT.
+        batch: B, streams or sequences trained on side by side; 32 if not given.
+        bptt: T, steps of truncated BPTT; 64 if not given. Of a short text both are less, where neither is given.
         optimizer: "adamw", "adam", "sgd", or "nt-asgd" (Merity et al., 2018): SGD without momentum whose weights are averaged from
             the measurement on that is worse than the best of all but the last `nonmonotone`.
         momentum: Of "sgd".
@@ -163,8 +163,8 @@ class TrainingOptions:
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
-    batch: int = 32
-    bptt: int = 64
+    batch: int | None = None
+    bptt: int | None = None
     optimizer: str = "adamw"
     momentum: float = 0.9
     nonmonotone: int = 5
@@ -212,8 +212,8 @@ class TrainingOptions:
         if self.gradients_every and self.zoneout:
             raise InputError("--gradients-every can't look into layers with --zoneout; leave one of them out")
         for name in ("batch", "bptt"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise InputError(f"--{name} {given}: expected at least 1")
         if not 0 < self.lr < math.inf:
             raise InputError(f"--lr {self.lr}: expected a number above 0")
         if not 0 <= self.weight_decay < math.inf:
@@ -278,6 +278,11 @@ class TrainingOptions:
     def rates(self) -> Schedule:
         """How the learning rate goes along training."""
         return Schedule(self.schedule, self.warmup, self.final_lr, self.lr_decay, self.lr_decay_after)
+
+    @property
+    def training_window(self) -> Window:
+        """How much is trained on at a time."""
+        return Window(self.batch or WINDOW.batch, self.bptt or WINDOW.bptt)
 
     @property
     def tokenization(self) -> Tokenization:
@@ -425,8 +430,20 @@ class TrainingSummary:
     longer: Longer | None = None
 
 
+class ShortText(NamedTuple):
+    """What happens where a text is too short for the usual window: a smaller one is chosen.
+
+    Attributes:
+        tokens: How many there are to train on.
+        window: The one that is trained with.
+    """
+
+    tokens: int
+    window: Window
+
+
 Observer = Callable[[StepReport], None]
-OnEvent = Callable[[Rollback | Validation], None]
+OnEvent = Callable[[Rollback | Validation | ShortText], None]
 
 
 def train(
@@ -447,7 +464,8 @@ def train(
         options: How.
         observer: Called after each step.
         on_encoding: Called with (bytes done, bytes in all) while the text is read.
-        on_event: Called after each measurement along the way, and when training went back after a divergence.
+        on_event: Called after each measurement along the way, when training went back after a divergence, and where the text is
+            short.
         probe: Measures scalars every `options.gradients_every` steps; they go to metrics.jsonl.
         source: The run whose weights are gone on from; `options` are then as `continuing.options_from` makes them.
 
@@ -473,10 +491,11 @@ def train(
                 known=known,
                 on_progress=on_encoding,
             )
+            options = _with_window(options, corpus, on_event)
             config = options.model_config(corpus.tokenizer.vocabulary_size)
             windows = _make_windows(corpus, options)
             if device.type == "cpu":
-                check_fits(config, options.batch, options.bptt, options.level)
+                check_fits(config, *options.training_window, options.level)
             torch.manual_seed(options.seed)
             model = LanguageModel(config)
             if options.init_range:
@@ -606,12 +625,22 @@ def _restored(run: Run, probe: Probe | None) -> tuple[TrainingOptions, Loop, Cor
     return options, loop, corpus
 
 
+def _with_window(options: TrainingOptions, corpus: Corpus, on_event: OnEvent | None) -> TrainingOptions:
+    """Return options that say which window is trained with; where nobody gave one, it is small enough for the text."""
+    window = options.training_window
+    if options.batch is options.bptt is None and corpus.tokenizer.eos_id is None:
+        window = window_for(len(corpus.train))
+        if window != WINDOW and on_event is not None:
+            on_event(ShortText(len(corpus.train), window))
+    return replace(options, batch=window.batch, bptt=window.bptt)
+
+
 def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
     """Return the streams of a text, or the batches of its sequences."""
     eos_id = corpus.tokenizer.eos_id
     if eos_id is None:
-        return Streams(corpus.train, options.batch, options.bptt)
-    return Sequences(corpus.train, eos_id, options.batch, options.bptt, options.seed)
+        return Streams(corpus.train, *options.training_window)
+    return Sequences(corpus.train, eos_id, *options.training_window, options.seed)
 
 
 def _make_loop(

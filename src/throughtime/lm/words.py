@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from throughtime.errors import InputError
 
+BLANKS = " \t"  # dropped at both ends of a line that is a sequence
 UNKNOWN_WORD = "<unk>"  # as in published corpora, where it may stand in the text itself
 _LEFT, _RIGHT = 1, 2  # attached to what stands before, after
 
@@ -127,7 +128,7 @@ class WordTokenizer:
         sequences, as they are in training.
         """
         if self.sequences == "line":
-            text = text.lstrip(" \t")
+            text = text.lstrip(BLANKS)
         head = text.rstrip(" ")
         spaces = text[len(head) :]
         is_owed = head and not head[-1].isspace() and (spaces == " " or "0" + spaces not in self._ids)
@@ -193,7 +194,7 @@ def encode_lines(
     lines: Iterable[str], split_punctuation: bool, ids: Mapping[str, int], eos_id: int
 ) -> NDArray[np.int64]:
     """Return the ids of lines, each ended by `eos_id`."""
-    pieces = [np.append(ids_of(cut(line.strip(" \t"), split_punctuation), ids), eos_id) for line in lines]
+    pieces = [np.append(ids_of(cut(line.strip(BLANKS), split_punctuation), ids), eos_id) for line in lines]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
 
@@ -216,7 +217,7 @@ def lines_of_their_own(lines: list[str], split_punctuation: bool) -> tuple[list[
     own: dict[str, int] = {}
     ids: list[int] = []
     for line in lines:
-        ids += [own.setdefault(piece, len(own) + 1) for piece in cut(line.strip(" \t"), split_punctuation)]
+        ids += [own.setdefault(piece, len(own) + 1) for piece in cut(line.strip(BLANKS), split_punctuation)]
         ids.append(0)
     return list(own), np.array(ids, dtype=np.uint32)
 
