@@ -30,7 +30,10 @@ UNSAID = {  # defaults that depend, or that are said in another way
     "batch": "32, fewer of a short text",
     "bptt": "64, fewer of a short text",
 }
-EVALUATION = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens", "method")
+EVALUATION = (
+    *("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens", "method"),
+    *("unknown", "nats_per_token_without_unknown", "perplexity_without_unknown"),
+)
 
 
 def program(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from throughtime.app.reports import UNITS, Row, evaluation_record, evaluation_rows, table
-from throughtime.app.terminal import note, results, under_way
+from throughtime.app.terminal import results, under_way
 from throughtime.errors import InputError
 from throughtime.lm.adaptive import DynamicEvaluation, NeuralCache, evaluate_adaptively
 from throughtime.lm.baseline import NGramBaseline
@@ -111,8 +111,6 @@ def measure(run: "Run", file: Path, reading: Reading, *, last: bool = False) -> 
             evaluation = evaluate_adaptively(model, tokens, dynamic=dynamic, cache=cache, training=training, **units)
         if baseline is not None:
             counted = baseline.fit(run.corpus().train, tokenizer.vocabulary_size)
-    if evaluation.unknown:
-        note(f"{evaluation.unknown:,} {UNITS[tokenizer.level]} of {file} are unknown to the run")
     before = tokens if eos_id is None else np.append(eos_id, tokens)
     return Measured(evaluation, positions, (counted.order, counted.nats_per_token(before)) if counted else None)
 

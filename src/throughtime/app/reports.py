@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 Row = tuple[str, str]
 
 HELD_OUT = ("held-out text", "")
-EVALUATION_KEYS = ("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens", "method")
+EVALUATION_KEYS = (
+    *("nats_per_token", "bits_per_character", "bits_per_byte", "perplexity", "tokens", "method"),
+    *("unknown", "nats_per_token_without_unknown", "perplexity_without_unknown"),
+)
 OF_SEQUENCES = ("perplexity_without_eos", "sequences")
 UNITS = {"char": "characters", "byte": "bytes", "word": "words", "bpe": "tokens"}
 
@@ -300,6 +303,7 @@ def _figures(held_out: dict[str, Any]) -> list[Row]:
         ("bits per character", f"{held_out['bits_per_character']:.4f}"),
         ("bits per byte", f"{held_out['bits_per_byte']:.4f}"),
         ("perplexity", f"{held_out['perplexity']:,.3f}"),
+        *_unknown_rows(held_out),
         *(
             [
                 ("without ends", f"{held_out['perplexity_without_eos']:,.3f}"),
@@ -309,6 +313,16 @@ def _figures(held_out: dict[str, Any]) -> list[Row]:
             else []
         ),
     ]
+
+
+def _unknown_rows(held_out: dict[str, Any]) -> list[Row]:
+    """Return how much was unknown, and the figures without it."""
+    if not held_out.get("unknown"):
+        return []
+    share = held_out["unknown"] / held_out["tokens"]
+    nats, perplexity = (held_out.get(f"{name}_without_unknown") for name in ("nats_per_token", "perplexity"))
+    without = [] if nats is None else [("without unknown", f"{nats:.4f} nats per token, perplexity {perplexity:,.3f}")]
+    return [("unknown", f"{held_out['unknown']:,} of {held_out['tokens']:,} tokens, {share:.2%}"), *without]
 
 
 def table(title: str, rows: list[Row]) -> Table:

@@ -1,13 +1,12 @@
 """A prompt on its way to a run, and generated text on its way to the terminal, a pipe or a file."""
 
-import codecs
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from throughtime.app.terminal import note, visible, write
+from throughtime.app.terminal import Output, note, visible
 from throughtime.errors import InputError
 from throughtime.lm.generate import Beam, Sampling, generate, generate_bytes, seed_of_sample
 from throughtime.lm.reading import decode_text, read_bytes
@@ -98,7 +97,7 @@ def stream(
     model = run.load_model(last=last)
     is_bare = isinstance(tokenizer, ByteTokenizer) and tokenizer.eos_id is None and samples == 1
     for number in range(samples):
-        output = _Output()
+        output = Output()
         if number and tokenizer.eos_id is None:
             output.write("\n")
         how = (prompt, length, sampling, seed_of_sample(seed, number), stop, alphabet)
@@ -115,42 +114,13 @@ def stream(
 def write_beams(prompt: str, found: Sequence[Beam], tokenizer: "Tokenizer") -> None:
     """Write what beam search found, each after its log-probability if there are several."""
     for beam in found:
-        output = _Output()
+        output = Output()
         output.write(f"{beam.log_probability:.4f}\t" if len(found) > 1 else "")
         if isinstance(tokenizer, ByteTokenizer):
             output.write(to_bytes(prompt) + b"".join(map(tokenizer.token_bytes, beam.ids)))
         else:
             output.write(prompt + beam.text)
         output.write("\n")
-
-
-class _Output:
-    """Text and bytes on their way to stdout, at once."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-        self._at_line_end = False
-
-    def write(self, piece: str | bytes) -> None:
-        """Write text, or bytes as they are; a terminal gets them as the UTF-8 that they are, and else their escapes."""
-        self._at_line_end = piece[-1:] in ("\n", b"\n") if piece else self._at_line_end
-        if isinstance(piece, bytes) and not sys.stdout.isatty():
-            sys.stdout.flush()
-            sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
-        else:
-            write(self._decoder.decode(piece) if isinstance(piece, bytes) else piece)
-
-    def write_all(self, pieces: "Iterable[str] | Iterable[bytes]") -> None:
-        """Write pieces as they come, to the last byte of the last character."""
-        for piece in pieces:
-            self.write(piece)
-        write(self._decoder.decode(b"", final=True))
-
-    def end_line(self) -> None:
-        """Write a line end, unless the last piece did."""
-        if not self._at_line_end:
-            self.write("\n")
 
 
 def _say_unknown(prompt: str, tokenizer: "Tokenizer") -> None:

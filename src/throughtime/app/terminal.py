@@ -1,5 +1,6 @@
 """What is printed: results go to stdout, everything said along the way goes to stderr, and nothing foreign commands a terminal."""
 
+import codecs
 import contextlib
 import sys
 import time
@@ -72,6 +73,38 @@ def write(text: str) -> None:
     """Write a model's or a file's own text to stdout at once: as it is, but where a terminal could be commanded by it."""
     sys.stdout.write(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+class Output:
+    """Text and bytes on their way to stdout, at once.
+
+    Bytes are written as they are; a terminal gets them as the UTF-8 that they are, and what is none by its escapes.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._at_line_end = False
+
+    def write(self, piece: str | bytes) -> None:
+        """Write text, or bytes."""
+        self._at_line_end = piece[-1:] in ("\n", b"\n") if piece else self._at_line_end
+        if isinstance(piece, bytes) and not sys.stdout.isatty():
+            sys.stdout.flush()
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        else:
+            write(self._decoder.decode(piece) if isinstance(piece, bytes) else piece)
+
+    def write_all(self, pieces: Iterable[str] | Iterable[bytes]) -> None:
+        """Write pieces as they come, to the last byte of the last character."""
+        for piece in pieces:
+            self.write(piece)
+        write(self._decoder.decode(b"", final=True))
+
+    def end_line(self) -> None:
+        """Write a line end, unless the last piece did."""
+        if not self._at_line_end:
+            self.write("\n")
 
 
 def visible(text: str) -> str:

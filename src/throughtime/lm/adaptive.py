@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from throughtime.errors import InputError, unknown_name
-from throughtime.lm.evaluate import CARRIED, FRESH, Evaluation, summarise
+from throughtime.lm.evaluate import CARRIED, FRESH, Evaluation, Lost, summarise
 from throughtime.lm.model import LanguageModel
 from throughtime.training import Streams
 from throughtime.training.tbptt import Tokens, detach
@@ -159,9 +159,8 @@ def evaluate_adaptively(
     predicted = tokens[1:] if eos_id is None else tokens
     nats = np.concatenate(list(_nats(model, tokens, eos_id, dynamic.segment if dynamic else _SEGMENT, update, memory)))
     method = " and ".join([CARRIED if eos_id is None else FRESH, *(str(how) for how in (dynamic, cache) if how)])
-    of_ends = float(nats[predicted == eos_id].sum()) if eos_id is not None else 0.0
-    units = {"characters": characters, "bytes": bytes, "unknown_id": unknown_id, "eos_id": eos_id}
-    return summarise(float(nats.sum()), of_ends, tokens, method, **units)
+    lost = Lost.of(nats, predicted, unknown_id, eos_id)
+    return summarise(lost, tokens, method, characters=characters, bytes=bytes, unknown_id=unknown_id, eos_id=eos_id)
 
 
 def _nats(

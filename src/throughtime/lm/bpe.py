@@ -28,6 +28,7 @@ class BpeTokenizer:
     Args:
         description: What Hugging Face's tokenizers writes as `tokenizer.json`.
         sequences: "line" or "file" where each of them is a sequence of its own, ended by the last token; else `None`.
+        line_end: How most lines of a stream end.
 
     Example:
         >>> tokenizer = train_bpe(["to be or not to be "] * 20, vocabulary_size=270)
@@ -40,7 +41,7 @@ class BpeTokenizer:
     level = "bpe"
     unknown_id: int | None = None
 
-    def __init__(self, description: dict[str, Any], sequences: str | None = None) -> None:
+    def __init__(self, description: dict[str, Any], sequences: str | None = None, line_end: str = "\n") -> None:
         tokenizers = _library()
         try:
             self._tokenizer: HuggingFaceTokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
@@ -49,6 +50,7 @@ class BpeTokenizer:
         self._description = description
         size = self._tokenizer.get_vocab_size()
         self.sequences = sequences
+        self.line_end = line_end
         self.eos_id = size if sequences else None
         self.vocabulary_size = size + (1 if sequences else 0)
         alphabet = _alphabet()
@@ -111,7 +113,12 @@ class BpeTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that `tokenizer_from_json` needs; under "huggingface" is what that library itself reads."""
-        return {"level": self.level, "sequences": self.sequences, "huggingface": self._description}
+        return {
+            "level": self.level,
+            "sequences": self.sequences,
+            "line_end": self.line_end,
+            "huggingface": self._description,
+        }
 
 
 class _BpeDecoder:

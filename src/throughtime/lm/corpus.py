@@ -31,6 +31,7 @@ from throughtime.lm.encoding import (
 from throughtime.lm.reading import (
     Found,
     LeftOut,
+    LineEnds,
     check_file,
     check_looks_like_text,
     find_files,
@@ -218,20 +219,21 @@ def _encode_all(
     files, left_out = found.files, list(found.left_out)
     total, done = sum(path.stat().st_size for path, _ in files), 0
     sources: list[dict[str, Any]] = []
-    encoder = make_encoder(how, files, split, known)
+    encoder, ends = make_encoder(how, files, split, known), LineEnds()
     written = TokenFile(target)
     with contextlib.ExitStack() as at_the_end:
         at_the_end.callback(written.close)
         processes = at_the_end.enter_context(cutters(how, total))
         for path, named in files:
-            before, state, digest = written.count, encoder.state, hashlib.sha256()
-            on_chunk = _counted(digest, lambda read, so_far=done: on_progress(so_far + read, total))
+            before, state, digest, own_ends = written.count, encoder.state, hashlib.sha256(), LineEnds()
+            on_chunk = _counted(digest, own_ends, lambda read, so_far=done: on_progress(so_far + read, total))
             try:
                 if how.level != "byte" and not named:
                     check_looks_like_text(path)
                 for ids in encode_file(read_texts(path, how.level, on_chunk), encoder, how.sequences, processes):
                     written.append(ids, encoder.largest)
                 sources.append({"path": str(path), "bytes": path.stat().st_size, "sha256": digest.hexdigest()})
+                ends.add(own_ends)
             except InputError as error:
                 if named:
                     raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
@@ -248,18 +250,19 @@ def _encode_all(
             rest = encoder.end()
             written.append(rest, encoder.largest)
         name = str(files[0][0]) if len(files) == 1 else f"{len(sources):,} of {len(files):,} files"
-        description = _cut(written, encoder.tokenizer(), how, split, name, known)
+        description = _cut(written, encoder.tokenizer(), how, split, name, known, ends.usual)
         digest = written.finish()
     return description | {"tokens_sha256": digest, "sources": sources, "left_out": left_out}
 
 
-def _counted(digest: Any, on_bytes: Callable[[int], None]) -> Callable[[bytes], None]:
-    """Return what digests the pieces of a file, and reports how many bytes have come by."""
+def _counted(digest: Any, ends: LineEnds, on_bytes: Callable[[int], None]) -> Callable[[bytes], None]:
+    """Return what digests the pieces of a file, counts their line ends, and reports how many bytes have come by."""
     done = 0
 
     def on_chunk(chunk: bytes) -> None:
         nonlocal done
         digest.update(chunk)
+        ends.count(chunk)
         done += len(chunk)
         on_bytes(done)
 
@@ -267,7 +270,13 @@ def _counted(digest: Any, on_bytes: Callable[[int], None]) -> Callable[[bytes], 
 
 
 def _cut(
-    written: TokenFile, tokenizer: Tokenizer, how: Tokenization, split: float, name: str, known: Known | None
+    written: TokenFile,
+    tokenizer: Tokenizer,
+    how: Tokenization,
+    split: float,
+    name: str,
+    known: Known | None,
+    line_end: str,
 ) -> dict[str, Any]:
     """Decide what is held out, and which words are kept; rewrite the file where that changes it; describe it."""
     tokens = written.tokens()
@@ -280,7 +289,12 @@ def _cut(
         try:
             changed, boundary = held_out_last(tokens, tokenizer.eos_id, split)
         except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+            alone = (
+                "; its lines end with a carriage return alone: convert it with tr '\\r' '\\n'"
+                if line_end == "\r"
+                else ""
+            )
+            raise InputError(f"{name}: {error}{alone}") from error
         written.rewrite(changed)
     if isinstance(tokenizer, WordTokenizer) and (known is None or known.grows):
         stay = 0 if known is None else len(cast("WordTokenizer", known.tokenizer).words)
@@ -290,5 +304,5 @@ def _cut(
         "dtype": written.dtype.name,
         "tokens": written.count,
         "boundary": boundary,
-        "tokenizer": tokenizer.to_json(),
+        "tokenizer": tokenizer.to_json() | {"line_end": line_end},
     }

@@ -37,6 +37,8 @@ class Evaluation:
         perplexity: exp(nats_per_token).
         tokens: How many tokens were predicted.
         unknown: How many of them were unknown to the model.
+        nats_per_token_without_unknown: Of the others alone; `None` where nothing can be unknown, or all is.
+        perplexity_without_unknown: Likewise.
         sequences: How many sequences there were; `None` of a stream.
         perplexity_without_eos: Of the tokens that don't end a sequence alone; `None` of a stream.
         method: With which state the text was read, and what was adapted to it, in words.
@@ -48,6 +50,8 @@ class Evaluation:
     perplexity: float
     tokens: int
     unknown: int = 0
+    nats_per_token_without_unknown: float | None = None
+    perplexity_without_unknown: float | None = None
     sequences: int | None = None
     perplexity_without_eos: float | None = None
     method: str = CARRIED
@@ -71,10 +75,40 @@ class SequenceScores(NamedTuple):
     Attributes:
         nats: Of each sequence, its end included, (N,).
         eos_nats: Of each sequence's end alone, (N,).
+        unknown_nats: Of its unknown tokens alone, (N,).
+        tokens: How many tokens each has, its end included, (N,).
+        unknown: How many of them are unknown, (N,).
     """
 
     nats: NDArray[np.float64]
     eos_nats: NDArray[np.float64]
+    unknown_nats: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    unknown: NDArray[np.int64]
+
+
+class Lost(NamedTuple):
+    """−ln p of a text, and of parts of it.
+
+    Attributes:
+        nats: Of all that was predicted.
+        unknown_nats: Of the unknown tokens among it.
+        eos_nats: Of the ends of sequences among it.
+    """
+
+    nats: float
+    unknown_nats: float
+    eos_nats: float = 0.0
+
+    @classmethod
+    def of(
+        cls, nats: NDArray[np.floating], targets: NDArray[np.integer], unknown_id: int | None, eos_id: int | None
+    ) -> "Lost":
+        """Return the sums of what was lost at each token."""
+        unknown, ends = (
+            0.0 if which is None else float(nats[targets == which].sum()) for which in (unknown_id, eos_id)
+        )
+        return cls(float(nats.sum()), unknown, ends)
 
 
 @torch.no_grad()
@@ -111,24 +145,22 @@ def evaluate(
     _check_readable(tokens, eos_id, cold)
     was_training = model.training
     model.eval()
-    eos_nats, method = 0.0, CARRIED
+    method = CARRIED
     if eos_id is not None:
-        scores, method = score_sequences(model, tokens, eos_id, window), FRESH
-        total, eos_nats = float(scores.nats.sum()), float(scores.eos_nats.sum())
+        scores, method = score_sequences(model, tokens, eos_id, window, unknown_id=unknown_id), FRESH
+        lost = Lost(*(float(part.sum()) for part in (scores.nats, scores.unknown_nats, scores.eos_nats)))
     elif cold is not None:
-        total, method = float(cold_nats(model, tokens, cold).sum()), f"cold windows of {cold:,} tokens"
+        lost = Lost.of(cold_nats(model, tokens, cold), tokens[1:], unknown_id, eos_id)
+        method = f"cold windows of {cold:,} tokens"
     else:
         streams = 1 if len(tokens) - 1 <= _EXACT else min(64, -(-(len(tokens) - 1) // (_EXACT // 4)))
-        total = _total_nats(model, tokens, window, streams, 0 if streams == 1 else _WARM_UP)
+        lost = _lost_in_streams(model, tokens, window, streams, 0 if streams == 1 else _WARM_UP, unknown_id)
     model.train(was_training)
-    return summarise(
-        total, eos_nats, tokens, method, characters=characters, bytes=bytes, unknown_id=unknown_id, eos_id=eos_id
-    )
+    return summarise(lost, tokens, method, characters=characters, bytes=bytes, unknown_id=unknown_id, eos_id=eos_id)
 
 
 def summarise(
-    nats: float,
-    eos_nats: float,
+    lost: Lost,
     tokens: NDArray[np.integer],
     method: str,
     *,
@@ -140,8 +172,7 @@ def summarise(
     """Return what −ln p of a text comes to in every unit.
 
     Args:
-        nats: −ln p of all that was predicted.
-        eos_nats: −ln p of the ends of sequences among it.
+        lost: −ln p of what was predicted.
         tokens: The text (N,), of which a stream's first token wasn't predicted.
         method: How it was read.
         characters: How many characters the N tokens stand for; N if not given.
@@ -152,6 +183,9 @@ def summarise(
     predicted = tokens[1:] if eos_id is None else tokens
     share = len(predicted) / len(tokens)
     sequences = None if eos_id is None else int(np.count_nonzero(predicted == eos_id))
+    unknown = 0 if unknown_id is None else int(np.count_nonzero(predicted == unknown_id))
+    nats, known = lost.nats, len(predicted) - unknown
+    of_known = (nats - lost.unknown_nats) / known if known and unknown_id is not None else None
     bits = nats / math.log(2)
     return Evaluation(
         nats_per_token=nats / len(predicted),
@@ -159,9 +193,13 @@ def summarise(
         bits_per_byte=bits / ((bytes or len(tokens)) * share),
         perplexity=_perplexity(nats, len(predicted)),
         tokens=len(predicted),
-        unknown=0 if unknown_id is None else int(np.count_nonzero(predicted == unknown_id)),
+        unknown=unknown,
+        nats_per_token_without_unknown=of_known,
+        perplexity_without_unknown=None if of_known is None else _perplexity(of_known, 1),
         sequences=sequences,
-        perplexity_without_eos=None if sequences is None else _perplexity(nats - eos_nats, len(tokens) - sequences),
+        perplexity_without_eos=None
+        if sequences is None
+        else _perplexity(nats - lost.eos_nats, len(tokens) - sequences),
         method=method,
     )
 
@@ -262,7 +300,7 @@ def validation_loss(
             tokens = tokens[: ends[-1] + 1]
             return float(score_sequences(model, tokens, eos_id, 256, should_stop).nats.sum()) / len(tokens)
         streams = min(_VALIDATION_STREAMS, -(-len(tokens) // 64)) if eos_id is None else 1
-        return _total_nats(model, tokens, 256, streams, 0, should_stop) / (len(tokens) - 1)
+        return _lost_in_streams(model, tokens, 256, streams, 0, None, should_stop).nats / (len(tokens) - 1)
     except _StoppedError:
         return None
 
@@ -274,6 +312,9 @@ def score_sequences(
     eos_id: int,
     window: int = 512,
     should_stop: Callable[[], bool] = lambda: False,
+    *,
+    unknown_id: int | None = None,
+    end_tokens: int = 1,
 ) -> SequenceScores:
     """Return −ln p of each sequence, every one read from a fresh state.
 
@@ -283,13 +324,21 @@ def score_sequences(
         eos_id: The id that ends a sequence, and that is read before its first token.
         window: Most steps in one call of the model.
         should_stop: Asked between any two windows; if so, an exception ends it.
+        unknown_id: The id that is counted as unknown.
+        end_tokens: How many tokens a sequence's end is, `eos_id` the last of them.
     """
-    count = int(np.count_nonzero(np.asarray(tokens) == eos_id))
-    nats, eos_nats = np.zeros(count), np.zeros(count)
-    for _, rows, targets, lost in _sequence_windows(model, tokens, eos_id, window, should_stop):
+    lengths = np.diff(np.flatnonzero(np.asarray(tokens) == eos_id), prepend=-1)
+    nats, eos_nats, unknown_nats = np.zeros((3, len(lengths)))
+    unknown = np.zeros(len(lengths), dtype=np.int64)
+    for begin, rows, targets, lost in _sequence_windows(model, tokens, eos_id, window, should_stop):
+        places = begin + torch.arange(len(targets))[:, None]
+        is_end = places >= torch.from_numpy(lengths[rows]) - end_tokens
+        is_unknown = targets == (-1 if unknown_id is None else unknown_id)
         nats[rows] += lost.sum(0).numpy()
-        eos_nats[rows] += torch.where(targets == eos_id, lost, 0).sum(0).numpy()
-    return SequenceScores(nats, eos_nats)
+        eos_nats[rows] += torch.where(is_end, lost, 0).sum(0).numpy()  # nothing is lost beyond the end
+        unknown_nats[rows] += torch.where(is_unknown, lost, 0).sum(0).numpy()
+        unknown[rows] += is_unknown.sum(0).numpy()
+    return SequenceScores(nats, eos_nats, unknown_nats, lengths, unknown)
 
 
 def _sequence_windows(
@@ -326,21 +375,22 @@ def _perplexity(nats: float, count: int) -> float:
     return math.exp(per_token) if per_token < 700 else math.inf
 
 
-def _total_nats(
+def _lost_in_streams(
     model: LanguageModel,
     tokens: NDArray[np.integer],
     window: int,
     streams: int,
     warm_up: int,
+    unknown_id: int | None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> float:
+) -> Lost:
     """Return −ln p of all tokens but the first, read in streams that begin `warm_up` tokens before those they are scored on."""
     device = next(model.parameters()).device
     count = len(tokens) - 1
     stride = -(-count // streams)
     window = _affordable(window, streams, model.config.vocabulary_size)
     starts = np.arange(streams) * stride
-    total = 0.0
+    total = of_unknown = 0.0
     state: tuple[Tensor, ...] | None = None
     for begin in (*range(-warm_up, 0, window), *range(0, stride, window)):
         if should_stop():
@@ -356,5 +406,7 @@ def _total_nats(
         if begin >= 0:
             targets = np.where(places < count, tokens[inside + 1].astype(np.int64), -100)
             targets = torch.from_numpy(targets).to(device).flatten()
-            total += cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum").item()
-    return total
+            lost = cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-100, reduction="none")
+            total += lost.sum().item()
+            of_unknown += 0.0 if unknown_id is None else lost[targets == unknown_id].sum().item()
+    return Lost(total, of_unknown)

@@ -12,7 +12,7 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.lm.bpe import BpeTokenizer
 from throughtime.lm.model import LanguageModel
-from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer, to_bytes
+from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer, line_end_ids, to_bytes
 
 Piece = TypeVar("Piece", str, bytes)
 
@@ -316,13 +316,7 @@ def open_with(tokenizer: Tokenizer, prompt: str, alphabet: str | None = None) ->
             read, owed, at_first = tokenizer.encode(prompt).tolist(), "", forbidden
     if tokenizer.eos_id is not None:
         return Opening([tokenizer.eos_id, *read], read, owed, forbidden, at_first)
-    return Opening(read or _line_end(tokenizer), read, owed, forbidden, at_first)
-
-
-def _line_end(tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens of a line end, or the last token of a vocabulary that knows none."""
-    ids = tokenizer.encode("\n").tolist()
-    return [tokenizer.vocabulary_size - 1] if ids == [tokenizer.unknown_id] else ids
+    return Opening(read or line_end_ids(tokenizer) or [tokenizer.vocabulary_size - 1], read, owed, forbidden, at_first)
 
 
 def _checked_opening(

@@ -158,6 +158,42 @@ def read_texts(path: Path, level: str, on_chunk: Callable[[bytes], None] = lambd
             yield from _utf8(str(path), chunks, lambda: _head(path))
 
 
+class LineEnds:
+    r"""How the lines of a text end, counted as its bytes come by.
+
+    Example:
+        >>> ends = LineEnds()
+        >>> ends.count(b"one\r\ntwo\r")
+        >>> ends.count(b"\nthree\n")
+        >>> ends.usual
+        '\r\n'
+    """
+
+    def __init__(self) -> None:
+        self._counts = {"\n": 0, "\r\n": 0, "\r": 0}
+        self._before = b""
+
+    def count(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        data = self._before + chunk
+        self._before = data[-1:] if data.endswith(b"\r") else b""
+        data = data[: len(data) - len(self._before)]
+        both = data.count(b"\r\n")
+        self._counts["\r\n"] += both
+        self._counts["\n"] += data.count(b"\n") - both
+        self._counts["\r"] += data.count(b"\r") - both
+
+    def add(self, others: "LineEnds") -> None:
+        """Take what was counted elsewhere."""
+        for end, count in others._counts.items():
+            self._counts[end] += count
+
+    @property
+    def usual(self) -> str:
+        """The line end that is there most often; a text of one line has the usual one."""
+        return max(self._counts, key=lambda end: self._counts[end])
+
+
 def read_bytes(path: Path) -> bytes:
     """Return all of a file.
 

@@ -16,6 +16,7 @@ from throughtime.lm.bpe import BpeTokenizer
 from throughtime.lm.words import WordTokenizer
 
 _LINE_END = 10  # "\n"
+LINE_ENDS = ("\n", "\r\n", "\r")
 UNKNOWN = "\ufffd"  # U+FFFD REPLACEMENT CHARACTER stands for the unknown token where ids become text
 
 
@@ -36,6 +37,7 @@ class Tokenizer(Protocol):
         unknown_id: The id of whatever was not in the training text, or `None` where everything is known.
         sequences: "line" or "file" where each of them is a sequence of its own; `None` where the text is one stream.
         eos_id: The id of the token that ends a sequence, `None` where the text is one stream.
+        line_end: How most lines of a stream end, one of `LINE_ENDS`.
     """
 
     level: str
@@ -43,6 +45,7 @@ class Tokenizer(Protocol):
     unknown_id: int | None
     sequences: str | None
     eos_id: int | None
+    line_end: str
 
     def encode(self, text: str, follows: bool = False) -> NDArray[np.int64]:
         """Return the ids (N,) of a text. What is unknown gets `unknown_id`.
@@ -92,6 +95,7 @@ class CharTokenizer:
     Args:
         characters: The known characters, without repetition; the first gets id 1, or 2 where there are sequences.
         sequences: "line" or "file" where each of them is a sequence of its own, ended by the token with id 1; else `None`.
+        line_end: How most lines of a stream end.
 
     Example:
         >>> tokenizer = CharTokenizer("abc")
@@ -104,9 +108,10 @@ class CharTokenizer:
     level = "char"
     unknown_id: int | None = 0
 
-    def __init__(self, characters: str | Sequence[str], sequences: str | None = None) -> None:
+    def __init__(self, characters: str | Sequence[str], sequences: str | None = None, line_end: str = "\n") -> None:
         self.characters = "".join(characters)
         self.sequences = sequences
+        self.line_end = line_end
         self.eos_id = 1 if sequences else None
         code_points = code_points_of(self.characters)
         if len(np.unique(code_points)) != len(code_points):
@@ -161,7 +166,12 @@ class CharTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that `tokenizer_from_json` needs."""
-        return {"level": self.level, "sequences": self.sequences, "characters": self.characters}
+        return {
+            "level": self.level,
+            "sequences": self.sequences,
+            "line_end": self.line_end,
+            "characters": self.characters,
+        }
 
 
 class _CharDecoder:
@@ -177,6 +187,7 @@ class ByteTokenizer:
 
     Args:
         sequences: "line" or "file" where each of them is a sequence of its own, ended by the token with id 256; else `None`.
+        line_end: How most lines of a stream end.
 
     Example:
         >>> ByteTokenizer().encode("한").tolist()
@@ -186,8 +197,9 @@ class ByteTokenizer:
     level = "byte"
     unknown_id: int | None = None
 
-    def __init__(self, sequences: str | None = None) -> None:
+    def __init__(self, sequences: str | None = None, line_end: str = "\n") -> None:
         self.sequences = sequences
+        self.line_end = line_end
         self.eos_id = 256 if sequences else None
         self.vocabulary_size = 257 if sequences else 256
 
@@ -231,7 +243,7 @@ class ByteTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that `tokenizer_from_json` needs."""
-        return {"level": self.level, "sequences": self.sequences}
+        return {"level": self.level, "sequences": self.sequences, "line_end": self.line_end}
 
 
 class _ByteDecoder:
@@ -252,6 +264,18 @@ def sequence_names() -> list[str]:
     return ["line", "file"]
 
 
+def line_end_ids(tokenizer: Tokenizer) -> list[int]:
+    r"""Return the tokens of a stream's line end, as they stand in it; none where the vocabulary lacks one.
+
+    Example:
+        >>> line_end_ids(CharTokenizer("ab\r\n", line_end="\r\n")), line_end_ids(CharTokenizer("ab"))
+        ([3, 4], [])
+    """
+    pieces = [tokenizer.line_end] if tokenizer.level == "word" else list(tokenizer.line_end)
+    ids = [token for piece in pieces for token in tokenizer.encode(piece).tolist()]
+    return [] if tokenizer.unknown_id in ids else ids
+
+
 def tokenizer_from_json(description: dict[str, Any]) -> Tokenizer:
     """Make the tokenizer that `to_json` described.
 
@@ -263,16 +287,19 @@ def tokenizer_from_json(description: dict[str, Any]) -> Tokenizer:
         raise unknown_name("level", str(level), level_names())
     if sequences not in (None, *sequence_names()):
         raise InputError(f"a tokenizer's description has sequences {sequences!r}; the run's tokenizer.json is damaged")
+    line_end = description.get("line_end", "\n")
+    if line_end not in LINE_ENDS:
+        raise InputError(f"a tokenizer's description has line ends {line_end!r}; the run's tokenizer.json is damaged")
     if level == "byte":
-        return ByteTokenizer(sequences)
+        return ByteTokenizer(sequences, line_end)
     part, kind = {"char": ("characters", str), "word": ("words", list), "bpe": ("huggingface", dict)}[level]
     if not isinstance(description.get(part), kind):
         raise InputError(f"a {level} tokenizer's description lacks its {part}; the run's tokenizer.json is damaged")
     if level == "char":
-        return CharTokenizer(description["characters"], sequences)
+        return CharTokenizer(description["characters"], sequences, line_end)
     if level == "word":
-        return WordTokenizer(description["words"], bool(description.get("split_punctuation")), sequences)
-    return BpeTokenizer(description["huggingface"], sequences)
+        return WordTokenizer(description["words"], bool(description.get("split_punctuation")), sequences, line_end)
+    return BpeTokenizer(description["huggingface"], sequences, line_end)
 
 
 def to_bytes(text: str) -> bytes:

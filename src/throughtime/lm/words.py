@@ -84,6 +84,7 @@ class WordTokenizer:
         words: The known pieces, as `cut` returns them.
         split_punctuation: How a text is cut, see `cut`.
         sequences: "line" or "file" where each of them is a sequence of its own, ended by the token with id 1; else `None`.
+        line_end: How most lines of a stream end.
 
     Example:
         >>> tokenizer = WordTokenizer(["0the", "0dog", "1.", "0\n"])
@@ -96,10 +97,17 @@ class WordTokenizer:
     level = "word"
     unknown_id: int | None = 0
 
-    def __init__(self, words: Sequence[str], split_punctuation: bool = True, sequences: str | None = None) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        split_punctuation: bool = True,
+        sequences: str | None = None,
+        line_end: str = "\n",
+    ) -> None:
         self.words = list(words)
         self.split_punctuation = split_punctuation
         self.sequences = sequences
+        self.line_end = line_end
         self.eos_id = 1 if sequences else None
         pieces = ["0" + UNKNOWN_WORD, *(["0\n"] if sequences else []), *self.words]
         first = len(pieces) - len(self.words)
@@ -174,6 +182,7 @@ class WordTokenizer:
         return {
             "level": self.level,
             "sequences": self.sequences,
+            "line_end": self.line_end,
             "split_punctuation": self.split_punctuation,
             "words": self.words,
         }
