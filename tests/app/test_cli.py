@@ -337,12 +337,12 @@ class TestReading:
         assert record.json["perplexity"] == pytest.approx(math.exp(record.json["nats_per_token"]))
         assert f"{record.json['nats_per_token']:.4f}" in shown.out
 
-    def test_eval_says_once_how_many_characters_are_unknown(self, throughtime: Call, run: Path, tmp_path: Path) -> None:
+    def test_eval_tells_how_many_characters_are_unknown(self, throughtime: Call, run: Path, tmp_path: Path) -> None:
         (tmp_path / "korean.txt").write_text("the 한글 fox 한", encoding="utf-8")
         ended = throughtime("eval", run, tmp_path / "korean.txt", "--json")
         assert ended.code == 0
-        assert ended.err.count("\n") == 1
-        assert ended.err.startswith("3 characters of ")
+        assert not ended.err
+        assert ended.json["unknown"] == 3
         assert ended.json["bits_per_byte"] == pytest.approx(ended.json["bits_per_character"] * 12 / 18)
 
     def test_eval_reads_cold_windows_and_tells_the_loss_by_position(
@@ -563,6 +563,20 @@ BAD_INPUT = [
     (["train", "--resume", "RUN"], "this run is complete"),
     (["train", "--resume", "RUN", "--lr", "1"], "the run's own text and options"),
     (["train", "TEXT", "--resume", "RUN"], "the run's own text and options"),
+    (["train", "", "--out", "NEW"], "FILE_OR_FOLDER… is empty: expected the name of a file or folder"),
+    (["train", "TEXT", "", "--out", "NEW"], "FILE_OR_FOLDER… is empty"),
+    (["train", "TEXT", "--out", ""], "--out is empty: expected the name of a file or folder; is a variable unset?"),
+    (["train", "TEXT", "--out="], "--out is empty"),
+    (["train", "--resume", ""], "--resume is empty"),
+    (["train", "TEXT", "--out", "NEW", "--config", ""], "--config is empty"),
+    (["eval", "", "TEXT"], "RUN is empty"),
+    (["eval", "RUN", ""], "FILE is empty"),
+    (["sample", ""], "RUN is empty"),
+    (["sample", "RUN", "--prompt-file", ""], "--prompt-file is empty"),
+    (["plot", "RUN", ""], "RUN… is empty"),
+    (["compare-gradients", "lstm", ""], "RUN_OR_CELL… is empty"),
+    (["gradients", "RUN", "--text", ""], "--text is empty"),
+    (["pack", "RUN", ""], "OUT is empty"),
     (["eval", "RUN"], "missing argument"),
     (["eval", "NEW", "TEXT"], "no such run"),
     (["eval", "FOLDER", "TEXT"], "not a run"),

@@ -43,7 +43,19 @@ class Invocation:
 
 
 class Command(TyperCommand):
-    """A command that explains itself."""
+    """A command that explains itself, and takes no empty name for that of the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in [] if ctx.resilient_parsing else self.params:  # so are words completed
+            values = given.get(parameter.name)
+            kind, is_argument = parameter.type_descriptor.annotation, parameter.param_type_name == "argument"  # type: ignore[attr-defined]
+            is_of_a_file = kind in (Path, list[Path]) or (is_argument and kind == list[str])
+            if is_of_a_file and "" in (values if isinstance(values, list | tuple) else [values]):
+                name = parameter.metavar if is_argument else max(parameter.opts, key=len)
+                raise InputError(f"{name} is empty: expected the name of a file or folder; is a variable unset?")
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print its help."""
