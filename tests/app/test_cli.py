@@ -117,6 +117,7 @@ class TestTrain:
         assert ended.out.count("\n") == 1
         assert set(ended.json) == {
             *("run", "steps", "seconds", "interrupted", "clip_share", "best_step", "stopped_early", "rollbacks"),
+            "longer",
             *EVALUATION,
         }
         assert ended.json["steps"] == 12
@@ -561,7 +562,7 @@ BAD_INPUT = [
     (["train", "TEXT", "--out", "NEW", "--config", "FOLDER/type.toml"], "hidden = 'big': expected a whole number"),
     (["train", "--resume", "NEW"], "no such run"),
     (["train", "--resume", "RUN"], "this run is complete"),
-    (["train", "--resume", "RUN", "--lr", "1"], "the run's own text and options"),
+    (["train", "--resume", "RUN", "--lr", "1"], "--lr with --resume is for training longer"),
     (["train", "TEXT", "--resume", "RUN"], "the run's own text and options"),
     (["train", "", "--out", "NEW"], "FILE_OR_FOLDER… is empty: expected the name of a file or folder"),
     (["train", "TEXT", "", "--out", "NEW"], "FILE_OR_FOLDER… is empty"),
