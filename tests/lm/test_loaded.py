@@ -8,7 +8,8 @@ import torch
 
 import throughtime
 from throughtime.errors import InputError
-from throughtime.lm import TrainingOptions, token_names, train
+from throughtime.lm import TrainingOptions, open_run, token_names, train
+from throughtime.training.checkpoint import save_json
 
 TEXT = "the cat sees a ball, and “the” ball sees naïve 나무.\nno one sees it\n" * 40
 SMALL = {"steps": 6, "hidden": 12, "batch": 3, "bptt": 12}
@@ -139,8 +140,10 @@ def test_stop_is_a_text_or_several(folders):
 
 def test_how_the_run_itself_samples_holds_unless_told_otherwise(folders, tmp_path):
     shutil.copytree(folders / "char-stream", tmp_path / "run")
-    described = tmp_path / "run" / "generation_config.json"
-    described.write_text(described.read_text().replace('"greedy": false', '"greedy": true'))
+    opened = open_run(tmp_path / "run")
+    model = opened.load_model()
+    save_json(tmp_path / "run" / "generation_config.json", opened.generation | {"greedy": True})
+    opened.save_model(model)  # which vouches for the file
     run = throughtime.load(tmp_path / "run")
     assert run.generate("the", length=20, seed=1) == run.generate("the", length=20, seed=2)
     assert run.generate("the", length=20, seed=1, greedy=False) != run.generate("the", length=20, seed=2, greedy=False)
