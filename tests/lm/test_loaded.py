@@ -84,6 +84,7 @@ def test_a_space_at_a_prompts_end_is_the_next_tokens(folders, kind):
 
 def test_a_line_scores_the_same_alone_among_others_and_with_its_end(run):
     alone, among = run.score("the cat"), run.score(["no one", "the cat\n"])
+    assert run.score("the cat\r\n") == alone
     assert isinstance(alone, float)
     assert among[1] == pytest.approx(alone, rel=1e-5)
     assert len(run.score([])) == 0

@@ -124,7 +124,7 @@ class LoadedRun:
     def _line(self, number: int, line: str) -> str:
         if not isinstance(line, str):
             raise InputError(f"lines[{number}] = {line!r}: expected text")
-        line = line.removesuffix("\n")
+        line = line[:-1].removesuffix("\r") if line.endswith("\n") else line
         if "\n" in line:
             raise InputError(f"lines[{number}] holds a line end inside; expected one line in each text")
         return to_bytes(line).decode("latin-1") if self.tokenizer.level == "byte" else line
