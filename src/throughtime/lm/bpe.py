@@ -43,6 +43,7 @@ class BpeTokenizer:
 
     def __init__(self, description: dict[str, Any], sequences: str | None = None, line_end: str = "\n") -> None:
         tokenizers = _library()
+        _check_plain(description)
         try:
             self._tokenizer: HuggingFaceTokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
         except Exception as error:  # the library raises nothing narrower
@@ -119,6 +120,37 @@ class BpeTokenizer:
             "line_end": self.line_end,
             "huggingface": self._description,
         }
+
+
+_PARTS = {  # of a description, and what they must be where they are there: nothing that changes a text before or after
+    "": ("truncation", "padding", "added_tokens", "normalizer", "post_processor"),
+    "model": ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback"),
+    "pre_tokenizer": ("add_prefix_space",),
+}
+
+
+def _check_plain(description: dict[str, Any]) -> None:
+    """Raise unless a description is of byte-pair encoding on bytes and of nothing else.
+
+    Raises:
+        InputError: With the part that is something else.
+    """
+    damaged = "a bpe tokenizer's description is damaged or foreign"
+    for name, absent in _PARTS.items():
+        part = description.get(name) if name else description
+        kind = {"model": "BPE", "pre_tokenizer": "ByteLevel"}.get(name)
+        if not isinstance(part, dict) or (kind is not None and part.get("type") != kind):
+            raise InputError(f"{damaged}: its {name} isn't that of a byte-level BPE")
+        for entry in absent:
+            if part.get(entry):
+                raise InputError(f"{damaged}: it has {entry}, which ours never have")
+    vocabulary, letters = description["model"].get("vocab"), _alphabet()
+    if not isinstance(vocabulary, dict) or not all(type(number) is int for number in vocabulary.values()):
+        raise InputError(f"{damaged}: it has no vocabulary")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise InputError(f"{damaged}: its vocabulary isn't numbered from 0 on")
+    if not letters.keys() <= vocabulary.keys() or not all(letters.keys() >= set(piece) for piece in vocabulary):
+        raise InputError(f"{damaged}: its vocabulary lacks a byte, or has pieces that are none")
 
 
 class _BpeDecoder:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import throughtime
+from throughtime.lm.fields import made_of
 from throughtime.lm.model import ModelConfig
 from throughtime.training.checkpoint import CheckpointError, load_json, save_json
 
@@ -45,6 +46,17 @@ class RunConfig:
         save_json(folder / CONFIG, record | {name: value for name, value in more.items() if value is not None})
 
 
+def check_options(training: dict[str, Any], where: str) -> None:
+    """Raise unless they are the options of a training.
+
+    Raises:
+        InputError: With the first that isn't.
+    """
+    from throughtime.lm.train import TrainingOptions  # which opens runs, and so comes after this
+
+    TrainingOptions.from_values({name: value for name, value in training.items() if value is not None}, source=where)
+
+
 def check_format(folder: Path) -> None:
     """Raise if a run's files are of a newer format than is known here.
 
@@ -71,9 +83,13 @@ def read_config(folder: Path) -> RunConfig:
     check_format(folder)
     config = load_json(folder / CONFIG)
     try:
-        training, model = dict(config["training"]), ModelConfig(**config["model"])
+        training = config["training"]
+        if not isinstance(training, dict):
+            raise TypeError(f"training is a {type(training).__name__}")
+        model = made_of(ModelConfig, config["model"], f"{folder / CONFIG}: model")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not a run's configuration ({error}); restore it") from error
+    check_options(training, f"{folder / CONFIG}")
     written_by, packed = config.get("versions", {}), config.get("packed")
     is_written = isinstance(written_by, dict) and _are_counts({"format": FORMAT} | written_by, ("format",))
     origin = config.get("origin")

@@ -1,11 +1,12 @@
 """A run: the folder that training writes, and what can be done with it.
 
-Every file that is read again is vouched for: by itself, or by a digest in one that vouches for itself.
+Every file that is read again is vouched for, by itself or by a digest in one that vouches for itself; but for
+generation_config.json, which people may edit.
 
 config.json              the options of training and the shape of the model
 config.toml              the options again, as `train --config` reads them: given back, they make the same run
 tokenizer.json           which ids stand for what
-model.safetensors        the weights, the best where they were measured along the way; verifies itself and the JSON around it
+model.safetensors        the weights, the best where they were measured along the way; verifies itself, config and tokenizer
 generation_config.json   how `sample` chooses unless told otherwise
 results.json             what training came to: time, steps, held-out evaluation; verifies itself
 metrics.jsonl            a line a second of training, one for each measurement, one for each rollback; each verifies itself
@@ -19,7 +20,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.lm.config import CONFIG, RunConfig, check_format, read_config
 from throughtime.lm.corpus import DESCRIPTION, Corpus, open_corpus
+from throughtime.lm.evaluate import Evaluation
+from throughtime.lm.fields import made_of
 from throughtime.lm.generate import Sampling
 from throughtime.lm.metrics import read_metrics
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named, outline
@@ -51,7 +54,7 @@ OPTIONS, TENSORBOARD = "config.toml", "tensorboard"
 RESULTS, METRICS, DATA, CHECKPOINT = "results.json", "metrics.jsonl", "data", "checkpoint/latest.safetensors"
 BEST = "checkpoint/best.safetensors"
 
-OF_MODEL = CONFIG, TOKENIZER, GENERATION  # whose digests the weights carry
+OF_MODEL = CONFIG, TOKENIZER  # whose digests the weights carry
 OF_CHECKPOINT = CONFIG, TOKENIZER, f"{DATA}/{DESCRIPTION}"  # and a checkpoint
 _BOUND = "files"  # where a checkpoint's state has them
 
@@ -137,18 +140,14 @@ class Run:
         Raises:
             CheckpointError: The file is missing, or holds something else.
         """
-        values = load_json(self.folder / GENERATION)
-        try:
-            Sampling(**values)
-        except (TypeError, InputError) as error:
-            raise CheckpointError(f"{self.folder / GENERATION}: not what 'sample' can be told ({error})") from error
-        return values
+        path = self.folder / GENERATION
+        return asdict(made_of(Sampling, load_json(path), f"{path}: not what 'sample' can be told"))
 
     @property
     def results(self) -> dict[str, Any] | None:
         """What training came to, or `None` while it is not done."""
         path = self.folder / RESULTS
-        return load_json(path, sealed=True) if os.path.lexists(path) else None
+        return _checked_results(load_json(path, sealed=True), path) if os.path.lexists(path) else None
 
     def save_results(self, results: dict[str, Any]) -> None:
         """Write what training came to."""
@@ -194,7 +193,10 @@ def open_run(folder: str | Path) -> Run:
         )
     tensors, _ = _load_bound(folder, MODEL)
     config = read_config(folder)
-    tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER))
+    try:
+        tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER))
+    except (InputError, TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / TOKENIZER}: {str(error).removeprefix(f'{folder / TOKENIZER}: ')}") from error
     if tokenizer.vocabulary_size != config.model.vocabulary_size:
         raise CheckpointError(
             f"{folder / TOKENIZER}: a vocabulary of {tokenizer.vocabulary_size:,}, but the model's has "
@@ -202,6 +204,37 @@ def open_run(folder: str | Path) -> Run:
         )
     _check_weights(folder / MODEL, tensors, config.model)
     return Run(folder, config, tokenizer)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What results.json tells of a training, its stages apart."""
+
+    steps: int
+    seconds: float
+    clip_share: float
+    best_step: int | None
+    stopped_early: bool
+    rollbacks: int
+
+
+@dataclass(frozen=True)
+class _Stage:
+    steps: int
+    seconds: float
+    nats_per_token: float
+
+
+def _checked_results(results: dict[str, Any], path: Path) -> dict[str, Any]:
+    training = results.get("training")
+    stages = training.get("stages", []) if isinstance(training, dict) else None
+    if not isinstance(training, dict) or not isinstance(stages, list):
+        raise CheckpointError(f"{path}: not what a training came to; restore it, or delete it")
+    made_of(_Trained, {name: value for name, value in training.items() if name != "stages"}, f"{path}: training")
+    for stage in stages:
+        made_of(_Stage, stage, f"{path}: stages")
+    made_of(Evaluation, results.get("held_out"), f"{path}: held_out")
+    return results
 
 
 def find_run(folder: str | Path) -> Path:

@@ -298,6 +298,10 @@ def tokenizer_from_json(description: dict[str, Any]) -> Tokenizer:
     if level == "char":
         return CharTokenizer(description["characters"], sequences, line_end)
     if level == "word":
+        if not all(isinstance(word, str) for word in description["words"]):
+            raise InputError(
+                "a word tokenizer's description has words that are no text; the run's tokenizer.json is damaged"
+            )
         return WordTokenizer(description["words"], bool(description.get("split_punctuation")), sequences, line_end)
     return BpeTokenizer(description["huggingface"], sequences, line_end)
 

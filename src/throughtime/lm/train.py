@@ -21,6 +21,7 @@ from throughtime.lm.config import RunConfig, versions
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.encoding import Known, Tokenization
 from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
+from throughtime.lm.fields import describe, fits
 from throughtime.lm.memory import check_fits
 from throughtime.lm.metrics import line_of, open_metrics
 from throughtime.lm.model import ADJUSTABLE, LanguageModel, ModelConfig, cell_names, device_named
@@ -57,6 +58,7 @@ from throughtime.training import (
     Windows,
 )
 from throughtime.training import StepReport as LoopReport
+from throughtime.training.files import CheckpointError, read
 from throughtime.training.locking import lock
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "nt-asgd")
@@ -331,7 +333,8 @@ class TrainingOptions:
         for name, value in values.items():
             if name not in kinds:
                 raise InputError(f"{prefix}{unknown_name('option', name, kinds)}")
-            _check_type(prefix, name, value, kinds[name])
+            if not fits(value, kinds[name]):
+                raise InputError(f"{prefix}{name} = {value!r}: expected {describe(kinds[name])}")
         if (name := values.get("preset")) is not None:
             recipe = preset(name)
             if any(values.get(budget) is not None for budget in BUDGETS):
@@ -357,10 +360,10 @@ def read_toml(path: str | Path, overrides: dict[str, Any] | None = None) -> dict
     """
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path}: can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(read(path).decode())
+    except CheckpointError as error:
+        raise InputError(f"--config {error}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path}: not TOML: {error}") from error
     overrides = overrides or {}
     if any(overrides.get(name) is not None for name in BUDGETS):
@@ -832,13 +835,3 @@ class _Recorder:
         self._file.write(line_of(record))
         self._file.flush()
         self._shown(record)
-
-
-def _check_type(prefix: str, name: str, value: Any, kind: Any) -> None:
-    """Refuse a value whose type isn't the field's; a whole number serves where a number is meant."""
-    kinds = getattr(kind, "__args__", (kind,))
-    allowed = (*kinds, int) if float in kinds else kinds
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
-        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        expected = " or ".join(wanted[k] for k in kinds if k in wanted)
-        raise InputError(f"{prefix}{name} = {value!r}: expected {expected}")
