@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -741,3 +742,23 @@ class TestProcess:
         ended = program("explain", "ybigta", env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
         assert ended.returncode == 0
         assert "It spells ybigta" in ended.stdout
+
+
+def test_the_options_that_info_tells_are_taken_by_train(throughtime: Call, text: Path, tmp_path: Path) -> None:
+    flags = ("--no-split-punctuation", "--include", "*.a b", "--clip-value", 3, "--eval-every", 4, "--no-tensorboard")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "x.a b").write_text(text.read_text())
+    assert throughtime("train", folder, "--out", tmp_path / "run", *SMALL, *flags, "--level", "word").code == 0
+    rows = throughtime("info", tmp_path / "run").out.splitlines()
+    start = next(number for number, row in enumerate(rows) if row.lstrip().startswith("options "))
+    told = [rows[start].replace("options", "", 1)]
+    for row in rows[start + 1 :]:
+        if row[:3].strip():
+            break
+        told.append(row)
+    train = cli.typer.main.get_command(cli.app).commands["train"]
+    parsed = train.make_context("train", [str(folder), "--out", "again", *shlex.split(" ".join(told))]).params
+    options = throughtime("info", tmp_path / "run", "--json").json["options"]
+    for name in ("split_punctuation", "include", "clip_value", "tensorboard", "lr", "batch"):
+        assert parsed[name] == options[name]

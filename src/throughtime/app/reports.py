@@ -1,5 +1,6 @@
 """What the commands print when they are done: the same facts as a table for a reader and as a record for a script."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -291,7 +292,15 @@ def _describe_options(options: dict[str, Any]) -> str:
         "freeze",
     )
     given = {name: value for name, value in options.items() if name not in told and value is not None}
-    return "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+    return "  ".join(_flag(name, value) for name, value in given.items())
+
+
+def _flag(name: str, value: Any) -> str:
+    """Return an option of training as a shell takes it."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {shlex.quote(str(value))}"
 
 
 def _figures(held_out: dict[str, Any]) -> list[Row]:
