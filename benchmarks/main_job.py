@@ -71,6 +71,7 @@ def main() -> int:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "throughtime": throughtime.__version__,
+        "kernels": throughtime.backends().get("native"),
         "flags": given.flags,
         "minutes": given.minutes,
         "explain": measure_explanation("ybigta"),

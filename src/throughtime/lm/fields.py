@@ -19,14 +19,19 @@ def fits(value: Any, kind: Any) -> bool:
     """
     kinds = getattr(kind, "__args__", (kind,))
     allowed = (*kinds, int) if float in kinds else kinds
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
+    if _is_too_large(value):
         return False
     return isinstance(value, allowed) and (bool in kinds or not isinstance(value, bool))
 
 
-def describe(kind: Any) -> str:
-    """Return a field's type in words."""
-    return " or ".join(_WANTED[each] for each in getattr(kind, "__args__", (kind,)))
+def describe(kind: Any, value: Any) -> str:
+    """Return in words what is expected of a field instead of a value that doesn't fit."""
+    bound = " below 2^63" if _is_too_large(value) else ""
+    return " or ".join(_WANTED[each] + bound * (each is int) for each in getattr(kind, "__args__", (kind,)))
+
+
+def _is_too_large(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63
 
 
 def made_of(cls: type[T], values: Any, where: str) -> T:
@@ -48,7 +53,7 @@ def made_of(cls: type[T], values: Any, where: str) -> T:
             raise CheckpointError(f"{where}: {name!r} is nothing that it holds; restore it")
         if not fits(value, kinds[name]):
             raise CheckpointError(
-                f"{where}: {name} is a {type(value).__name__}, expected {describe(kinds[name])}; restore it"
+                f"{where}: {name} is a {type(value).__name__}, expected {describe(kinds[name], value)}; restore it"
             )
     try:
         return cls(**values)

@@ -334,7 +334,7 @@ class TrainingOptions:
             if name not in kinds:
                 raise InputError(f"{prefix}{unknown_name('option', name, kinds)}")
             if not fits(value, kinds[name]):
-                raise InputError(f"{prefix}{name} = {value!r}: expected {describe(kinds[name])}")
+                raise InputError(f"{prefix}{name} = {value!r}: expected {describe(kinds[name], value)}")
         if (name := values.get("preset")) is not None:
             recipe = preset(name)
             if any(values.get(budget) is not None for budget in BUDGETS):
