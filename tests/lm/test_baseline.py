@@ -103,7 +103,7 @@ def test_longer_contexts_help_where_there_is_structure():
 
 
 def test_what_cant_be_counted():
-    with pytest.raises(InputError, match="order 0; expected at least 1"):
+    with pytest.raises(InputError, match="order 0; expected from 1 to 20"):
         NGramBaseline(0)
     with pytest.raises(InputError, match="unknown smoothing 'kneser'; did you mean 'kneser-ney'"):
         NGramBaseline(2, "kneser")

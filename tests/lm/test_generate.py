@@ -264,7 +264,7 @@ def test_a_length_penalty_out_of_range(model, tokenizer, penalty):
 
 
 def test_a_beam_needs_a_width(model, tokenizer):
-    with pytest.raises(InputError, match="--beams 0: expected at least 1"):
+    with pytest.raises(InputError, match="--beams 0: expected from 1 to 1,000"):
         beam_search(model, tokenizer, "ab", beams=0)
 
 

@@ -20,7 +20,7 @@ def line_of(record: dict[str, Any]) -> str:
 
     Example:
         >>> line_of({"step": 1})
-        '{"step": 1, "crc32": 1034584890}\\n'
+        '{"step": 1, "crc32": 1034584890}\n'
     """
     body = json.dumps(record)[:-1]
     return f'{body}, "crc32": {zlib.crc32(body.encode())}}}\n'
