@@ -330,7 +330,11 @@ def train(
     freeze: Annotated[
         str | None,
         _choice(
-            "--freeze", "PARTS", "", MODEL, "With --from: hold embedding, layers (by number) or output still, as in 1,2."
+            "--freeze",
+            "PARTS",
+            "",
+            MODEL,
+            "With --from: hold embedding, layers (by number) or output still, as in 1,2.",
         ),
     ] = None,
     layer_norm: Annotated[
