@@ -6,7 +6,9 @@ Names, paths and texts come from files that somebody else may have made. What is
 import json
 import math
 import re
+import shlex
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 _JOINERS = "\u200c\u200d"  # without which Persian is misspelt and emoji fall apart
@@ -38,6 +40,17 @@ def printable(text: str, keep: str = "") -> str:
 def escape(character: str) -> str:
     r"""Return a character's escape, as Python writes it: \x1b, \u202e."""
     return character.encode("unicode_escape").decode("ascii")
+
+
+def shell_word(name: str | Path) -> str:
+    """Return the name of a file as a shell takes it: in quotes where they are needed, and never an option.
+
+    Example:
+        >>> print(shell_word("run"), shell_word("my run"), shell_word("-x"))
+        run 'my run' ./-x
+    """
+    name = str(name)
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
 def finite(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """What a stranger wrote into a run comes out as text that commands no terminal, in a table and in JSON."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -51,3 +52,20 @@ def test_nothing_foreign_commands_the_terminal(arguments, throughtime, foreign: 
 
 def test_a_name_comes_back_from_json(throughtime, foreign: Path) -> None:
     assert throughtime("info", foreign, "--json").json["run"] == str(foreign) == str(open_run(foreign).folder)
+
+
+@pytest.mark.parametrize("name", ["my run", "a'b; $(c)", "-x y"])
+def test_what_is_advised_can_be_pasted(
+    name: str, throughtime, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = throughtime("train", text, "--out", name, "--steps", 2, "--hidden", 8)
+    program, *arguments = shlex.split(trained.err.splitlines()[-1].removeprefix("let it write: "))
+    assert (program, throughtime(*arguments, "--length", 3).code) == ("throughtime", 0)
+
+    refused = throughtime("train", text, "--out", name)
+    assert shlex.split(refused.err.split("or go on with ")[1]) == ["--resume", arguments[-1]]
+
+    (tmp_path / name / "results.json").unlink()
+    shown = throughtime("info", arguments[-1]).out
+    assert shlex.split(" ".join(shown.split("go on with: ")[1].split()))[-1] == arguments[-1]

@@ -888,6 +888,7 @@ def _resume(run: Path, longer: dict[str, Any]) -> "TrainingSummary":
 def _report_training(summary: "TrainingSummary", as_json: bool) -> None:
     from throughtime.app.reports import table, training_record, training_rows
     from throughtime.app.terminal import note, print_json, results
+    from throughtime.plain import shell_word
 
     try:
         if as_json:
@@ -899,10 +900,10 @@ def _report_training(summary: "TrainingSummary", as_json: bool) -> None:
             raise
         streams.discard(sys.stdout)  # a terminal that was closed can't be told any more
     if summary.interrupted:
-        note(f"stopped and saved; go on with: throughtime train --resume {summary.run}")
+        note(f"stopped and saved; go on with: throughtime train --resume {shell_word(summary.run)}")
         raise typer.Exit(errors.BY_SIGNAL + summary.signal if summary.signal else errors.INTERRUPTED)
     if not as_json:
-        note(f"let it write: throughtime sample {summary.run}")
+        note(f"let it write: throughtime sample {shell_word(summary.run)}")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from throughtime.lm.generate import Sampling
 from throughtime.lm.presets import for_minutes
 from throughtime.lm.run import CONFIG, DATA, check_new, clear_run, open_run, read_config
 from throughtime.lm.train import TrainingOptions, train
+from throughtime.plain import shell_word
 from throughtime.training.locking import check_unlocked
 
 MOST_BYTES = 4_000_000  # of source: more than is read in a minute
@@ -57,7 +58,7 @@ def run_demo(folder: Path, minutes: float = 1.0, *, most_bytes: int = MOST_BYTES
             shown.say(f"reused {_reused(folder)}")
         summary = train(files, folder, options, observed(shown, folder))
     if summary.evaluation is None:
-        note(f"stopped and saved; go on with: throughtime train --resume {folder}")
+        note(f"stopped and saved; go on with: throughtime train --resume {shell_word(folder)}")
         raise typer.Exit(errors.INTERRUPTED)
 
     run = open_run(folder)
@@ -68,7 +69,7 @@ def run_demo(folder: Path, minutes: float = 1.0, *, most_bytes: int = MOST_BYTES
     results().print(f"\nA sample, at temperature {SAMPLE.temperature:g}:\n")
     stream(run, PROMPT, LENGTH, SAMPLE, seed=options.seed)
     note("")
-    note(f'more: throughtime sample {folder} --prompt "class "')
+    note(f'more: throughtime sample {shell_word(folder)} --prompt "class "')
     note("your own text: throughtime train book.txt --out run")
 
 

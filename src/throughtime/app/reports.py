@@ -10,7 +10,7 @@ from rich.text import Text
 
 from throughtime.app.progress import duration
 from throughtime.app.terminal import visible
-from throughtime.plain import printable
+from throughtime.plain import printable, shell_word
 
 if TYPE_CHECKING:
     from throughtime.lm.corpus import Corpus
@@ -139,7 +139,7 @@ def run_rows(run: "Run") -> list[Row]:
     if results is None and run.config.packed is not None:
         return [*rows, ("results", "none, it was packed before its training was done")]
     if results is None:
-        return [*rows, ("results", f"none yet; go on with: throughtime train --resume {run.folder}")]
+        return [*rows, ("results", f"none yet; go on with: throughtime train --resume {shell_word(run.folder)}")]
     training, held_out = results["training"], results["held_out"]
     rows.append(("trained", f"{duration(training['seconds'])}, {training['steps']:,} steps"))
     return [*rows, *_stage_rows(run, training), HELD_OUT, *_figures(held_out)]
@@ -156,7 +156,7 @@ def _stage_rows(run: "Run", training: dict[str, Any]) -> list[Row]:
     steps = (line.get("step") for line in run.metrics() if "event" not in line)
     since = max((step for step in steps if isinstance(step, int)), default=0) - training["steps"]
     if since > 0:
-        more = f"{since:,} steps since, of a stage that isn't done; go on with: throughtime train --resume {run.folder}"
+        more = f"{since:,} steps since, of a stage that isn't done; go on with: throughtime train --resume {shell_word(run.folder)}"
         rows.append(("longer", more))
     return rows
 
@@ -191,7 +191,9 @@ def headline(run: "Run") -> str:
     ]
     lines += _of_origin(run, corpus)
     if corpus.left_out:
-        lines.append(f"left out: {left_out_in_short(corpus.left_out)}; throughtime info {run.folder} tells more")
+        lines.append(
+            f"left out: {left_out_in_short(corpus.left_out)}; throughtime info {shell_word(run.folder)} tells more"
+        )
     if same := copies(corpus):
         lines.append(
             f"copies: {_several(len(same), 'file')} with the text of another, first {same[0]}; "

@@ -36,6 +36,7 @@ from throughtime.lm.generate import Sampling
 from throughtime.lm.metrics import read_metrics
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named, outline
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
+from throughtime.plain import shell_word
 from throughtime.training.checkpoint import load, load_json, save, save_json
 from throughtime.training.files import (
     CheckpointError,
@@ -310,7 +311,7 @@ def check_empty(folder: Path) -> None:
     """
     if all(entry.name in (DATA, LOCK) or is_leftover(entry.name) for entry in folder.iterdir()):
         return
-    go_on = f", or go on with --resume {folder}" if (folder / CONFIG).exists() else ""
+    go_on = f", or go on with --resume {shell_word(folder)}" if (folder / CONFIG).exists() else ""
     raise InputError(
         f"--out {folder}: this folder exists and is not empty; nothing is overwritten, give another --out{go_on}"
     )
