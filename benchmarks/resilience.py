@@ -1,4 +1,4 @@
-"""What a crash may cost: nothing. Resume, kill -9, full disks, truncation and flipped bits, each many times over.
+"""What a crash may cost: nothing; and what may come of a damaged, trapped or forged run: a refusal. Each many times over.
 
     python benchmarks/resilience.py            # the full counts, some minutes
     python benchmarks/resilience.py --scale 0.02
@@ -13,11 +13,13 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from throughtime.lm import LanguageModel, ModelConfig, TrainingOptions, cell_names, resume, train
+from throughtime.errors import InputError
+from throughtime.lm import LanguageModel, ModelConfig, TrainingOptions, cell_names, open_run, resume, train
+from throughtime.lm.run import BEST, CHECKPOINT, CONFIG, DATA, GENERATION, METRICS, MODEL, OPTIONS, RESULTS, TOKENIZER
 from throughtime.training import Budget, Clipping, Loop, Sequences, Streams
 from throughtime.training.checkpoint import CheckpointError, load, save
 
 TENSORS = {"weight": torch.arange(3000.0).reshape(50, 60), "ids": torch.arange(7)}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "adam": {"ema": 0.9},
+    "sgd": {"momentum": 0.9},
+    "nt-asgd": {"eval_every": 2},
+}
 
 
 def make_loop(cell: str, sequences: bool, steps: int) -> Loop:
@@ -307,9 +317,251 @@ def _quiet() -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
+
+
+Reader = Callable[[Path], Any]
+READERS: dict[str, tuple[Reader, ...]] = {  # of each file of a run, all who read it
+    CONFIG: (open_run, resume),
+    TOKENIZER: (open_run, resume),
+    MODEL: (open_run, resume),
+    CHECKPOINT: (lambda run: open_run(run).load_model(last=True), resume),
+    BEST: (lambda run: open_run(run).load_model(since=True),),
+    RESULTS: (lambda run: open_run(run).results,),
+    METRICS: (lambda run: open_run(run).metrics(),),
+    f"{DATA}/corpus.json": (lambda run: open_run(run).corpus(), resume),
+    f"{DATA}/tokens.bin": (lambda run: open_run(run).corpus(), resume),
+    GENERATION: (lambda run: open_run(run).generation,),
+    OPTIONS: (lambda run: TrainingOptions.from_toml(run / OPTIONS),),
+}
+EDITABLE = (GENERATION, OPTIONS)  # by people: what is in range there is an edit
+SMALL: dict[str, Any] = {"hidden": 6, "batch": 2, "bptt": 8, "steps": 6}
+
+
+def _interrupt_at(step: int) -> Callable[[Any], None]:
+    def observe(report: Any) -> None:
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return observe
+
+
+def make_run(folder: Path, **options: Any) -> Path:
+    """Train a small run that is stopped after 3 of its 6 steps."""
+    text = folder / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog.\n" * 20)
+    run = folder / "run"
+    with _quiet():
+        train([text], run, TrainingOptions.from_values(SMALL | options), _interrupt_at(3))
+    return run
+
+
+def make_full_run(folder: Path) -> Path:
+    """Train a run that has every file that training writes: a complete one, stopped while it is trained longer."""
+    run = make_run(folder, eval_every=2)
+    with _quiet():
+        resume(run)
+        resume(run, _interrupt_at(9), longer=Budget(steps=6))
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert names == set(READERS), names ^ set(READERS)
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    """Return all that is in a folder: files by their bytes, links by what they point to."""
+    return {
+        str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def _refuses(reader: Reader, run: Path, named: str, where: str) -> bool:
+    """Return whether a reader refuses a run, which it must do in one line that names the file."""
+    try:
+        with _quiet():
+            reader(run)
+    except InputError as error:
+        said = str(error)
+        assert named.rpartition("/")[2] in said, f"{where}: {said}"
+        assert "\n" not in said, where
+        return True
+    return False
+
+
+def check_bit_flips_in_runs(folder: Path, count: int, seed: int = 1) -> dict[str, Any]:
+    """Flip random bits of each file of a run, one at a time: all who read that file refuse it, and leave the run as it was.
+
+    What people may edit is refused, or is an edit.
+
+    Returns:
+        For each file how many flips were refused, and for those that people may edit how many were edits.
+    """
+    run = make_full_run(folder)
+    chooser = random.Random(seed)
+    kept: dict[str, Any] = {}
+    for name, readers in READERS.items():
+        data = (run / name).read_bytes()
+        refused = 0
+        for _ in range(count):
+            place = chooser.randrange(8 * len(data))
+            spoilt = bytearray(data)
+            spoilt[place // 8] ^= 1 << place % 8
+            (run / name).write_bytes(spoilt)
+            before, where = contents(run), f"{name}, bit {place}"
+            named = "" if name == OPTIONS else name  # of an option out of range the flag is named
+            answers = {_refuses(reader, run, named, where) for reader in readers}
+            assert name in EDITABLE or answers == {True}, f"{where}: was read though it is damaged"
+            assert contents(run) == before, where
+            refused += answers == {True}
+        (run / name).write_bytes(data)
+        kept[name] = {"refused": refused, "edits": count - refused} if name in EDITABLE else refused
+    return kept
+
+
+def check_links_in_runs(folder: Path) -> int:
+    """Put a link in place of each file and folder that training writes, to a file or to nothing: nothing outside is touched.
+
+    Who reads the file refuses it; a resume or a new training refuses it, leaves it alone, or writes its own in the link's place.
+    """
+    run = make_full_run(folder)
+    count = 0
+    for name in (*READERS, ".lock", DATA, "checkpoint", "tensorboard"):
+        for kind in ("link", "dangling"):
+            trapped, outside, new = folder / "trapped", folder / "outside", folder / "new"
+            shutil.copytree(run, trapped)
+            outside.mkdir()
+            if os.path.lexists(trapped / name):
+                (trapped / name).rename(outside / "target")
+            else:
+                (outside / "target").mkdir()
+            _link(trapped / name, outside / ("target" if kind == "link" else "nothing"))
+            _link(new / name, outside / ("target" if kind == "link" else "nothing"))
+            before, where = contents(outside), f"{kind} for {name}"
+            for reader in READERS.get(name, ()):
+                assert _refuses(reader, trapped, name, where), f"{where}: was followed"
+            is_read = resume in READERS.get(name, (resume,)) or name == METRICS
+            assert _refuses(resume, trapped, name, where) or not is_read, f"{where}: was followed by a resume"
+            if not _refuses(lambda new: train([folder / "text.txt"], new, TrainingOptions(**SMALL)), new, "", where):
+                assert not (new / name).is_symlink(), where  # the text was encoded anew, in the link's place
+            assert contents(outside) == before, where
+            assert not (outside / "nothing").exists(), where
+            for each in (trapped, outside, new):
+                shutil.rmtree(each)
+            count += 1
+    return count
+
+
+def _link(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def check_two_writers(folder: Path, count: int) -> int:
+    """Let two processes begin one training at the same moment, or one resume: one is refused, the other's run is whole."""
+    stopped = make_run(folder)
+    text, whole = folder / "text.txt", folder / "whole"
+    shutil.copytree(stopped, whole)
+    with _quiet():
+        resume(whole)
+    options = TrainingOptions.from_values(dict(open_run(whole).options))
+    for number in range(count):
+        contested = folder / f"contested{number}"
+        if number % 2:
+            shutil.copytree(stopped, contested)
+        write = partial(resume, contested) if number % 2 else partial(train, [text], contested, options)
+        ready, go = os.pipe()
+        writers = [_fork_writer(write, ready, go) for _ in range(2)]
+        os.close(ready)
+        os.close(go)  # both begin
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) for writer in writers)
+        assert codes == [0, 2], codes
+        for name in (MODEL, CHECKPOINT):
+            for key, tensor in load(whole / name)[0].items():
+                assert torch.equal(load(contested / name)[0][key], tensor), (name, key)
+        assert open_run(contested).results is not None
+        assert contents(contested).keys() == contents(whole).keys()
+    return count
+
+
+def _fork_writer(write: Callable[[], Any], ready: int, go: int) -> int:
+    """Start a process that writes once all ends of a pipe but its own are closed; 2 is its exit code where it is refused."""
+    process = os.fork()
+    if process == 0:
+        code = 1
+        with contextlib.suppress(BaseException), _quiet():
+            os.close(go)
+            os.read(ready, 1)
+            try:
+                write()
+                code = 0
+            except InputError as error:
+                code = 2 if "\n" not in str(error) else 1
+        os._exit(code)
+    return process
+
+
+def check_forged_states(folder: Path, count: int, seed: int = 1) -> dict[str, int]:
+    """Forge the optimiser's state and the counts of checkpoints, and renew their digests: each is refused, and none crashes.
+
+    Returns:
+        For each optimiser how many forgeries were refused.
+    """
+    chooser = random.Random(seed)
+    refused = {}
+    for optimizer, options in OPTIMIZERS.items():
+        (folder / optimizer).mkdir()
+        run = make_run(folder / optimizer, optimizer=optimizer, **options)
+        tensors, state = load(run / CHECKPOINT)
+        for _ in range(count):
+            forged, told, what = _forge(dict(tensors), json.loads(json.dumps(state)), chooser)
+            save(run / CHECKPOINT, forged, told)
+            code = _exit_code_of_a_refusal(run)
+            assert code == 0, f"{optimizer}: {what}: {'was gone on from' if code == 1 else f'ended with {code}'}"
+        refused[optimizer] = count
+    return refused
+
+
+def _forge(
+    tensors: dict[str, Tensor], state: dict[str, Any], chooser: random.Random
+) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Return a checkpoint that no training could have written, and in what."""
+    kept = [name for name in tensors if name.startswith("optimizer.")]
+    if not kept or chooser.random() < 0.4:
+        name = chooser.choice(("step", "seconds", "clipped_steps", "validated_at", "watch", "optimizer", "validations"))
+        state[name] = chooser.choice((-1, float("nan"), None, "3", True, [None], {"x": 1}, {"0": 3}, 10**400))
+        return tensors, state, f"{name} = {str(state[name])[:20]}"
+    name = chooser.choice(kept)
+    tensor = tensors.pop(name)
+    changes: dict[str, Callable[[], Tensor]] = {
+        "one element": lambda: torch.zeros(2),
+        "more elements": lambda: torch.cat([tensor.flatten(), tensor.flatten()]),
+        "nothing": lambda: torch.zeros(0, 3),
+        "more dimensions": lambda: tensor.reshape(1, *tensor.shape),
+        "double": lambda: tensor.double(),
+        "integers": lambda: tensor.to(torch.int16),
+        "NaN": lambda: torch.full_like(tensor, float("nan")),
+        "infinity": lambda: torch.full_like(tensor, float("inf")),
+    }
+    if name.endswith(".step"):
+        changes |= {"-1": lambda: torch.full_like(tensor, -1), "beyond": lambda: torch.full_like(tensor, 1e6)}
+    how = chooser.choice((*changes, "missing", "renamed"))
+    if how in changes:
+        tensors[name] = changes[how]()
+    elif how == "renamed":
+        tensors[name + "x"] = tensor
+    return tensors, state, f"{name}: {how}"
+
+
+def _exit_code_of_a_refusal(run: Path) -> int:
+    """Return 0 where a resume, in a process of its own, refuses a run in one line, 1 where it goes on, and else another code."""
+    process = os.fork()
+    if process == 0:
+        code = 3
+        with contextlib.suppress(BaseException):
+            code = 0 if _refuses(resume, run, CHECKPOINT, "") else 1
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def main() -> int:
@@ -322,12 +574,21 @@ def main() -> int:
     steps = max(int(200 * scale), 8)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+
+        def made(own: str) -> Path:
+            (folder / own).mkdir()
+            return folder / own
+
         result: dict[str, Any] = {
             "random kills during saves": check_random_kills(folder, max(int(500 * scale), 5)),
             "kills at every call": check_kills_at_every_call(folder),
             "full disk": check_full_disk(folder, max(int(200 * scale), 5)),
             "truncations": check_truncation(folder),
             "bit flips": check_bit_flips(folder, max(int(10_000 * scale), 50)),
+            "bit flips in each file of a run": check_bit_flips_in_runs(made("flips"), max(int(1000 * scale), 10)),
+            "links in runs": check_links_in_runs(made("links")),
+            "two writers": check_two_writers(made("writers"), max(int(100 * scale), 4)),
+            "forged states": check_forged_states(made("forged"), max(int(500 * scale), 10)),
             "kills of whole trainings": check_killed_trainings(folder, max(int(20 * scale), 1)),
             "resumed steps": {
                 f"{cell}, {'sequences' if sequences else 'stream'}": check_resume(cell, sequences, steps)

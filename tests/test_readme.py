@@ -1,4 +1,4 @@
-"""The README is a map: every place it points to is there, every example runs, every command is one that exists."""
+"""README and SECURITY.md are maps: what they point to is there, every example runs, every command is one that exists."""
 
 import importlib
 import re
@@ -20,13 +20,15 @@ def section(title: str) -> str:
 
 ROWS = [line.split("|") for line in section("Where is…?").splitlines() if line.startswith("| ")]
 PLACES = [place for row in ROWS for place in re.findall(r"`([^`]+)`", row[2])]
+PROMISES = re.findall(r"^\| \*\*.*\| (`.*`) \|$", (ROOT / "SECURITY.md").read_text(encoding="utf-8"), re.M)
+PROOFS = [place for shown in PROMISES for place in re.findall(r"`([^`]+)`", shown)]
 LAYOUT = re.findall(r"^([\w./]+)\s{2,}", section("Layout"), re.M)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", PLACES + PROOFS)
 def test_where_is_resolves(place):
     """A place is a path, or a dotted name under throughtime."""
-    if "/" in place or place in {"Makefile", "pyproject.toml"}:
+    if "/" in place or place in {"Makefile", "pyproject.toml", "SECURITY.md"}:
         path, _, name = place.partition(":")
         assert (ROOT / path).exists()
         if name:
@@ -39,6 +41,7 @@ def test_where_is_resolves(place):
 def test_the_table_and_the_layout_are_not_empty():
     assert len(PLACES) > 10
     assert len(LAYOUT) > 8
+    assert len(PROMISES) == 7
 
 
 @pytest.mark.parametrize("path", LAYOUT)

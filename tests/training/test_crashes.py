@@ -1,4 +1,4 @@
-"""A crash costs nothing: the checks of benchmarks/resilience.py, with small counts."""
+"""A crash costs nothing, and a damaged, trapped or forged run is refused: benchmarks/resilience.py, with small counts."""
 
 import importlib.util
 import os
@@ -40,3 +40,21 @@ def test_damage_is_refused(tmp_path):
 
 def test_killed_trainings_come_to_the_same_end(tmp_path):
     resilience.check_killed_trainings(tmp_path, 1)
+
+
+def test_a_flipped_bit_in_any_file_of_a_run_is_refused_or_an_edit(tmp_path):
+    kept = resilience.check_bit_flips_in_runs(tmp_path, 12)
+    assert kept.keys() == resilience.READERS.keys()
+    assert all(kept[name] == 12 for name in kept.keys() - set(resilience.EDITABLE))
+
+
+def test_links_in_place_of_a_runs_files_lead_nowhere(tmp_path):
+    assert resilience.check_links_in_runs(tmp_path) == 30
+
+
+def test_of_two_writers_one_is_refused_and_the_others_run_is_whole(tmp_path):
+    assert resilience.check_two_writers(tmp_path, 4) == 4
+
+
+def test_forged_states_are_refused_and_crash_nothing(tmp_path):
+    assert resilience.check_forged_states(tmp_path, 10) == dict.fromkeys(resilience.OPTIMIZERS, 10)

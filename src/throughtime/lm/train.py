@@ -624,7 +624,10 @@ def _restored(run: Run, probe: Probe | None) -> tuple[TrainingOptions, Loop, Cor
     corpus = run.corpus()
     windows = _make_windows(corpus, options)
     loop = _make_loop(LanguageModel(run.model_config).to(device), windows, corpus, options, device, probe)
-    loop.restore(tensors, state)
+    try:
+        loop.restore(tensors, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{run.folder / CHECKPOINT}: {error}; restore it or train anew") from error
     return options, loop, corpus
 
 
