@@ -1,6 +1,8 @@
+import errno
 import json
 import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,6 +145,21 @@ def test_nothing_is_overwritten_and_nothing_stays_of_what_fails(folders, tmp_pat
     with pytest.raises(InputError, match="No space left"):
         pack(open_run(folders / "char"), tmp_path / "new" / "place")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == []
+
+
+def test_an_empty_folder_on_another_disk_is_filled(folders, tmp_path, monkeypatch):
+    out = tmp_path / "mounted"
+    out.mkdir()
+    replace = Path.replace
+
+    def within_a_disk(path, target):
+        if path.is_relative_to(out) != Path(target).is_relative_to(out):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", within_a_disk)
+    assert set(pack(open_run(folders / "char"), out)) == {path.name for path in out.iterdir()}
+    assert open_run(out).config.packed is not None
 
 
 def test_every_run_says_what_it_was_written_by(folders):

@@ -37,9 +37,10 @@ def pack(run: Run, out: str | Path) -> dict[str, int]:
     out = Path(os.path.abspath(out))  # noqa: PTH100 links stay links
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists and is no empty folder; nothing is overwritten, give another place")
-    beside = out.with_name(f".pack-{secrets.token_hex(8)}")
+    place = out if out.is_dir() else out.parent  # an empty folder may be a disk of its own
+    beside = place / f".pack-{secrets.token_hex(8)}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         beside.mkdir()
         _write(run, beside, out.name)
         out.mkdir(exist_ok=True)
