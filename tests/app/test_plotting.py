@@ -1,3 +1,4 @@
+import errno
 import shutil
 import sys
 from pathlib import Path
@@ -108,3 +109,25 @@ def test_a_run_without_metrics_and_a_missing_library_are_named(run: Path, tmp_pa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"needs matplotlib: pip install 'throughtime\[plot\]'"):
         plot_losses([open_run(run)])
+
+
+def test_a_picture_that_cant_be_written_leaves_the_one_that_is_there(
+    throughtime, run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    picture, link = tmp_path / "picture.png", tmp_path / "link.png"
+    picture.write_bytes(b"before")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("throughtime.training.files.put_in_place", full)
+        ended = throughtime("plot", run, "--out", picture)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "picture.png: can't be drawn there: No space left on device" in ended.err
+    assert picture.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+    link.symlink_to(picture)
+    assert throughtime("plot", run, "--out", link).code == 0
+    assert link.is_symlink()
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -168,7 +168,7 @@ def test_progress_reaches_the_end(tmp_path, monkeypatch):
 BAD = {
     "missing": (None, "no such file or folder"),
     "empty": (b"", "the file is empty; expected text"),
-    "one character": (b"a", "1 tokens in all; too little"),
+    "one character": (b"a", "1 token in all; too little"),
     "nul": (b"text\0more", "NUL byte at position 4: not a text file; use --level byte"),
     "nul after a wide character": ("한글\0".encode(), "NUL byte at position 6"),
     "latin-1": (b"caf\xe9 au lait", "byte 0xe9 at position 3 is not UTF-8"),

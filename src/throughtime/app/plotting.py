@@ -49,16 +49,20 @@ def plot_losses(runs: Sequence["Run"], out: Path | None = None) -> Path:
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)  # a name is no formula, and one that begins with "_" is a name
         text.set_text(name)
+    picture = io.BytesIO()
     if out is None:
-        picture = io.BytesIO()
         figure.savefig(picture, dpi=120)
         write_atomically(out := runs[0].folder / "loss.png", picture.getvalue())
         return out
     out = out if out.suffix or not out.name else out.with_name(f"{out.name}.png")
     try:
-        figure.savefig(out, dpi=120)
+        figure.savefig(picture, dpi=120, format=out.suffix[1:] or None)
+        if out.is_symlink() or (out.exists() and not out.is_file()):
+            out.write_bytes(picture.getvalue())  # the user's own link or pipe
+        else:
+            write_atomically(out, picture.getvalue())
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error.__cause__ or error, "strerror", None) or error
         raise InputError(f"--out {out}: can't be drawn there: {reason}") from error
     return out
 

@@ -281,9 +281,8 @@ def _cut(
     """Decide what is held out, and which words are kept; rewrite the file where that changes it; describe it."""
     tokens = written.tokens()
     if len(tokens) < 4:
-        raise InputError(
-            f"{name}: {len(tokens)} tokens in all; too little to train on and hold out, expected some hundreds"
-        )
+        count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}"
+        raise InputError(f"{name}: {count} in all; too little to train on and hold out, expected some hundreds")
     boundary = min(max(int(split * len(tokens)), 2), len(tokens) - 2)
     if tokenizer.eos_id is not None:
         try:
