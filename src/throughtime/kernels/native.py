@@ -112,7 +112,7 @@ _use_what_the_environment_names()
 
 def _unbuilt_instruction_sets() -> list[str]:
     """Name those, faster than any other, that this machine could run and the compiler of this build didn't know."""
-    return module.unbuilt_instruction_sets() if hasattr(module, "unbuilt_instruction_sets") else []
+    return module.unbuilt_instruction_sets()
 
 
 class MemoryUse(NamedTuple):
