@@ -45,7 +45,8 @@ def test_nothing_foreign_commands_the_terminal(arguments, throughtime, foreign: 
     assert ended.code in (0, 2)
     assert _is_harmless(ended.out)
     assert _is_harmless(ended.err)
-    assert "\\x1b[2J" in ended.out + ended.err or "\\u001b[2J" in ended.out or arguments[0] == "eval"
+    said = "".join((ended.out + ended.err).split())  # a table may break a long name at any letter
+    assert "\\x1b[2J" in said or "\\u001b[2J" in said or arguments[0] == "eval"
     if "--json" in arguments:
         assert json.loads(ended.out)
 
