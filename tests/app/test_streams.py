@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -102,3 +103,19 @@ def test_ctrl_c_again_and_again_before_the_first_step_ends_in_a_line(wait: float
     assert "Traceback" not in err
     assert "KeyboardInterrupt" not in err
     assert err.splitlines()[-1].startswith("stopped")
+
+
+def test_an_interrupt_that_came_through_executed_text_is_no_other_end(tmp_path: Path) -> None:
+    """As while torch or a dataclass is being imported; Python itself would end `python -m` by a signal then."""
+    module = """
+        import sys
+        from throughtime.app import signals
+        try:
+            exec("raise KeyboardInterrupt")
+        except KeyboardInterrupt:
+            signals.ignore()
+        sys.exit(130)
+    """
+    (tmp_path / "interrupted.py").write_text(textwrap.dedent(module))
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, timeout=60, check=False)
+    assert ended.returncode == 130

@@ -30,7 +30,7 @@ TEXTS = {
 
 
 SINGLE = ("one word", "one distinct character", "line ends alone")  # a word, or a few bpe tokens: nothing to learn from
-REFUSED = {("word", name): "1 tokens in all; too little to train on" for name in SINGLE} | {
+REFUSED = {("word", name): "1 token in all; too little to train on" for name in SINGLE} | {
     ("bpe", name): r"tokens to train on, but .* needs at least 65|tokens in all; too little" for name in SINGLE
 }
 

@@ -23,6 +23,9 @@ def end_once() -> None:
 
 def ignore() -> None:
     """Let no signal disturb the end of the process, whose exit code is known."""
+    # Python ends `python -m` by a SIGINT of its own where one came through the exec of a text, as dataclasses and torch use it,
+    # and was caught; the next text makes it forget that.
+    exec("")
     for number in _settable():
         signal.signal(number, signal.SIG_IGN)
 
