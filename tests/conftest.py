@@ -10,8 +10,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-# A shell starts what runs in the background with Ctrl-C ignored; tests send it, to themselves and to what they start.
+# A shell starts what runs in the background with Ctrl-C ignored, and nohup with SIGHUP; tests send both, to themselves and to what
+# they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # THROUGHTIME_NATIVE=FILE runs the tests on another build of the kernels, as `make sanitize` does; "none" runs them without.
 if (built := os.environ.get("THROUGHTIME_NATIVE")) == "none":
