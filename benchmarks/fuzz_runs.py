@@ -2,11 +2,12 @@
 
     python benchmarks/fuzz_runs.py --count 5000 --seed 1
 
-An altered run has one of its files flipped, cut, filled, removed or made a link, a pipe or a folder; or entries of its
-JSON, its tensors or its log forged, and every digest renewed as a forger would. Each is copied for each command and read by it in
-a process of its own, forked from one that has everything loaded. What is not allowed is printed with the run's number, and ends the
-script with 1: an exit code other than 0, 2, 130, 141 and 143, a traceback, "this is a bug", more than 10 s of computing or 100 s in
-all, a raw control character, or a change outside the run.
+An altered run has one of its files flipped, cut, filled, removed or made a link, a pipe or a folder; or entries of its JSON, its
+tensors or its log forged, and every digest renewed as a forger would. Each is copied for each command, and all of them read it in a
+process that is forked from one that has run every command, so that nothing is left to be imported. What is not allowed is printed
+with the run's number, and ends the script with 1: an exit code other than 0, 2, 130, 141 and 143, a traceback, "this is a bug",
+more than 10 s of computing or 100 s in all, a raw control character (but in the text that a model writes), or a change outside the
+run.
 """
 
 import argparse
@@ -21,7 +22,12 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,7 @@ from throughtime.app.cli import main as throughtime
 from throughtime.lm import TrainingOptions, train
 from throughtime.lm.run import CHECKPOINT, CONFIG, DATA, GENERATION, METRICS, MODEL, RESULTS, TOKENIZER, file_digest
 from throughtime.training.checkpoint import load, load_json, save, save_json
+from throughtime.training.files import CheckpointError
 
 LONGEST, WAITING = 10, 100  # seconds for a command: of computing, and in all, on a machine that does other work too
 ALLOWED = (0, 2, 130, 141, 143)
@@ -68,12 +75,31 @@ COMMANDS = {
     "sample": ["sample", "RUN", "--length", "5", "--seed", "1", "--prompt", "the"],
     "sample --last": ["sample", "RUN", "--length", "5", "--seed", "1", "--last"],
     "eval": ["eval", "RUN", "TEXT", "--ngram", "2"],
+    "eval --json": ["eval", "RUN", "TEXT", "--json"],
     "score": ["score", "RUN", "TEXT"],
+    "score --json": ["score", "RUN", "TEXT", "--json"],
     "plot": ["plot", "RUN"],
     "gradients": ["gradients", "RUN", "--lags", "3", "--probe", "2"],
+    "compare-gradients": ["compare-gradients", "rnn", "RUN", "--lags", "3", "--probe", "2"],
     "pack": ["pack", "RUN", "RUN-packed"],
     "resume": ["train", "--resume", "RUN"],
+    "resume longer": ["train", "--resume", "RUN", "--steps", "2"],
+    "train --from": [
+        "train",
+        "--from",
+        "RUN",
+        "TEXT",
+        "--out",
+        "RUN-next",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--bptt",
+        "8",
+    ],
 }
+MADE = "RUN-packed", "RUN-next"  # beside the run, by the commands
 
 
 def make_runs(folder: Path) -> list[Path]:
@@ -87,6 +113,9 @@ def make_runs(folder: Path) -> list[Path]:
         "words": {"level": "word", "mode": "sentence", "eval_every": 3},
         "mlp": {"cell": "mlp", "window": 3, "level": "byte", "optimizer": "sgd"},
     }
+    if find_spec("tokenizers") is not None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns of forks otherwise
+        kinds["pairs"] = {"level": "bpe", "vocabulary": 300, "cell": "rnn"}
 
     def stop(report: Any) -> None:
         if report.step == 3:
@@ -102,7 +131,7 @@ def alter(run: Path, chooser: random.Random, outside: Path) -> str:
     how = chooser.choice((spoil, replace_file, forge_json, forge_json, forge_tensors, forge_state, forge_metrics))
     try:
         return how(run, chooser, outside)
-    except (FileNotFoundError, IndexError):  # the run has no such file, or nothing is in it
+    except (FileNotFoundError, CheckpointError, IndexError):  # the run has no such file, or nothing is in it
         return spoil(run, chooser, outside)
 
 
@@ -221,38 +250,97 @@ def renew(run: Path) -> None:
     save(run / CHECKPOINT, tensors, state | {"files": {name: file_digest(run / name) for name in state["files"]}})
 
 
-def call(arguments: list[str], folder: Path) -> tuple[int, bytes, float]:
-    """Run a command in a forked process; return its exit code, what it printed, and its seconds."""
-    printed, began = folder / "printed", time.perf_counter()
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            signal.alarm(WAITING)
-            signal.setitimer(signal.ITIMER_PROF, LONGEST)
-            output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            code = throughtime(arguments)
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status), printed.read_bytes(), time.perf_counter() - began
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended: its exit code (or the signal that ended it, negative), output, messages, and time in seconds."""
+
+    command: str
+    code: int
+    printed: bytes
+    told: bytes
+    seconds: float
+    touched: bool  # something outside the run
 
 
-def wrong(code: int, printed: bytes, command: str) -> str | None:
+def read_by_all(altered: Path, folder: Path, beside: Path, before: dict[str, bytes]) -> list[Answer]:
+    """Let every command read a copy of a run, in a process that is forked; another goes on where one is ended by a signal."""
+    answers: list[Answer] = []
+    while left := list(COMMANDS)[len(answers) :]:
+        ended = folder / "ended"
+        ended.write_text("")
+        began, process = time.perf_counter(), os.fork()
+        if process == 0:
+            try:
+                for number, name in enumerate(left):
+                    run_command(name, altered, folder, number, ended)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(process, 0)
+        entries = [json.loads(line) for line in ended.read_text().splitlines()]
+        if len(entries) < len(left):
+            code = os.waitstatus_to_exitcode(status) or 1  # an exception that the program let through
+            entries.append([code, time.perf_counter() - began - sum(seconds for _, seconds in entries)])
+        touched = snapshot(beside) != before or (beside / "nothing").exists()
+        for number, (name, (code, seconds)) in enumerate(zip(left, entries, strict=False)):
+            printed, told = ((folder / f"{stream}{number}").read_bytes() for stream in ("printed", "told"))
+            answers.append(Answer(name, code, printed, told, seconds, touched))
+    return answers
+
+
+def run_command(name: str, altered: Path, folder: Path, number: int, ended: Path) -> None:
+    """Run a command on a copy of a run in this process; write down its exit code and seconds when it has ended."""
+    run = folder / "run"
+    remove_made(folder)
+    copy_run(altered, run)
+    for stream, to in (("printed", 1), ("told", 2)):
+        opened = os.open(folder / f"{stream}{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, to)
+        os.close(opened)
+    signal.alarm(WAITING)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    began = time.perf_counter()
+    code = throughtime(place(COMMANDS[name], run, folder / "text.txt"))
+    sys.stdout.flush()
+    with ended.open("a") as file:
+        file.write(json.dumps([code, time.perf_counter() - began]) + "\n")
+
+
+def place(words: list[str], run: Path, text: Path) -> list[str]:
+    """Return a command with the names of a run and a text."""
+    return [word.replace("RUN", str(run)).replace("TEXT", str(text)) for word in words]
+
+
+def warm_up(runs: list[Path], folder: Path) -> None:
+    """Run every command here on runs as they should be, so that what is forked has nothing to import."""
+    for name, words in COMMANDS.items():
+        run = folder / "run"
+        copy_run(runs[name == "resume"], run)  # the second was stopped
+        with (folder / "told").open("w") as output, redirect_stdout(output), redirect_stderr(output):
+            code = throughtime(place(words, run, folder / "text.txt"))
+        if code != 0:
+            raise RuntimeError(f"{name}: exit code {code} with a good run: {(folder / 'told').read_text()}")
+        remove_made(folder)
+
+
+def remove_made(folder: Path) -> None:
+    """Remove a run, and what the commands made beside it."""
+    for name in ("RUN", *MADE):
+        shutil.rmtree(folder / name.replace("RUN", "run"), ignore_errors=True)
+
+
+def wrong(answer: Answer) -> str | None:
     """Return what is not allowed of an answer, if anything is."""
-    if code in (-signal.SIGALRM, -signal.SIGPROF):
+    if answer.code in (-signal.SIGALRM, -signal.SIGPROF):
         return f"longer than {LONGEST} s"
-    if code not in ALLOWED:
-        return f"exit code {code}"
+    if answer.code not in ALLOWED:
+        return f"exit code {answer.code}"
     for sign in (b"Traceback", b"this is a bug"):
-        if sign in printed:
+        if sign in answer.printed + answer.told:
             return sign.decode()
-    if "sample" not in command and RAW.search(printed):  # what a model writes is written as it is, but to terminals
+    written_by_model = answer.command.startswith("sample")  # its text is written as it is, but to terminals
+    if RAW.search(answer.told if written_by_model else answer.printed + answer.told):
         return "a raw control character"
-    return None
+    return "something outside was changed, by this command or another" if answer.touched else None
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -260,39 +348,43 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def check_altered_runs(folder: Path, count: int, seed: int = 1, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Alter runs and let every command read each; return how many calls ended how, and which were wrong."""
+def check_altered_runs(
+    folder: Path, numbers: Iterable[int], seed: int = 1, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Alter a run for each number and let every command read it; return how many calls ended how, and which were wrong."""
+    torch.set_num_threads(1)
     runs = make_runs(folder)
     beside = folder / "outside"
     beside.mkdir()
     (beside / "target").write_text("somebody else's\n" * 30)
     before = snapshot(beside)
+    warm_up(runs, folder)
     codes: Counter[int] = Counter()
     failures: list[str] = []
     slowest = 0.0
-    for number in range(count):
+    numbers = list(numbers)
+    for number in numbers:
         chooser = random.Random(f"{seed} {number}")
         altered = folder / "altered"
         shutil.copytree(chooser.choice(runs), altered)
         what = alter(altered, chooser, beside / "target")
-        for name, words in COMMANDS.items():
-            run = folder / "run"
-            copy_run(altered, run)
-            placed = [w.replace("RUN", str(run)).replace("TEXT", str(folder / "text.txt")) for w in words]
-            code, printed, seconds = call(placed, folder)
-            codes[code] += 1
-            slowest = max(slowest, seconds)
-            reason = wrong(code, printed, name)
-            if reason is None and (snapshot(beside) != before or (beside / "nothing").exists()):
-                reason = "something outside was changed"
-            if reason is not None:
-                failures.append(f"{number}: {what}: {name}: {reason}")
-                say(failures[-1] + "\n  " + printed[-300:].decode("utf-8", "replace").strip())
-            shutil.rmtree(run, ignore_errors=True)
-            shutil.rmtree(folder / "run-packed", ignore_errors=True)
+        for answer in read_by_all(altered, folder, beside, before):
+            codes[answer.code] += 1
+            slowest = max(slowest, answer.seconds)
+            if (reason := wrong(answer)) is not None:
+                failures.append(f"{number}: {what}: {answer.command}: {reason}")
+                last_words = (answer.printed + answer.told)[-300:].decode("utf-8", "replace").strip()
+                say(f"{failures[-1]}\n  {last_words!r}")
+        remove_made(folder)
         shutil.rmtree(altered)
     calls = sum(codes.values())
-    return {"runs": count, "calls": calls, "codes": dict(codes), "slowest": round(slowest, 2), "failures": failures}
+    return {
+        "runs": len(numbers),
+        "calls": calls,
+        "codes": dict(codes),
+        "slowest": round(slowest, 2),
+        "failures": failures,
+    }
 
 
 def copy_run(altered: Path, run: Path) -> None:
@@ -315,13 +407,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=5000, help="altered runs")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that share them")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     began = time.perf_counter()
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+        parts = [range(first, given.count, given.jobs) for first in range(given.jobs)]
+        results = list(pool.map(check_in_a_folder_of_its_own, parts, [given.seed] * given.jobs))
+    total = {
+        "runs": sum(result["runs"] for result in results),
+        "calls": sum(result["calls"] for result in results),
+        "codes": dict(sum((Counter(result["codes"]) for result in results), Counter[int]())),
+        "slowest": max(result["slowest"] for result in results),
+        "failures": [failure for result in results for failure in result["failures"]],
+    }
+    print(json.dumps(total | {"seconds": round(time.perf_counter() - began)}, indent=2))
+    return 1 if total["failures"] else 0
+
+
+def check_in_a_folder_of_its_own(numbers: range, seed: int) -> dict[str, Any]:
+    """Check altered runs in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
-        result = check_altered_runs(Path(name), given.count, given.seed)
-    print(json.dumps(result | {"seconds": round(time.perf_counter() - began)}, indent=2))
-    return 1 if result["failures"] else 0
+        return check_altered_runs(Path(name), numbers, seed, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":
