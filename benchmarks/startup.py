@@ -59,11 +59,14 @@ def measure(calls: dict[str, list[str]], turns: int) -> dict[str, float]:
     """Return the median seconds of each command, which are called in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # else our own files, and no others, would be compiled at each start
     for turn in range(turns + 1):
         for name, command in calls.items():
             began = time.perf_counter()
             subprocess.run(command, capture_output=True, check=False, env=environment)
-            if turn:  # the first fills the disk's cache
+            if turn:  # the first fills the disk's cache, and leaves bytecode as an installation has it
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
