@@ -1,7 +1,11 @@
 """`import throughtime` is cheap: torch comes with the first name that needs it."""
 
+import ast
+import importlib
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +51,29 @@ def test_dir_lists_what_is_not_imported_yet():
 def test_an_unknown_name_is_said_as_pythons_own_modules_do():
     with pytest.raises(AttributeError, match="module 'throughtime' has no attribute 'LTSM'"):
         throughtime.LTSM  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["throughtime", "throughtime.lm"])
+def test_what_is_imported_late_is_what_type_checkers_see(package):
+    module = importlib.import_module(package)
+    source = ast.parse(Path(module.__file__ or "").read_text())
+    seen = [name for branch in source.body if isinstance(branch, ast.If) for name in _imported(branch)]
+    late = [name for names in module._HOMES.values() for name in names]
+    assert sorted({*seen} - {"init"}) == sorted(late)
+    assert {*late} <= {*module.__all__}
+    for name in module.__all__:
+        assert not isinstance(getattr(module, name), types.ModuleType) or name == "init"
+
+
+def _imported(branch: ast.If) -> list[str]:
+    return [alias.name for each in branch.body if isinstance(each, ast.ImportFrom) for alias in each.names]
+
+
+def test_the_options_of_training_need_no_torch():
+    assert (
+        _in_a_process(
+            "import sys\nfrom throughtime.lm.options import Options\nOptions()\n"
+            "print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
+        )
+        == "set()"
+    )

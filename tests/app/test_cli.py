@@ -60,7 +60,7 @@ class TestHelp:
         assert not ended.err
 
     def test_the_defaults_that_help_tells_are_those_of_training(self) -> None:
-        from throughtime.lm.train import TrainingOptions
+        from throughtime.lm.training import TrainingOptions
 
         told = {
             parameter.name: parameter.help.partition("Default ")[2].removesuffix(".[/]")
@@ -326,7 +326,7 @@ class TestTrain:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(sys.modules["throughtime.lm.train"], "build_corpus", interrupted)
+            patched.setattr(sys.modules["throughtime.lm.training"], "build_corpus", interrupted)
             ended = throughtime("train", text, "--out", tmp_path / "run", *SMALL)
         assert ended.code == errors.INTERRUPTED
         assert ended.err == "stopped; nothing was trained yet\n"

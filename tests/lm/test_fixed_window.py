@@ -65,7 +65,7 @@ def test_it_trains_evaluates_and_writes(tmp_path, mode):
 def test_a_long_text_is_evaluated_in_streams(tmp_path, monkeypatch):
     import importlib
 
-    module = importlib.import_module("throughtime.lm.evaluate")
+    module = importlib.import_module("throughtime.lm.evaluation")
     tokens = np.random.default_rng(0).integers(0, 9, 900)
     model = LanguageModel(ModelConfig(vocabulary_size=9, cell="mlp", hidden_size=8, window=4))
     whole = evaluate(model, tokens).nats_per_token

@@ -22,7 +22,7 @@ from throughtime.lm import (
     score_lines,
     train_bpe,
 )
-from throughtime.lm.generate import open_with, seed_of_sample
+from throughtime.lm.generation import open_with, seed_of_sample
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 

@@ -22,7 +22,7 @@ from throughtime.lm import (
     tokenizer_from_json,
     train,
 )
-from throughtime.lm.evaluate import score_sequences
+from throughtime.lm.evaluation import score_sequences
 from throughtime.lm.reading import LineEnds
 from throughtime.lm.score import check_weight, parse_hypotheses, read_lines
 from throughtime.lm.tokenizer import line_end_ids
@@ -104,7 +104,7 @@ def test_a_text_is_measured_with_and_without_what_is_unknown(monkeypatch, how):
     model, tokens = knowing()
     lost, known = lost_at_each(model, tokens), tokens[1:] != 0
     if how == "streams":
-        monkeypatch.setattr(sys.modules["throughtime.lm.evaluate"], "_EXACT", 1000)
+        monkeypatch.setattr(sys.modules["throughtime.lm.evaluation"], "_EXACT", 1000)
     if how == "adaptive":
         result = evaluate_adaptively(model, tokens, unknown_id=0)
     else:

@@ -1,6 +1,7 @@
 """The command line. Everything heavy is imported inside the commands, so that help and mistakes are answered at once."""
 
 import contextlib
+import inspect
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,10 @@ from typer.core import TyperCommand, TyperGroup
 import throughtime as package
 from throughtime.app import errors, signals, streams
 from throughtime.errors import InputError, unknown_name
+from throughtime.lm.options import ABOUT, KINDS, as_given, flag, usual
 
 if TYPE_CHECKING:
-    from throughtime.lm.train import TrainingSummary
+    from throughtime.lm.training import TrainingSummary
 
 NAME = "throughtime"
 NEEDS_ARGUMENTS = (
@@ -188,14 +190,27 @@ def _checked_seed(seed: int | None) -> int | None:
     return seed
 
 
+def _with_options_of_training(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes keywords an option for each of training's, left to `TrainingOptions` where it isn't given."""
+    signature = inspect.signature(command)
+    kept = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    for name, about in ABOUT.items():
+        if not about.panel:
+            continue
+        spelling = as_given(name, True) + "/" + as_given(name, False) if not about.metavar else flag(name)
+        told = _choice(spelling, about.metavar, usual(name), about.panel, about.help)
+        kind = Annotated[KINDS[name] | None, told]
+        kept.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    return command
+
+
 def _choice(name: str, metavar: str, usually: str, panel: str, text: str, **more: Any) -> Any:
     """Describe an option of training that is left to `TrainingOptions` where it isn't given."""
     default = f" [dim]Default {usually}.[/]" if usually else ""
     return typer.Option(name, metavar=metavar, help=text + default, show_default=False, rich_help_panel=panel, **more)
 
 
-MODEL, REGULARISATION, DATA, BUDGET = "Model", "Regularisation", "Data", "Budget (one of them)"
-OPTIMISATION, RATE, WATCHING, MACHINE = "Optimisation", "Learning rate", "Watching and saving", "Machine"
 READING, ADAPTIVE = "How the text is read", "Learning from what was read (the run stays as it is)"
 LONGER = ("minutes", "epochs", "steps", "lr")  # what --resume takes beside the run
 CHOICE, BEAMS = "How the next token is chosen", "Beam search"
@@ -212,8 +227,8 @@ CHOICES = (
 
 
 @app.command(epilog="[dim]Example[/]  throughtime train book.txt --out run --cell lstm --hidden 256 --minutes 3")
+@_with_options_of_training
 def train(
-    context: typer.Context,
     paths: Annotated[
         list[Path] | None,
         typer.Argument(metavar="FILE_OR_FOLDER…", help="Text to learn from; folders are searched.", show_default=False),
@@ -240,200 +255,10 @@ def train(
         typer.Option(metavar="FILE.toml", help="Read options from a file; flags override it.", show_default=False),
     ] = None,
     as_json: Json = False,
-    level: Annotated[
-        str | None, _choice("--level", "NAME", "char", DATA, "A token is a char, a byte, a word or a bpe token.")
-    ] = None,
-    mode: Annotated[
-        str | None,
-        _choice("--mode", "NAME", "stream", DATA, "stream, or sentence: each sequence starts anew and ends."),
-    ] = None,
-    sequence: Annotated[
-        str | None,
-        _choice("--sequence", "NAME", "line", DATA, "What is a sequence at --mode sentence: a line or a file."),
-    ] = None,
-    vocabulary: Annotated[
-        int | None, _choice("--vocabulary", "V", "10000 words, 2000 bpe tokens", DATA, "Most tokens of a vocabulary.")
-    ] = None,
-    min_count: Annotated[
-        int | None, _choice("--min-count", "N", "2", DATA, "How often a word must occur to be known.")
-    ] = None,
-    split_punctuation: Annotated[
-        bool | None,
-        _choice(
-            "--split-punctuation/--no-split-punctuation",
-            "",
-            "split-punctuation",
-            DATA,
-            "Are punctuation marks words of their own?",
-        ),
-    ] = None,
-    grow_vocabulary: Annotated[
-        bool | None,
-        _choice(
-            "--grow-vocabulary/--no-grow-vocabulary",
-            "",
-            "grow-vocabulary",
-            DATA,
-            "With --from: do characters or words that are new become tokens?",
-        ),
-    ] = None,
-    include: Annotated[str | None, _choice("--include", "GLOB", "*", DATA, "Which files of a folder to read.")] = None,
-    split: Annotated[
-        float | None, _choice("--split", "P", "0.9", DATA, "Share to train on; the rest is held out.")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        _choice(
-            "--preset",
-            "NAME",
-            "",
-            MODEL,
-            "A recipe: char-rnn, zaremba-small, -medium, -large, awd-lstm or nanogpt-cpu; flags override it.",
-        ),
-    ] = None,
-    cell: Annotated[str | None, _choice("--cell", "NAME", "lstm", MODEL, "rnn, rnn_relu, lstm, gru or mlp.")] = None,
-    hidden: Annotated[int | None, _choice("--hidden", "H", "256", MODEL, "Hidden units of a layer.")] = None,
-    layers: Annotated[int | None, _choice("--layers", "L", "1", MODEL, "Layers.")] = None,
-    embedding: Annotated[
-        int | None,
-        _choice("--embedding", "E", "0, H for words and bpe", MODEL, "Width of the embedding; 0 is one-hot."),
-    ] = None,
-    window: Annotated[int | None, _choice("--window", "N", "8", MODEL, "Tokens that an mlp sees.")] = None,
-    tied: Annotated[
-        bool | None, _choice("--tied/--no-tied", "", "no-tied", MODEL, "Let the output layer share the embedding.")
-    ] = None,
-    dropout: Annotated[
-        float | None, _choice("--dropout", "P", "0", REGULARISATION, "Share of activations dropped.")
-    ] = None,
-    locked: Annotated[
-        bool | None,
-        _choice(
-            "--locked/--no-locked", "", "no-locked", REGULARISATION, "Drop the same ones at every step of a window."
-        ),
-    ] = None,
-    embedding_dropout: Annotated[
-        float | None,
-        _choice("--embedding-dropout", "P", "0", REGULARISATION, "Share of the vocabulary unseen in a window."),
-    ] = None,
-    weight_drop: Annotated[
-        float | None,
-        _choice("--weight-drop", "P", "0", REGULARISATION, "Share of the recurrent weights dropped in a window."),
-    ] = None,
-    recurrent_dropout: Annotated[
-        float | None,
-        _choice("--recurrent-dropout", "P", "0", REGULARISATION, "Share of h hidden from W_hh, all of a window."),
-    ] = None,
-    zoneout: Annotated[
-        float | None,
-        _choice("--zoneout", "P", "0", REGULARISATION, "Share of the state that stays as it is in a step."),
-    ] = None,
-    freeze: Annotated[
-        str | None,
-        _choice(
-            "--freeze",
-            "PARTS",
-            "",
-            MODEL,
-            "With --from: hold embedding, layers (by number) or output still, as in 1,2.",
-        ),
-    ] = None,
-    layer_norm: Annotated[
-        bool | None, _choice("--layer-norm/--no-layer-norm", "", "no-layer-norm", MODEL, "Normalise the layers.")
-    ] = None,
-    ar: Annotated[
-        float | None, _choice("--ar", "A", "0", REGULARISATION, "Weight of h's mean square in the loss (AR).")
-    ] = None,
-    tar: Annotated[
-        float | None, _choice("--tar", "B", "0", REGULARISATION, "Weight of its change's mean square (TAR).")
-    ] = None,
-    init: Annotated[
-        str | None,
-        _choice(
-            *("--init", "NAME", "default", MODEL),
-            "How layers start: orthogonal[:gain], forget:bias, update:bias, chrono:lag; join by +.",
-        ),
-    ] = None,
-    init_range: Annotated[
-        float | None, _choice("--init-range", "R", "0", MODEL, "Start every weight from U(−R, R); 0 is our own way.")
-    ] = None,
-    minutes: Annotated[float | None, _choice("--minutes", "M", "3", BUDGET, "Training time.")] = None,
-    epochs: Annotated[float | None, _choice("--epochs", "E", "", BUDGET, "Passes over the training text.")] = None,
-    steps: Annotated[int | None, _choice("--steps", "N", "", BUDGET, "Updates of the weights.")] = None,
-    batch: Annotated[
-        int | None,
-        _choice("--batch", "B", "32, fewer of a short text", OPTIMISATION, "Streams trained on side by side."),
-    ] = None,
-    bptt: Annotated[
-        int | None, _choice("--bptt", "T", "64, fewer of a short text", OPTIMISATION, "Steps of truncated BPTT.")
-    ] = None,
-    optimizer: Annotated[
-        str | None, _choice("--optimizer", "NAME", "adamw", OPTIMISATION, "adamw, adam, sgd or nt-asgd.")
-    ] = None,
-    momentum: Annotated[float | None, _choice("--momentum", "M", "0.9", OPTIMISATION, "Momentum of sgd.")] = None,
-    nonmonotone: Annotated[
-        int | None,
-        _choice("--nonmonotone", "N", "5", OPTIMISATION, "Measurements that nt-asgd waits for a better one."),
-    ] = None,
-    lr: Annotated[float | None, _choice("--lr", "X", "0.01", RATE, "Learning rate at its peak.")] = None,
-    schedule: Annotated[
-        str | None, _choice("--schedule", "NAME", "cosine", RATE, "cosine, linear or constant.")
-    ] = None,
-    final_lr: Annotated[
-        float | None, _choice("--final-lr", "P", "0.02", RATE, "Share of the learning rate at the end.")
-    ] = None,
-    lr_decay: Annotated[
-        float | None,
-        _choice("--lr-decay", "X", "1", RATE, "Factor on the rate for each epoch after --lr-decay-after."),
-    ] = None,
-    lr_decay_after: Annotated[
-        float | None, _choice("--lr-decay-after", "E", "0", RATE, "Epochs at the full rate.")
-    ] = None,
-    weight_decay: Annotated[float | None, _choice("--weight-decay", "X", "0.01", OPTIMISATION, "Weight decay.")] = None,
-    warmup: Annotated[float | None, _choice("--warmup", "P", "0.02", RATE, "Share of warm-up.")] = None,
-    clip: Annotated[
-        float | None, _choice("--clip", "C", "1", OPTIMISATION, "Largest global gradient norm; 0 is off.")
-    ] = None,
-    clip_value: Annotated[
-        float | None, _choice("--clip-value", "C", "0", OPTIMISATION, "Largest single gradient entry; 0 is off.")
-    ] = None,
-    ema: Annotated[
-        float | None, _choice("--ema", "D", "0", OPTIMISATION, "Decay of a running average of the weights; 0 is none.")
-    ] = None,
-    eval_every: Annotated[
-        int | None,
-        _choice("--eval-every", "N", "0", WATCHING, "Measure after every N steps, and keep the best; 0 is off."),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        _choice("--patience", "N", "0", WATCHING, "Stop after N measurements without a better one; 0 is off."),
-    ] = None,
-    rollbacks: Annotated[
-        int | None,
-        _choice("--rollbacks", "N", "3", WATCHING, "How often to go back and slow down when the loss diverges."),
-    ] = None,
-    gradients_every: Annotated[
-        int | None,
-        _choice(
-            *("--gradients-every", "N", "0", WATCHING),
-            "Log every N steps how far gradients reach (200 costs about 1 % of the time); 0 is off.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        _choice("--seed", "S", "1", MACHINE, "Seed of everything random.", callback=_checked_seed),
-    ] = None,
-    dtype: Annotated[
-        str | None, _choice("--dtype", "NAME", "float32", MACHINE, "float32 or bfloat16, to compute in.")
-    ] = None,
-    device: Annotated[str | None, _choice("--device", "NAME", "auto", MACHINE, "auto, cpu, cuda or mps.")] = None,
-    tensorboard: Annotated[
-        bool | None,
-        _choice("--tensorboard/--no-tensorboard", "", "no-tensorboard", WATCHING, "Log for TensorBoard too."),
-    ] = None,
+    **options: Any,
 ) -> None:
     """Train a language model on text; Ctrl-C saves, and --resume goes on, or trains longer."""
-    beside = ("paths", "out", "resume", "source", "config", "as_json")
-    given = {name: value for name, value in context.params.items() if name not in beside and value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
         if paths or out or source or config or set(given) - {*LONGER}:
             raise InputError(
@@ -498,10 +323,10 @@ def evaluate(
 
     adaptive = {"dynamic_lr": dynamic_lr, "dynamic_decay": dynamic_decay, "segment": segment}
     of_cache = {"cache_weight": cache_weight, "cache_sharpness": cache_sharpness}
-    for needed, flag, options in ((dynamic, "--dynamic RULE", adaptive), (cache, "--cache N", of_cache)):
+    for needed, with_it, options in ((dynamic, "--dynamic RULE", adaptive), (cache, "--cache N", of_cache)):
         for name, value in options.items():
             if needed is None and value is not None:
-                raise InputError(f"--{name.replace('_', '-')} is for {flag}; expected that with it")
+                raise InputError(f"{flag(name)} is for {with_it}; expected that with it")
     reading = Reading(cold, by_position, dynamic, adaptive, cache, of_cache, ngram)
     measured = measure(open_run(run), file, reading, last=last)
     if as_json:
@@ -591,7 +416,7 @@ def sample(
 ) -> None:
     """Let a run write: the text streams to the terminal."""
     from throughtime.app.sampling import read_prompt, stop_texts, stream, write_beams
-    from throughtime.lm.generate import Sampling, beam_search
+    from throughtime.lm.generation import Sampling, beam_search
     from throughtime.lm.run import open_run
 
     opened = open_run(run)
@@ -850,8 +675,8 @@ def _train(
     from throughtime.lm.presets import for_minutes
     from throughtime.lm.reading import find_files
     from throughtime.lm.run import open_run
-    from throughtime.lm.train import TrainingOptions, read_toml
-    from throughtime.lm.train import train as start
+    from throughtime.lm.training import TrainingOptions, read_toml
+    from throughtime.lm.training import train as start
 
     source = f"--config {config}" if config else ""
     values = read_toml(config, given) if config else given
@@ -872,7 +697,7 @@ def _train(
 def _resume(run: Path, longer: dict[str, Any]) -> "TrainingSummary":
     from throughtime.app.progress import display, observed, probe_gradients, said
     from throughtime.lm.run import open_run
-    from throughtime.lm.train import resume
+    from throughtime.lm.training import resume
     from throughtime.training import Budget
 
     learning_rate = longer.pop("lr", None)

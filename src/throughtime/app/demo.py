@@ -19,10 +19,10 @@ from throughtime.app.terminal import note, results, under_way
 from throughtime.errors import InputError
 from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.corpus import Corpus, build_corpus
-from throughtime.lm.generate import Sampling
+from throughtime.lm.generation import Sampling
 from throughtime.lm.presets import for_minutes
 from throughtime.lm.run import CONFIG, DATA, check_new, clear_run, open_run, read_config
-from throughtime.lm.train import TrainingOptions, train
+from throughtime.lm.training import TrainingOptions, train
 from throughtime.plain import shell_word
 from throughtime.training.locking import check_unlocked
 

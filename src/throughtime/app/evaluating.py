@@ -12,7 +12,7 @@ from throughtime.errors import InputError
 from throughtime.lm.adaptive import DynamicEvaluation, NeuralCache, evaluate_adaptively
 from throughtime.lm.baseline import NGramBaseline
 from throughtime.lm.corpus import read_tokens
-from throughtime.lm.evaluate import Evaluation, PositionLoss, evaluate, loss_by_position
+from throughtime.lm.evaluation import Evaluation, PositionLoss, evaluate, loss_by_position
 
 if TYPE_CHECKING:
     from throughtime.lm.run import Run

@@ -14,7 +14,7 @@ from throughtime.app.terminal import messages
 from throughtime.plain import printable
 
 if TYPE_CHECKING:
-    from throughtime.lm.train import ShortText, StepReport
+    from throughtime.lm.training import ShortText, StepReport
     from throughtime.training import Rollback, Validation
 
 REFRESH = 0.2  # seconds between two drawings of the live line
@@ -78,7 +78,7 @@ def observed(shown: Display, run: Path, reason: str | None = None) -> Callable[[
 
 def said(shown: Display) -> Callable[["Rollback | Validation | ShortText"], None]:
     """Return what says that training was measured, went back after a divergence, or chose a window for a short text."""
-    from throughtime.lm.train import ShortText
+    from throughtime.lm.training import ShortText
     from throughtime.training import Rollback
 
     def say(event: "Rollback | Validation | ShortText") -> None:

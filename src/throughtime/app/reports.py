@@ -1,6 +1,5 @@
 """What the commands print when they are done: the same facts as a table for a reader and as a record for a script."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,14 +9,15 @@ from rich.text import Text
 
 from throughtime.app.progress import duration
 from throughtime.app.terminal import visible
+from throughtime.lm.options import as_given
 from throughtime.plain import printable, shell_word
 
 if TYPE_CHECKING:
     from throughtime.lm.corpus import Corpus
-    from throughtime.lm.evaluate import Evaluation
+    from throughtime.lm.evaluation import Evaluation
     from throughtime.lm.reading import LeftOut
     from throughtime.lm.run import Run
-    from throughtime.lm.train import TrainingSummary
+    from throughtime.lm.training import TrainingSummary
 
 Row = tuple[str, str]
 
@@ -272,37 +272,11 @@ def _describe_files(files: list[str]) -> str:
 
 def _describe_options(options: dict[str, Any]) -> str:
     """Return the options that the other rows don't already tell, as they would be given."""
-    told = (
-        "level",
-        "cell",
-        "hidden",
-        "layers",
-        "embedding",
-        "window",
-        "tied",
-        "dropout",
-        "locked",
-        "embedding_dropout",
-        "weight_drop",
-        "recurrent_dropout",
-        "zoneout",
-        "layer_norm",
-        "ar",
-        "tar",
-        "from_weights",
-        "grow_vocabulary",
-        "freeze",
-    )
+    from throughtime.lm.model import OPTIONS_OF_SHAPE
+
+    told = {"level", "from_weights", "grow_vocabulary", "freeze"} | set(OPTIONS_OF_SHAPE)
     given = {name: value for name, value in options.items() if name not in told and value is not None}
-    return "  ".join(_flag(name, value) for name, value in given.items())
-
-
-def _flag(name: str, value: Any) -> str:
-    """Return an option of training as a shell takes it."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {shlex.quote(str(value))}"
+    return "  ".join(as_given(name, value) for name, value in given.items())
 
 
 def _figures(held_out: dict[str, Any]) -> list[Row]:

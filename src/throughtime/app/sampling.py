@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from throughtime.app.terminal import Output, note, visible
 from throughtime.errors import InputError
-from throughtime.lm.generate import Beam, Sampling, generate, generate_bytes, seed_of_sample
+from throughtime.lm.generation import Beam, Sampling, generate, generate_bytes, seed_of_sample
 from throughtime.lm.reading import decode_text, read_bytes
 from throughtime.lm.tokenizer import ByteTokenizer, to_bytes
 from throughtime.lm.words import WordTokenizer, cut

@@ -10,7 +10,7 @@ from throughtime.app.terminal import Output, note, print_json
 from throughtime.lm.score import check_weight, parse_hypotheses, read_lines, rerank, score_lines
 
 if TYPE_CHECKING:
-    from throughtime.lm.evaluate import SequenceScores
+    from throughtime.lm.evaluation import SequenceScores
     from throughtime.lm.run import Run
 
 

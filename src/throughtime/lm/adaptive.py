@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from throughtime.errors import InputError, unknown_name
-from throughtime.lm.evaluate import CARRIED, FRESH, Evaluation, Lost, summarise
+from throughtime.lm.evaluation import CARRIED, FRESH, Evaluation, Lost, summarise
 from throughtime.lm.model import LanguageModel
 from throughtime.training import Streams
 from throughtime.training.tbptt import Tokens, detach

@@ -52,7 +52,7 @@ def check_options(training: dict[str, Any], where: str) -> None:
     Raises:
         InputError: With the first that isn't.
     """
-    from throughtime.lm.train import TrainingOptions  # which opens runs, and so comes after this
+    from throughtime.lm.training import TrainingOptions  # which opens runs, and so comes after this
 
     TrainingOptions.from_values({name: value for name, value in training.items() if value is not None}, source=where)
 

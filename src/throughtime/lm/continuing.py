@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from throughtime.errors import InputError
+from throughtime.lm.model import ADJUSTABLE, OPTIONS_OF_SHAPE
+from throughtime.lm.options import BUDGETS, flag
 from throughtime.lm.presets import preset
 from throughtime.lm.run import Run
-from throughtime.lm.train import BUDGETS, TrainingOptions
+from throughtime.lm.training import TrainingOptions
 
 _OF_THE_TEXT = (
     "vocabulary",
@@ -50,9 +52,9 @@ def options_from(run: Run, given: Mapping[str, Any] | None = None, source: str =
     shape = shape_of(run)
     for name, value in asked.items():
         if name in shape and value != shape[name]:
-            flag = f"--{name.replace('_', '-')}"
             raise InputError(
-                f"{flag} {value}: the weights of {run.folder} are of {flag} {shape[name]}, which can't be changed; leave it out"
+                f"{flag(name)} {value}: the weights of {run.folder} are of {flag(name)} {shape[name]}, which can't be "
+                "changed; leave it out"
             )
     inherited = {name: value for name, value in run.options.items() if name not in _NEW and value is not None}
     digest = asked.get("from_weights", run.weights_digest)
@@ -63,14 +65,6 @@ def shape_of(run: Run) -> dict[str, Any]:
     """Return the options that a run's weights and tokens can't do without."""
     model, tokenizer = run.model_config, run.tokenizer
     mode = {"mode": "stream"} if tokenizer.sequences is None else {"mode": "sentence", "sequence": tokenizer.sequences}
-    return mode | {
-        "level": tokenizer.level,
-        "split_punctuation": run.options.get("split_punctuation", True),
-        "cell": model.cell,
-        "hidden": model.hidden_size,
-        "layers": model.num_layers,
-        "embedding": model.embedding_size,
-        "window": model.window,
-        "tied": model.tied,
-        "layer_norm": model.layer_norm,
-    }
+    cut = {"level": tokenizer.level, "split_punctuation": run.options.get("split_punctuation", True)}
+    fixed = {option: field for option, field in OPTIONS_OF_SHAPE.items() if option not in ADJUSTABLE}
+    return mode | cut | {option: getattr(model, field) for option, field in fixed.items()}

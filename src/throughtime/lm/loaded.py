@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from throughtime.errors import InputError, unknown_name
-from throughtime.lm.generate import Sampling, generate, seed_of_sample
+from throughtime.lm.generation import Sampling, generate, seed_of_sample
 from throughtime.lm.model import LanguageModel
 from throughtime.lm.next_token import next_probabilities
 from throughtime.lm.run import Run, open_run

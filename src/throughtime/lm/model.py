@@ -1,6 +1,6 @@
 """The language model: tokens in, a recurrent stack (or a fixed window), logits of the next token out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from throughtime.layers import GRU, LSTM, RNN, Recurrent
 from throughtime.lm.dropout import Dropout, LockedDropout, LockedStack, embedding_mask
 from throughtime.lm.fixed_window import FixedWindow
 from throughtime.lm.loss import linear_cross_entropy
+from throughtime.lm.options import ABOUT, REGULARISATION, flag
 from throughtime.shapes import Lengths, Logits, Outputs, TokenIds
 
 State = tuple[Tensor, ...]
@@ -73,33 +74,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.cell not in cell_names():
             raise unknown_name("cell", self.cell, cell_names())
-        for flag, value, least in (
-            ("vocabulary size", self.vocabulary_size, 1),
-            ("--hidden", self.hidden_size, 1),
-            ("--layers", self.num_layers, 1),
-            ("--embedding", self.embedding_size, 0),
-            ("--window", self.window, 1),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{flag} {value}: expected a whole number, at least {least}")
-        for flag, value in (
-            ("--dropout", self.dropout),
-            ("--embedding-dropout", self.embedding_dropout),
-            ("--weight-drop", self.weight_drop),
-            ("--recurrent-dropout", self.recurrent_dropout),
-            ("--zoneout", self.zoneout),
-        ):
-            if not 0 <= value < 1:
-                raise InputError(f"{flag} {value}: expected a probability from 0 to below 1")
+        if not isinstance(self.vocabulary_size, int) or self.vocabulary_size < 1:
+            raise InputError(f"vocabulary size {self.vocabulary_size}: expected a whole number, at least 1")
+        for option, field in OPTIONS_OF_SHAPE.items():
+            if (allowed := ABOUT[option].range) is not None:
+                allowed.check(option, getattr(self, field))
         if self.embedding_dropout and not self.embedding_size:
             raise InputError("--embedding-dropout needs an embedding; add --embedding, for example --embedding 128")
-        for flag, value in (("--ar", self.ar), ("--tar", self.tar)):
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{flag} {value}: expected a weight of 0 or more; 0 is off")
         for name in ("weight_drop", "recurrent_dropout", "zoneout", "layer_norm"):
             if getattr(self, name) and self.cell == "mlp":
                 raise InputError(
-                    f"--{name.replace('_', '-')} is for recurrent layers, and --cell mlp has none; leave one of them out"
+                    f"{flag(name)} is for recurrent layers, and --cell mlp has none; leave one of them out"
                 )
         if self.tied and not self.embedding_size:
             raise InputError("--tied needs an embedding to share; add --embedding, for example --embedding 128")
@@ -160,16 +145,15 @@ class ModelConfig:
         return f"{', '.join(parts)}: {self.parameter_count:,} parameters"
 
 
-ADJUSTABLE = (
-    "dropout",
-    "locked",
-    "embedding_dropout",
-    "weight_drop",
-    "recurrent_dropout",
-    "zoneout",
-    "ar",
-    "tar",
-)  # what of a shape is for training alone, so that trained weights serve any
+_RENAMED = {"hidden": "hidden_size", "layers": "num_layers", "embedding": "embedding_size"}
+# the options of training that a shape holds, and its field for each
+OPTIONS_OF_SHAPE = {
+    option: _RENAMED.get(option, option)
+    for option in ABOUT
+    if _RENAMED.get(option, option) in {field.name for field in fields(ModelConfig)}
+}
+# what of a shape is for training alone, so that trained weights serve any
+ADJUSTABLE = tuple(name for name, about in ABOUT.items() if about.panel == REGULARISATION)
 _GATES = {"rnn": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
 

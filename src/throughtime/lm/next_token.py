@@ -3,7 +3,7 @@
 import torch
 
 from throughtime.lm.bpe import BpeTokenizer
-from throughtime.lm.generate import open_with
+from throughtime.lm.generation import open_with
 from throughtime.lm.model import LanguageModel
 from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer
 from throughtime.lm.words import UNKNOWN_WORD, WordTokenizer

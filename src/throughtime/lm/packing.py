@@ -10,7 +10,7 @@ from throughtime.errors import InputError
 from throughtime.lm.card import model_card
 from throughtime.lm.config import CONFIG, RunConfig, versions
 from throughtime.lm.run import DATA, GENERATION, Run, create_run
-from throughtime.lm.train import TrainingOptions
+from throughtime.lm.training import TrainingOptions
 from throughtime.training.checkpoint import save_json, write_atomically
 
 CARD = "README.md"

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from throughtime.errors import InputError, unknown_name
 from throughtime.kernels import native
+from throughtime.lm.options import as_given
 
 _ZAREMBA = {
     "level": "word",
@@ -195,7 +196,7 @@ def for_minutes(given: Mapping[str, Any], text_bytes: int) -> Choice:
     chosen = {name: value for name, value in chosen.items() if name not in fixed}
     if not chosen:
         return Choice(fixed, None)
-    flags = "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items() if name in _SAID)
+    flags = "  ".join(as_given(name, value) for name, value in chosen.items() if name in _SAID)
     why = f"chosen for {minutes:g} minutes of {text_bytes / 1e6:,.1f} MB, read about {passes:,.0f} times by two cores"
     because = f" ({dtype} since {because})" if "dtype" in chosen else ""
     return Choice(chosen | fixed, f"{why}: {flags}{because}; a flag overrides its own")

@@ -30,9 +30,9 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.lm.config import CONFIG, RunConfig, check_format, read_config
 from throughtime.lm.corpus import DESCRIPTION, Corpus, open_corpus
-from throughtime.lm.evaluate import Evaluation
+from throughtime.lm.evaluation import Evaluation
 from throughtime.lm.fields import made_of
-from throughtime.lm.generate import Sampling
+from throughtime.lm.generation import Sampling
 from throughtime.lm.metrics import read_metrics
 from throughtime.lm.model import LanguageModel, ModelConfig, device_named, outline
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from throughtime.errors import InputError
 from throughtime.lm.encoding import encoder_of
-from throughtime.lm.evaluate import SequenceScores, score_sequences
+from throughtime.lm.evaluation import SequenceScores, score_sequences
 from throughtime.lm.model import LanguageModel
 from throughtime.lm.reading import check_file, read_texts
 from throughtime.lm.tokenizer import Tokenizer, line_end_ids

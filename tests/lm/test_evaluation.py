@@ -12,7 +12,7 @@ from throughtime import InputError
 from throughtime.lm import LanguageModel, ModelConfig, evaluate, loss_by_position
 
 # the package exports the function under the same name
-evaluate_module = importlib.import_module("throughtime.lm.evaluate")
+evaluate_module = importlib.import_module("throughtime.lm.evaluation")
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ from throughtime.init import initialise_model_
 from throughtime.lm.config import RunConfig, versions
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.encoding import Known, Tokenization
-from throughtime.lm.evaluate import Evaluation, evaluate, validation_loss
+from throughtime.lm.evaluation import Evaluation, evaluate, validation_loss
 from throughtime.lm.fields import describe, fits
 from throughtime.lm.memory import check_fits
 from throughtime.lm.metrics import line_of, open_metrics
-from throughtime.lm.model import ADJUSTABLE, LanguageModel, ModelConfig, cell_names, device_named
+from throughtime.lm.model import ADJUSTABLE, OPTIONS_OF_SHAPE, LanguageModel, ModelConfig, cell_names, device_named
+from throughtime.lm.options import ABOUT, BUDGETS, Options, attributes, flag
 from throughtime.lm.presets import WINDOW, Window, preset, window_for
 from throughtime.lm.run import (
     BEST,
@@ -61,168 +62,36 @@ from throughtime.training import StepReport as LoopReport
 from throughtime.training.files import CheckpointError, read
 from throughtime.training.locking import lock
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "nt-asgd")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MODES = ("stream", "sentence")
-BUDGETS = ("minutes", "epochs", "steps")
 _METRICS_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """All that training can be told.
-
-    Attributes:
-        preset: A recipe of `presets.PRESETS`; options that are given win over its own.
-        level: A token is a "char", a "byte", a "word" or a "bpe" token.
-        mode: "stream" carries the state through the whole text; at "sentence", each line or file is a sequence of its own that ends
-            with an end-of-sequence token, and the state is new for each.
-        sequence: What a sequence is, "line" or "file".
-        vocabulary: Most tokens of a word or bpe vocabulary; 10,000 and 2,000 if not given.
-        min_count: How often a word must occur to be a token.
-        split_punctuation: Whether punctuation marks are tokens of their own at level "word".
-        cell: "rnn", "rnn_relu", "lstm", "gru" or "mlp", which sees a fixed window of tokens.
-        hidden: H of every layer.
-        layers: L.
-        embedding: Width of the token embedding; 0 feeds one-hot vectors. If not given, 0 for chars and bytes, H for words and bpe.
-        window: How many tokens an mlp sees.
-        tied: Whether the output layer shares the embedding.
-        dropout: Probability of dropping an activation between layers and before the output.
-        locked: Whether the same activations are dropped at every step of a window.
-        embedding_dropout: Probability of dropping a token's embedding, wherever it occurs in a window.
-        weight_drop: Probability of dropping an element of W_hh, the same in all of a window.
-        recurrent_dropout: Probability of hiding a unit of h from W_hh, the same in all of a window.
-        zoneout: Probability with which a unit of the state keeps its old value in a step.
-        layer_norm: Whether recurrent layers are normalised.
-        ar: Weight of the mean square of h, added to the loss (AR).
-        tar: Weight of the mean square of its change in a step (TAR).
-        init: How recurrent layers start, as `init.initialise_` takes it: "default", "orthogonal:1.2", "forget:3", "chrono:200", …
-        init_range: Where above 0, every weight starts from U(−r, r), as in Zaremba et al. (2014), instead of our own way.
-        dtype: What training computes in: "float32" or "bfloat16", by torch.autocast; the weights, which are what is evaluated and
-            saved, are float32 in both.
-        minutes: Budget in minutes of training; 3 if no budget is given.
-        epochs: Budget in passes over the text.
-        steps: Budget in updates.
-        batch: B, streams or sequences trained on side by side; 32 if not given.
-        bptt: T, steps of truncated BPTT; 64 if not given. Of a short text both are less, where neither is given.
-        optimizer: "adamw", "adam", "sgd", or "nt-asgd" (Merity et al., 2018): SGD without momentum whose weights are averaged from
-            the measurement on that is worse than the best of all but the last `nonmonotone`.
-        momentum: Of "sgd".
-        nonmonotone: n of "nt-asgd".
-        lr: Learning rate at its peak.
-        schedule: How the rate goes down: "cosine", "linear" or "constant".
-        final_lr: Share of the peak at which a cosine or a line ends.
-        lr_decay: Factor on the rate for each epoch begun after the first `lr_decay_after`; 1 is none.
-        lr_decay_after: Epochs at the full rate.
-        weight_decay: Decoupled (adamw) or as an L2 penalty, on matrices only.
-        warmup: Share of the budget in which the learning rate rises.
-        clip: Largest global gradient norm; 0 is off.
-        clip_value: Largest gradient entry; 0 is off.
-        ema: Decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 is none.
-        eval_every: Steps between two measurements on (the beginning of) the held-out text; the best weights so far are the run's. 0
-            is off: the last weights are the run's.
-        patience: How many measurements without an improvement end training; 0 is off.
-        rollbacks: How many times a loss that diverges is answered by going back one or two hundred steps and halving the rate.
-        gradients_every: Steps between two measurements by the probe that training is given; 0 is off.
-        seed: Seed of everything random.
-        split: Share of the text, from its start, that is trained on.
-        include: Which files of a folder are read.
-        device: "auto", "cpu", "cuda", …
-        tensorboard: Whether to write what metrics.jsonl holds for TensorBoard too.
-        from_weights: SHA-256 of the `model.safetensors` that training goes on from; `None` starts from random weights.
-        grow_vocabulary: Whether characters or words that the weights don't know yet become tokens; else they are unknown.
-        freeze: Parts of the weights gone on from that hold still, with commas: "embedding", "1" … "L" and "output".
+class TrainingOptions(Options):
+    """All that training can be told, checked: each option by itself, and those that go with each other or don't.
 
     Raises:
-        InputError: A value is out of its range; the message names the command line's flag.
+        InputError: A value is out of its range, or doesn't go with others; the message names the command line's flags.
+
+    Example:
+        >>> TrainingOptions(hidden=128, minutes=5).budget.describe()
+        '5 minutes'
     """
 
-    preset: str | None = None
-    level: str = "char"
-    mode: str = "stream"
-    sequence: str = "line"
-    vocabulary: int | None = None
-    min_count: int = 2
-    split_punctuation: bool = True
-    cell: str = "lstm"
-    hidden: int = 256
-    layers: int = 1
-    embedding: int | None = None
-    window: int = 8
-    tied: bool = False
-    dropout: float = 0.0
-    locked: bool = False
-    embedding_dropout: float = 0.0
-    weight_drop: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    layer_norm: bool = False
-    ar: float = 0.0
-    tar: float = 0.0
-    init: str = "default"
-    init_range: float = 0.0
-    dtype: str = "float32"
-    minutes: float | None = None
-    epochs: float | None = None
-    steps: int | None = None
-    batch: int | None = None
-    bptt: int | None = None
-    optimizer: str = "adamw"
-    momentum: float = 0.9
-    nonmonotone: int = 5
-    lr: float = 1e-2
-    schedule: str = "cosine"
-    final_lr: float = 0.02
-    lr_decay: float = 1.0
-    lr_decay_after: float = 0.0
-    weight_decay: float = 0.01
-    warmup: float = 0.02
-    clip: float = 1.0
-    clip_value: float = 0.0
-    ema: float = 0.0
-    eval_every: int = 0
-    patience: int = 0
-    rollbacks: int = 3
-    gradients_every: int = 0
-    seed: int = 1
-    split: float = 0.9
-    include: str = "*"
-    device: str = "auto"
-    tensorboard: bool = False
-    from_weights: str | None = None
-    grow_vocabulary: bool = True
-    freeze: str | None = None
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.from_weights is not None and not re.fullmatch("[0-9a-f]{64}", self.from_weights):
             raise InputError(f"from_weights {self.from_weights!r}: expected the SHA-256 of a run's {MODEL}")
         if self.from_weights is None and (self.freeze is not None or not self.grow_vocabulary):
-            flag = "--no-grow-vocabulary" if self.freeze is None else "--freeze"
-            raise InputError(f"{flag} is for weights that are trained already; expected --from RUN with it")
+            given = "--no-grow-vocabulary" if self.freeze is None else "--freeze"
+            raise InputError(f"{given} is for weights that are trained already; expected --from RUN with it")
         if self.from_weights is not None and (self.init_range or self.init != "default"):
-            flag = "--init-range" if self.init_range else "--init"
-            raise InputError(f"{flag} draws weights, and --from takes those of a run; leave one of them out")
-        if self.mode not in MODES:
-            raise unknown_name("mode", self.mode, MODES)
+            given = "--init-range" if self.init_range else "--init"
+            raise InputError(f"{given} draws weights, and --from takes those of a run; leave one of them out")
         if self.preset is not None:
             preset(self.preset)
         self.tokenization  # noqa: B018 a name or a number that can't be raises
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        if self.dtype not in DTYPES:
-            raise unknown_name("dtype", self.dtype, DTYPES)
         if self.gradients_every and self.zoneout:
             raise InputError("--gradients-every can't look into layers with --zoneout; leave one of them out")
-        for name in ("batch", "bptt"):
-            if (given := getattr(self, name)) is not None and given < 1:
-                raise InputError(f"--{name} {given}: expected at least 1")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"--lr {self.lr}: expected a number above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"--weight-decay {self.weight_decay}: expected 0 or more")
-        for name in ("eval_every", "patience", "rollbacks", "gradients_every"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number, or 0 for off")
         if self.patience and not self.eval_every:
             raise InputError(
                 "--patience needs measurements to lose it over; add --eval-every, for example --eval-every 500"
@@ -235,13 +104,6 @@ class TrainingOptions:
                 "--eval-every 500, --nonmonotone of at least 1, and no --ema"
             )
         self._check_init()
-        if not 0 <= self.init_range < math.inf:
-            raise InputError(f"--init-range {self.init_range}: expected a number above 0, or 0 for off")
-        for name in ("split", "ema", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: expected a share from 0 to below 1")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: expected a whole number from 0 to 2^63 − 1")
         self.budget  # noqa: B018 a budget that can't be raises
         self.clipping  # noqa: B018
         self.rates  # noqa: B018
@@ -298,24 +160,9 @@ class TrainingOptions:
         """Return the shape of the model for a vocabulary."""
         usual = self.hidden if self.level in ("word", "bpe") else 0
         embedding = usual if self.embedding is None else self.embedding
-        return ModelConfig(
-            vocabulary_size,
-            self.cell,
-            self.hidden,
-            self.layers,
-            embedding,
-            self.dropout,
-            self.tied,
-            self.window,
-            self.locked,
-            self.embedding_dropout,
-            self.weight_drop,
-            self.recurrent_dropout,
-            self.zoneout,
-            self.layer_norm,
-            self.ar,
-            self.tar,
-        )
+        shape: dict[str, Any] = {field: getattr(self, option) for option, field in OPTIONS_OF_SHAPE.items()}
+        shape["embedding_size"] = embedding
+        return ModelConfig(vocabulary_size, **shape)
 
     @classmethod
     def from_values(cls, values: dict[str, Any], source: str = "") -> "TrainingOptions":
@@ -334,7 +181,10 @@ class TrainingOptions:
             if name not in kinds:
                 raise InputError(f"{prefix}{unknown_name('option', name, kinds)}")
             if not fits(value, kinds[name]):
-                raise InputError(f"{prefix}{name} = {value!r}: expected {describe(kinds[name], value)}")
+                given = f"{source}: {name} = {value!r}" if source else f"{flag(name)} {value}"
+                allowed = ABOUT[name].range
+                is_bounded = allowed is not None and allowed.below < math.inf
+                raise InputError(f"{given}: expected {allowed.expected if is_bounded else describe(kinds[name], value)}")
         if (name := values.get("preset")) is not None:
             recipe = preset(name)
             if any(values.get(budget) is not None for budget in BUDGETS):
@@ -350,6 +200,9 @@ class TrainingOptions:
             InputError: The file can't be read, is not TOML, or holds an unknown or unfit option.
         """
         return cls.from_values(read_toml(path, overrides), source=f"--config {path}")
+
+
+TrainingOptions.__doc__ = (TrainingOptions.__doc__ or "").rstrip() + attributes()
 
 
 def read_toml(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -679,7 +532,7 @@ def _make_loop(
         schedule=options.rates,
         clipping=options.clipping,
         device=device,
-        dtype=DTYPES[options.dtype],
+        dtype=getattr(torch, options.dtype),
         average=options.ema,
         nonmonotone=options.nonmonotone if options.optimizer == "nt-asgd" else 0,
         validate=validate if options.eval_every else None,
