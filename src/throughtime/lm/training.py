@@ -183,8 +183,8 @@ class TrainingOptions(Options):
             if not fits(value, kinds[name]):
                 given = f"{source}: {name} = {value!r}" if source else f"{flag(name)} {value}"
                 allowed = ABOUT[name].range
-                is_bounded = allowed is not None and allowed.below < math.inf
-                raise InputError(f"{given}: expected {allowed.expected if is_bounded else describe(kinds[name], value)}")
+                expected = allowed.expected if allowed and allowed.below < math.inf else describe(kinds[name], value)
+                raise InputError(f"{given}: expected {expected}")
         if (name := values.get("preset")) is not None:
             recipe = preset(name)
             if any(values.get(budget) is not None for budget in BUDGETS):
