@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from throughtime.app import progress
-from throughtime.app.progress import LiveLine, PlainLines, display, duration, figures
+from throughtime.app.progress import LiveLine, PlainLines, display, figures
+from throughtime.app.terminal import duration
 
 
 def report(share: float, **changes: object) -> SimpleNamespace:

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
-from throughtime.app.terminal import messages
+from throughtime.app.reports import headline
+from throughtime.app.terminal import duration, messages
 from throughtime.plain import printable
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ def observed(shown: Display, run: Path, reason: str | None = None) -> Callable[[
             said = True
         shown(report)
 
-    from throughtime.app.reports import headline
     from throughtime.lm.run import open_run
 
     return observe
@@ -231,18 +231,6 @@ def figures(report: "StepReport", unit: str, *, roomy: bool, ending: str = "meas
     for label, value, after in parts:
         text.append("  " if text else "").append(label, "dim").append(value).append(after, "dim")
     return text
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a clock shows it.
-
-    Example:
-        >>> duration(61), duration(3700)
-        ('1:01', '1:01:40')
-    """
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _time_left(report: "StepReport", ending: str) -> tuple[str, str, str]:

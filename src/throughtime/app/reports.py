@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from throughtime.app.progress import duration
-from throughtime.app.terminal import visible
+from throughtime.app.terminal import duration, visible
 from throughtime.lm.options import as_given
 from throughtime.plain import printable, shell_word
 

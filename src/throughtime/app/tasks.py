@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from throughtime.app.progress import duration
-from throughtime.app.terminal import Show, number, under_way
+from throughtime.app.terminal import Show, duration, number, under_way
 from throughtime.errors import InputError
 
 if TYPE_CHECKING:

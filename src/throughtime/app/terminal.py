@@ -131,3 +131,15 @@ def number(value: float, digits: int = 3) -> str:
 
 
 _VISIBLE = {" ": "␣", "\n": "↵", "\r": "↤", "\t": "⇥"}
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a clock shows it.
+
+    Example:
+        >>> duration(61), duration(3700)
+        ('1:01', '1:01:40')
+    """
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
