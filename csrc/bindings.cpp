@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "cotangents.h"
+#include "denormals.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "pass.h"
@@ -372,6 +373,8 @@ NB_MODULE(_native, module) {
   module.def("release_memory", &release_memory);
   module.def("fill_blocks", &fill_blocks, "value"_a);
   module.def("use_own_threads", &use_own_threads, "value"_a);
+  module.def("flush_denormals", &flush_denormals, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+  module.def("restore_denormals", &restore_denormals, "threads"_a, "before"_a, nb::call_guard<nb::gil_scoped_release>());
   module.def("clear", [](uintptr_t array, long bytes, int threads) { clear(at<char>(array), bytes, threads); });
   module.def("plan_rows", [](Address lengths, long batch, long steps, Address order, Address rows, Address first_row,
                              Address index) {

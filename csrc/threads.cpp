@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "denormals.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -67,6 +69,12 @@ void note_wait() {
   if (is_repeated || was_crowded) crowded_until.store(now + stays.count(), std::memory_order_relaxed);
 }
 
+// A member's part. Every thread that computes anything comes through here.
+void take_part(void (*body)(void*, int, int), void* context, int member, int members) {
+  const FlushDenormals flush;
+  body(context, member, members);
+}
+
 struct Work {
   void (*body)(void*, int, int);
   void* context;
@@ -117,7 +125,7 @@ class Worker {
     for (;;) {
       changed_.wait(lock, [this] { return body_ != nullptr; });
       lock.unlock();
-      body_(context_, member_, members_);
+      take_part(body_, context_, member_, members_);
       lock.lock();
       body_ = nullptr;
       done_.notify_one();
@@ -179,14 +187,14 @@ Workers& workers() {
 void use_own_threads(bool value) { own_threads_are_used = value; }
 
 void run_together(int threads, void (*body)(void*, int, int), void* context) {
-  if (threads <= 1 || (crowded() && !own_threads_are_used)) return body(context, 0, 1);
+  if (threads <= 1 || (crowded() && !own_threads_are_used)) return take_part(body, context, 0, 1);
   if (openmp().parallel && !own_threads_are_used) {
     Work work{body, context};
     openmp().parallel(
         [](void* w) {
           auto* it = static_cast<Work*>(w);
           const int member = openmp().thread();
-          it->body(it->context, member, openmp().threads());
+          take_part(it->body, it->context, member, openmp().threads());
           if (member == 0) it->end = Clock::now();
         },
         &work, static_cast<unsigned>(threads), 0);
@@ -197,7 +205,7 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
   const int members = static_cast<int>(others.size()) + 1;
   for (int member = 1; member < members; ++member) others[member - 1]->start(body, context, member, members);
   Work work{body, context};
-  body(context, 0, members);
+  take_part(body, context, 0, members);
   work.end = Clock::now();
   for (Worker* other : others) other->wait();
   workers().give(others);
@@ -219,6 +227,20 @@ void run_tasks(int threads, long tasks, void (*body)(void*, long, int), void* co
           it.body(it.context, task, member);
       },
       &queue);
+}
+
+void run_in_each(int threads, void (*body)(void*, int), void* context) {
+  if (threads <= 1 || !openmp().parallel) return body(context, 0);
+  struct Each {
+    void (*body)(void*, int);
+    void* context;
+  } each{body, context};
+  openmp().parallel(
+      [](void* e) {
+        const auto& it = *static_cast<const Each*>(e);
+        it.body(it.context, openmp().thread());
+      },
+      &each, static_cast<unsigned>(threads), 0);
 }
 
 bool crowded() {

@@ -21,6 +21,7 @@ from throughtime.insight.gradient_flow import Horizon, horizon, lag_matrix
 from throughtime.insight.recording import record_model
 from throughtime.layers import GRU, LSTM, RNN
 from throughtime.training.clipping import Clipping
+from throughtime.training.denormals import flush_denormals
 
 CELLS = ("mlp", "rnn", "gru", "lstm")
 WINDOW = 8  # steps that the mlp sees
@@ -165,11 +166,12 @@ def solve(
     began, done, score = time.perf_counter(), 0, -math.inf
     while done < steps and not score >= task.solved_at:
         inputs, answers = task.draw(BATCH, generator, False)
-        loss = task.loss(network(inputs)[-len(answers) :], answers)
-        optimizer.zero_grad()
-        loss.backward()
-        clipping.apply(network.parameters())
-        optimizer.step()
+        with flush_denormals():
+            loss = task.loss(network(inputs)[-len(answers) :], answers)
+            optimizer.zero_grad()
+            loss.backward()
+            clipping.apply(network.parameters())
+            optimizer.step()
         schedule.step()
         done += 1
         if on_step is not None:

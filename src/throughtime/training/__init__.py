@@ -3,6 +3,7 @@
 from throughtime.training.averaging import NonMonotone, exponential_average, mean
 from throughtime.training.checkpoint import CheckpointError
 from throughtime.training.clipping import Clipping, ClipReport
+from throughtime.training.denormals import flush_denormals
 from throughtime.training.guard import DivergedError, LossWatch, NonFiniteError
 from throughtime.training.loop import Loop, Probe, Rollback, StepReport, Validate, Validation, Windows
 from throughtime.training.schedule import Budget, Schedule
@@ -30,5 +31,6 @@ __all__ = [
     "Windows",
     "detach",
     "exponential_average",
+    "flush_denormals",
     "mean",
 ]

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from throughtime.training.averaging import NonMonotone, exponential_average, mean
 from throughtime.training.clipping import Clipping
+from throughtime.training.denormals import flush_denormals
 from throughtime.training.files import CheckpointError
 from throughtime.training.guard import LossWatch, NonFiniteError, check_finite
 from throughtime.training.restoring import (
@@ -397,6 +398,7 @@ class Loop:
     def _peak(self) -> float:
         return self.stage.learning_rate * self._rate_factor
 
+    @flush_denormals()
     def _step(self) -> StepReport:
         """Read one window, carry its loss back, and update the weights."""
         began = time.perf_counter()
