@@ -14,8 +14,9 @@ def test_cells_are_overlaid_on_one_screen(throughtime):
     assert lines[0] == "gradient left of a loss at lag k, top layer, over 24 lags"
     rows = {line.split()[1]: line.split() for line in lines[-3:]}
     assert [row[0] for row in rows.values()] == ["a", "b", "c"]
-    assert [rows[name][2] for name in ("rnn", "lstm", "lstm@chrono:200")] == ["vanishing", "vanishing", "healthy"]
-    assert rows["lstm@chrono:200"][5] == "beyond"
+    assert [rows[name][2] for name in ("rnn", "lstm", "lstm@chrono:200")] == ["vanishing", "vanishing", "undecided"]
+    assert rows["lstm@chrono:200"][3] == "200"  # the steps that the verdict is for
+    assert rows["lstm@chrono:200"][6] == "beyond"
     assert all(any(f" {mark}" in line or f"{mark}{mark}" in line for line in lines[1:9]) for mark in "abc")
 
 
@@ -26,7 +27,24 @@ def test_each_is_measured_as_alone(throughtime, run):
         "gradients", "--cell", "gru", "--init", "update:3", "--hidden", 8, "--layers", 2, *SHORT, "--json"
     )
     assert both["subjects"]["gru@update:3"] == alone.json | {"trials": []}
-    assert both["subjects"][str(run)] == throughtime("gradients", run, *SHORT, "--json").json | {"trials": []}
+    alone = throughtime("gradients", run, *SHORT, "--json")
+    assert both["subjects"][str(run)] == alone.json | {"trials": [], "fresh": None}
+
+
+def test_other_weights_are_measured_too(throughtime):
+    ended = throughtime("compare-gradients", "rnn", "gru", "--hidden", 8, *SHORT, "--seeds", 3)
+    first, second = ended.out.splitlines()[-2:]
+    assert first.startswith("a  1/1000 at ")
+    assert second.startswith("b  ")
+    assert "over 3 seeds: " in second
+
+
+def test_each_is_followed_as_far_as_the_longest_training_needs(throughtime, text, tmp_path, run):
+    small = ("--steps", 2, "--hidden", 4, "--batch", 2, "--bptt", 230)
+    assert throughtime("train", text, "--out", tmp_path / "long", *small).code == 0
+    both = throughtime("compare-gradients", tmp_path / "long", "gru", "--hidden", 4, "--probe", 2, "--json").json
+    assert [report["lags"] for report in both["subjects"].values()] == [230, 230]
+    assert both["subjects"][str(tmp_path / "long")]["needed"]["steps"] == 230
 
 
 def test_files_are_written(throughtime, tmp_path, monkeypatch):

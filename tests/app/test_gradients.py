@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from throughtime.app import gradients
 from throughtime.app.gradients import plot
 
 SHORT = ("--lags", 24, "--probe", 8)
@@ -12,13 +13,16 @@ def test_a_fresh_cell_is_measured_on_one_screen(throughtime):
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert lines[0] == "LSTM, 1 layer of 16, fresh, init default · on white noise"
-    assert lines[1].startswith("vanishing beyond lag 1")
+    assert lines[1].startswith("vanishing within 200 steps: less than 1/1000 is left beyond lag 1")
+    assert lines[3] == "gradient of (h, c), in one norm, left at lag k (layer 0, 8 losses × 16 rows)"
+    assert "[a–b] is the 95 % interval over 16 rows that the same weights read" in ended.out
+    assert "agreement" not in ended.out  # on white noise κ but counts the losses
     assert len(lines) <= 32
     assert max(map(len, lines)) <= 80
     for word in (
         "horizon",
+        "losses",
         "truncation",
-        "agreement",
         "step",
         "gates",
         "memory",
@@ -32,11 +36,13 @@ def test_a_fresh_cell_is_measured_on_one_screen(throughtime):
 
 def test_an_initialisation_changes_the_verdict(throughtime):
     ended = throughtime("gradients", "--cell", "lstm", "--hidden", 16, "--init", "chrono:200", *SHORT)
-    assert ended.out.splitlines()[1].startswith("healthy: at lag 23")
+    assert ended.out.splitlines()[1].startswith("undecided within 200 steps: 24 lags are too few to tell; 0.")
+    ended = throughtime("gradients", "--cell", "lstm", "--hidden", 16, "--init", "chrono:200", *SHORT, "--within", 24)
+    assert ended.out.splitlines()[1].startswith("healthy within 24 steps: 0.")
     ended = throughtime(
         "gradients", "--cell", "rnn", "--hidden", 32, "--init", "orthogonal:2", "--lags", 60, "--probe", 4
     )
-    assert ended.out.splitlines()[1].startswith("exploding: the gradient of a loss has grown ×")
+    assert ended.out.splitlines()[1].startswith("exploding within 200 steps: a loss's gradient has grown ×")
     assert "γσ_max(W_hh) 2.00" in ended.out
 
 
@@ -44,12 +50,65 @@ def test_a_run_is_measured_on_its_held_out_text(throughtime, run):
     ended = throughtime("gradients", run, *SHORT)
     assert ended.code == 0
     assert ended.out.startswith(f"LSTM, 1 layer of 8, trained, {run} · on its held-out text")
-    assert "clipping" in ended.out
+    for word in ("clipping", "of 12 steps", "own start", "over 3 seeds", "κ", "over 16 steps", "--bptt 16 loses"):
+        assert word in ended.out
+
+
+def test_a_run_is_judged_within_the_steps_it_was_trained_over(throughtime, run):
+    """Whatever window it is measured in."""
+    verdicts = {}
+    for lags in (8, 16, 40):
+        record = throughtime("gradients", run, "--lags", lags, "--probe", 8, "--json").json
+        assert record["needed"] == {"steps": 16, "reason": "its --bptt"}
+        verdicts[lags] = record["verdict"]
+    assert verdicts[8] in ("undecided", "vanishing")
+    assert verdicts[16] == verdicts[40]
+    asked = throughtime("gradients", run, *SHORT, "--within", 9).out.splitlines()[1]
+    assert "within 9 steps: " in asked
+
+
+def test_states_that_overflow_are_called_exploding(throughtime):
+    ended = throughtime("gradients", "--cell", "rnn_relu", "--init", "orthogonal:4", "--hidden", 16, "--lags", 150)
+    said = ended.out.splitlines()[1]
+    assert said.startswith("exploding: states are too large for float32 from step ")
+    assert "; a loss's gradient has grown ×" in said
+    assert "×inf" not in ended.out
+    assert "nan" not in ended.out
+
+
+def test_other_weights_are_measured_too(throughtime):
+    few = ("--cell", "rnn", "--hidden", 16, *SHORT)
+    one = throughtime("gradients", *few, "--json").json
+    several = throughtime("gradients", *few, "--seeds", 4, "--json").json
+    assert one["fresh"] is None
+    assert several["fresh"]["seeds"] == len(several["fresh"]["lags"]) == 4
+    assert several["fresh"]["reach"]["low"] < several["fresh"]["reach"]["high"]
+    assert [trial["seeds"] for trial in several["trials"]] == [4] * len(several["trials"])
+    assert "over 4 seeds: " in throughtime("gradients", *few, "--seeds", 4).out
+
+
+def test_what_is_not_taken_of_wide_states_is_said(throughtime):
+    ended = throughtime("gradients", "--cell", "lstm", "--hidden", 257, "--lags", 4, "--probe", 2)
+    assert "‖J‖ isn't taken of states wider than 512" in ended.out
+
+
+def test_a_dead_network_needs_no_longer_chunks(throughtime):
+    ended = throughtime("gradients", "--cell", "rnn", "--init", "orthogonal:0.001", "--hidden", 8, *SHORT)
+    assert "truncation --bptt 64 loses 0.0" in ended.out
+    assert "--bptt 1 loses 10 %" in ended.out
+
+
+def test_what_takes_long_is_told(throughtime, monkeypatch):
+    monkeypatch.setattr(gradients, "FIRST_WORD", 0.0)
+    ended = throughtime("gradients", "--cell", "gru", "--hidden", 8, *SHORT)
+    assert len(ended.err.splitlines()) == 1
+    monkeypatch.setattr(gradients, "FIRST_WORD", 600.0)
+    assert throughtime("gradients", "--cell", "gru", "--hidden", 8, *SHORT).err == ""
 
 
 def test_a_run_is_measured_on_another_text(throughtime, run, text):
     ended = throughtime("gradients", run, "--text", text, *SHORT, "--json")
-    assert ended.json["rows"] == 8
+    assert ended.json["rows"] == 16
     assert ended.json["source"] == f"on {text}"
 
 
@@ -86,6 +145,8 @@ def test_the_json_is_written_without_matplotlib(throughtime, tmp_path, monkeypat
         (("--cell", "lstm", "--init", "update:1"), "is for GRU, not for LSTM"),
         (("--cell", "lstm", "--lags", 0), "--lags 0: expected a whole number, at least 1"),
         (("--cell", "lstm", "--probe", -1), "--probe -1: expected a whole number, at least 1"),
+        (("--cell", "lstm", "--within", 0), "--within 0: expected a whole number, at least 1"),
+        (("--cell", "lstm", "--seeds", 0), "--seeds 0: expected a whole number, at least 1"),
     ],
 )
 def test_mistakes_are_answered_in_a_line(throughtime, arguments, said):
@@ -114,9 +175,14 @@ def test_advice_is_an_option_of_train_and_reaches_further(throughtime, text, tmp
     advised = [trial for trial in record["trials"] if trial["reaches_further"]]
     assert advised
     beyond = {None: 1e9}
+    start = record["fresh"]
     for trial in record["trials"]:
-        lag, own_lag = (beyond.get(h["lag"], h["lag"]) for h in (trial["horizon"], own["horizons"][-1]))
-        assert trial["reaches_further"] == ((lag, trial["at_last_lag"]) > (own_lag, own["curve"][-1]))
+        lag, own_lag, fresh_lag = (
+            beyond.get(h["lag"], h["lag"]) for h in (trial["reach"], own["horizons"][-1], start["reach"])
+        )
+        least = max((own_lag, own["curve"][-1]), (fresh_lag, start["at_last_lag"]))
+        assert trial["reaches_further"] == ((lag, trial["at_last_lag"]) > least)
+        assert trial["seeds"] == 3
     ended = throughtime("gradients", tmp_path / "kept", *SHORT)
     for line in ended.out.splitlines():
         assert "--init forget:1 " not in line

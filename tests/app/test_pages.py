@@ -175,7 +175,7 @@ def test_the_packed_numbers_are_those_measured(open_page, run_page, run) -> None
 
     page = open_page(run_page)
     found = find_subject(Subject(run=run, lags=24, probe=8))
-    recording, gradients = found.recorded
+    recording, gradients = found.record(torch.float32)
     reach = input_reach(recording, gradients, lags=24)[20, :, 0]
     page.evaluate("ribbon.select(20)")
     shares = torch.tensor(page.evaluate("Array.from({length: 21}, (_, t) => ribbon.share(t))"), dtype=torch.float64)
@@ -254,7 +254,7 @@ def test_the_small_cell_vanishes_explodes_and_is_clipped(open_page, noise_page) 
     page.check("input[name=cell][value=lstm]")
     page.locator("#gain").fill("1")
     page.locator("#bias").fill("6")
-    assert shown(page, "#play-verdict").startswith("healthy: at lag 99")
+    assert shown(page, "#play-verdict").startswith("healthy within 100 steps: at lag 99")
     page.locator("#clip-norm").fill("-3")
     assert page.evaluate("playground.scale * playground.norm") == pytest.approx(1e-3)
     assert "clipping scales it by" in shown(page, "#play-verdict")

@@ -244,17 +244,96 @@ def test_the_horizon_and_its_interval():
     reach = insight.horizon(lag_matrix_of([slow] * 8), 0.1)
     assert reach == (0.1, 22.0, 22.0, 22.0)  # 0.9²¹ = 0.109, 0.9²² = 0.098
     mixed = insight.horizon(lag_matrix_of([slow] * 4 + [fast] * 4), 0.1)
-    assert 4 <= mixed.low < mixed.lag < mixed.high <= 22
-    assert insight.horizon(lag_matrix_of([[1.0] * 10]), 0.1).lag == math.inf
+    assert 4 <= mixed.low < mixed.lag < mixed.high
+    assert insight.horizon(lag_matrix_of([[1.0] * 10] * 2), 0.1) == (0.1, math.inf, math.inf, math.inf)
+    wide, narrow = (insight.horizon(lag_matrix_of([slow] * 4 + [fast] * 4), 0.1, confidence=c) for c in (0.99, 0.5))
+    assert wide.low <= narrow.low <= narrow.high <= wide.high
 
 
-def test_tail_decay_and_truncation_length():
+def test_one_row_has_no_interval():
+    (epsilon, lag, low, high) = insight.horizon(lag_matrix_of([[0.9**k for k in range(100)]]), 0.1)
+    assert (epsilon, lag) == (0.1, 22.0)
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_rows_that_are_gone_altogether_have_an_interval():
+    dead = insight.horizon(lag_matrix_of([[1.0, 0.0, 0.0]] * 4), 1e-3)
+    assert dead == (1e-3, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("rows", "spread"), [(8, 0.1), (8, 0.2), (16, 0.2), (16, 0.3)])
+def test_intervals_cover_what_they_say_where_rows_decay_at_different_rates(rows, spread):
+    """Rows e^{−rate k} whose rates are log-normal: few of them hold the mean up far out, and a sample may lack those."""
+    draws, lags = 300, torch.arange(400, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(rows)
+
+    def curves(*shape):
+        rates = 0.05 * torch.exp(spread * torch.randn(shape, generator=generator, dtype=torch.float64))
+        return torch.exp(-rates[..., None] * lags)
+
+    mean = torch.stack([curves(5000).mean(0) for _ in range(20)]).mean(0)
+    exact = int((mean < 1e-3).nonzero()[0])
+    covered = 0
+    for sample in curves(draws, rows):
+        reach = insight.horizon(lag_matrix_of(sample.tolist()), 1e-3)
+        covered += reach.low <= exact <= reach.high
+    assert covered >= 0.93 * draws  # of 95 % intervals
+
+
+def test_tail_decay():
     curve = torch.tensor([0.9**k for k in range(200)], dtype=torch.float64)
     assert insight.tail_decay(curve) == pytest.approx(0.9)
-    assert insight.truncation_length(curve, 0.1) == 22  # the mass from K on is 0.9^K
-    assert insight.truncation_length(curve[:30], 0.1) == 22  # the tail beyond the curve is counted by its decay
-    assert insight.truncation_length(torch.ones(20), 0.1) == math.inf
     assert math.isnan(insight.tail_decay(torch.ones(1)))
+    assert insight.tail_decay(2.0 ** torch.arange(200.0)) == pytest.approx(2)  # past 2¹²⁷ a float32 is infinite
+
+
+def test_the_bias_of_chunks_is_that_of_every_place_in_them():
+    """What chunks of K steps lose of the mass, counted loss by loss: the one at place j keeps the lags 0 … j."""
+    curve = torch.tensor([0.97**k for k in range(400)], dtype=torch.float64)
+    for length in (1, 7, 64, 300):
+        kept = sum(curve[: place + 1].sum() for place in range(length)) / length
+        assert insight.truncation_bias(curve, length) == pytest.approx(1 - kept.item() * 0.03, abs=1e-4)
+    assert insight.truncation_bias(curve[:150], 64) == pytest.approx(insight.truncation_bias(curve, 64), rel=1e-3)
+    assert math.isnan(insight.truncation_bias(torch.ones(20), 64))
+
+
+def test_the_length_for_a_bias_is_the_least():
+    curve = torch.tensor([0.97**k for k in range(200)], dtype=torch.float64)
+    length = insight.truncation_length(curve, 0.1)
+    assert insight.truncation_bias(curve, int(length)) <= 0.1 < insight.truncation_bias(curve, int(length) - 1)
+    assert insight.truncation_length(torch.ones(20), 0.1) == math.inf
+    assert insight.truncation_length(curve[:40], 0.1) == math.inf  # a third of the mass lies beyond the window
+
+
+def test_nothing_is_needed_where_nothing_is_left():
+    dead = torch.tensor([1.0] + [0.0] * 99)
+    assert insight.truncation_length(dead, 0.1) == 1
+    assert insight.truncation_bias(dead, 64) == 0
+
+
+def test_the_bias_is_that_of_training_in_chunks():
+    """A linear network on white noise with losses of one kind, whose gradients of different lags don't cancel."""
+    layer = throughtime.RNN(1, 1, nonlinearity="relu", bias=False).double()
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1.0)
+        layer.weight_hh_l0.fill_(0.9)
+    x = torch.ones(50 * 64, 1, 1, dtype=torch.float64)
+
+    def gradient(length):
+        layer.zero_grad()
+        state = None
+        for chunk in x.split(length):
+            output, state = layer(chunk, state)
+            output.sum().backward()
+            state = state.detach()
+        return layer.weight_ih_l0.grad.item()
+
+    recording = insight.record(layer, x)
+    (lag,) = insight.lag_matrix(recording, torch.ones_like(recording.outputs), lags=200, probes=8)
+    for length in (16, 64):  # the first chunk alone loses nothing, since nothing comes before it
+        measured = 1 - gradient(length) / gradient(len(x))
+        assert insight.truncation_bias(lag.curve, length) == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +344,7 @@ def test_tail_decay_and_truncation_length():
         (lambda r, g: insight.lag_matrix(r, g[1:]), "grad_outputs has shape"),
         (lambda r, g: insight.connectivity(r, g[0], 9), "step = 9: expected one of the recorded steps, 0 to 4"),
         (lambda r, g: insight.truncation_length(torch.ones(3), 2.0), "bias = 2.0"),
+        (lambda r, g: insight.truncation_bias(torch.ones(3), 0), "length = 0: expected at least one step"),
     ],
 )
 def test_what_does_not_fit_is_said(call, said):

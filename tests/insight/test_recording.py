@@ -178,7 +178,7 @@ def test_what_training_mode_draws_is_not_recorded_as_if_it_did_not(name):
 @pytest.mark.parametrize("kind", [throughtime.LSTM, throughtime.GRU])
 def test_a_part_of_a_recording_is_what_recording_that_part_gives(kind):
     layer, x = kind(3, 5, 2).double(), torch.randn(9, 4, 3, dtype=torch.float64)
-    part, alone = insight.record(layer, x).row(2, 6), insight.record(layer, x[:6, 2:3])
+    part, alone = insight.record(layer, x).part(slice(2, 3), slice(6)), insight.record(layer, x[:6, 2:3])
     gradient = torch.randn(6, 1, 5, dtype=torch.float64)
     for one, other in zip(insight.lag_matrix(part, gradient), insight.lag_matrix(alone, gradient), strict=True):
         torch.testing.assert_close(one.norms, other.norms, **CLOSE)

@@ -182,6 +182,19 @@ def throughtime(
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
 Last = Annotated[bool, typer.Option("--last", help="Take the last weights, not the best that were measured.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for scripts.")]
+Lags = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K", help="Steps that each loss is followed back.", show_default="200, or --within if that is more"
+    ),
+]
+Probe = Annotated[int, typer.Option(metavar="M", help="Losses to follow.")]
+Within = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Steps that gradients have to reach, for the verdict.", show_default="a run's --bptt, or 200"
+    ),
+]
 
 
 def _checked_seed(seed: int | None) -> int | None:
@@ -502,27 +515,32 @@ def gradients(
         Path | None,
         typer.Option(metavar="FILE", help="Text to read.", show_default="a run's held-out text, or white noise"),
     ] = None,
-    lags: Annotated[int, typer.Option(metavar="K", help="Steps that each loss is followed back.")] = 200,
-    probe: Annotated[int, typer.Option(metavar="M", help="Losses to follow.")] = 64,
+    lags: Lags = None,
+    probe: Probe = 32,
+    within: Within = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write gradients.html, .json and .png there.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Draws fresh weights.", callback=_checked_seed)] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Measure fresh weights of N seeds.", show_default="1; 3 for other starts"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure how far gradients reach back through time, what carries them, and what would help."""
     from throughtime.app.gradients import Subject, find_subject, measure_subject, print_report, write_report
     from throughtime.app.terminal import note, print_json, results
 
-    subject = Subject(run, cell, hidden, layers, init, text, lags, probe, seed)
+    subject = Subject(run, cell, hidden, layers, init, text, lags, probe, within, seed, seeds)
     found = find_subject(subject)
-    report = measure_subject(subject, found)
+    measured = measure_subject(subject, found)
     if as_json:
-        print_json(report.to_json())
+        print_json(measured.report.to_json())
     else:
-        print_report(report, results())
-    for line in write_report(report, found, out) if out else []:
+        print_report(measured.report, results())
+    for line in write_report(measured, found.texts, out) if out else []:
         note(line)
 
 
@@ -542,13 +560,15 @@ def compare_gradients(
         Path | None,
         typer.Option(metavar="FILE", help="Text to read.", show_default="a run's held-out text, or white noise"),
     ] = None,
-    lags: Annotated[int, typer.Option(metavar="K", help="Steps that each loss is followed back.")] = 200,
-    probe: Annotated[int, typer.Option(metavar="M", help="Losses to follow.")] = 64,
+    lags: Lags = None,
+    probe: Probe = 32,
+    within: Within = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write compare-gradients.json and .png there.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Draws fresh weights.", callback=_checked_seed)] = 1,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Measure each cell with fresh weights of N seeds.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure how far the gradients of several cells or runs reach, side by side."""
@@ -556,7 +576,8 @@ def compare_gradients(
     from throughtime.app.terminal import note, print_json, results
 
     sizes = {"hidden": hidden, "layers": layers}
-    reports = compare(read_subjects(names, **sizes, text=text, lags=lags, probe=probe, seed=seed))
+    options = {"text": text, "lags": lags, "probe": probe, "within": within, "seed": seed, "seeds": seeds}
+    reports = compare(read_subjects(names, **sizes, **options))
     if as_json:
         print_json(comparison_record(reports))
     else:

@@ -1,14 +1,15 @@
 """`throughtime compare-gradients`: several cells or runs, measured the same way, in one table and one picture."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from throughtime.app.gradients import Subject, find_subject, measure_subject, overlay
+from throughtime.app.gradients import Subject, find_subject, measure_subject, overlay, seeds_told, trained_window
 from throughtime.app.terminal import number
 from throughtime.errors import InputError
 from throughtime.plain import printable, to_json
@@ -42,6 +43,10 @@ def read_subjects(names: Sequence[str], **options: Any) -> dict[str, Subject]:
     for flag, value in sizes.items():
         if value is not None and all(are_runs):
             raise InputError(f"--{flag} {value}: a run has its own; expected it with a cell among them")
+    if options["lags"] is None:
+        options["lags"] = _enough(
+            [Path(name) for name, is_run in zip(names, are_runs, strict=True) if is_run], options["within"]
+        )
     subjects = {}
     for name, is_run in zip(names, are_runs, strict=True):
         if is_run:
@@ -52,15 +57,32 @@ def read_subjects(names: Sequence[str], **options: Any) -> dict[str, Subject]:
     return subjects
 
 
+def _enough(runs: Sequence[Path], within: int | None) -> int:
+    """Return over how many lags to follow losses: the same for all, and enough for each."""
+    from throughtime.insight.report import LAGS
+
+    return max([LAGS, *(trained_window(run) for run in runs)]) if within is None else max(LAGS, within)
+
+
 def compare(subjects: dict[str, Subject]) -> "dict[str, GradientReport]":
     """Measure every subject."""
-    reports = {}
+    found, reports = {}, {}
+    for name, subject in subjects.items():  # before anything is measured, so that a mistake is told at once
+        with _named(name):
+            found[name] = find_subject(subject)
     for name, subject in subjects.items():
-        try:
-            reports[name] = measure_subject(subject, find_subject(subject), with_trials=False)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+        with _named(name):
+            reports[name] = measure_subject(subject, found[name], with_trials=False).report
     return reports
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say of which subject a mistake is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def print_comparison(reports: "dict[str, GradientReport]", console: Console) -> None:
@@ -70,14 +92,21 @@ def print_comparison(reports: "dict[str, GradientReport]", console: Console) -> 
     curves = [(mark, report.top.curve) for mark, report in zip(MARKS, reports.values(), strict=False)]
     for line in overlay(curves):
         console.print(line, soft_wrap=True)
-    width = min(26, max(len(printable(name)) for name in reports))
-    console.print(f"\n   {'':{width}}  {'verdict':9}{'1/2':>6}{'1/100':>7}{'1/1000':>8}{'×/step':>8}{'κ':>6}{'λ₁':>7}")
+    width = min(20, max(len(printable(name)) for name in reports))
+    columns = f"{'verdict':10}{'within':>7}{'1/2':>7}{'1/100':>7}{'1/1000':>7}{'×/step':>7}{'κ':>5}{'λ₁':>7}"
+    console.print(f"\n   {'':{width}}  {columns}")
     for mark, (name, report) in zip(MARKS, reports.items(), strict=False):
         kind = report.verdict.kind
-        shown = printable(name)
-        shown = shown if len(shown) <= width else "…" + shown[1 - width :]
-        line = f"{mark}  {shown:{width}}  {kind:9}{_figures(report)}"
+        line = f"{mark}  {_fitted(name, width):{width}}  {kind:10}{report.need.steps:>7}{_figures(report)}"
         console.print(Text(line, "green" if kind == "healthy" else ""), soft_wrap=True)
+    for mark, report in zip(MARKS, reports.values(), strict=False):
+        if report.fresh is not None:
+            console.print(f"{mark}  {seeds_told(report.fresh, report.lags)}", soft_wrap=True)
+
+
+def _fitted(name: str, width: int) -> str:
+    shown = printable(name)
+    return shown if len(shown) <= width else "…" + shown[1 - width :]
 
 
 def write_comparison(reports: "dict[str, GradientReport]", folder: Path) -> list[str]:
@@ -110,8 +139,9 @@ def _figures(report: "GradientReport") -> str:
     top = report.top
     half, hundredth, thousandth = (_lag(reach) for reach in top.horizons)
     decay = "–" if math.isnan(top.decay) else f"{top.decay:.3f}"
-    largest = number(top.exponents[0], 2) if top.exponents else "–"
-    return f"{half:>6}{hundredth:>7}{thousandth:>8}{decay:>8}{top.agreement:>6.2f}{largest:>7}"
+    agreement = "–" if math.isnan(top.agreement) else f"{top.agreement:.2f}"
+    largest = number(top.exponents[0], 3) if top.exponents else "–"
+    return f"{half:>7}{hundredth:>7}{thousandth:>7}{decay:>7}{agreement:>5}{largest:>7}"
 
 
 def _lag(reach: "Horizon") -> str:

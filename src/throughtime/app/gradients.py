@@ -4,26 +4,30 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
-from throughtime.app.terminal import number, under_way, visible
+from throughtime.app.terminal import Show, number, under_way, visible
 from throughtime.errors import InputError
 from throughtime.plain import printable, to_json
 
 if TYPE_CHECKING:
-    from throughtime.insight.clipping import ClipStatistics
+    import torch
+
     from throughtime.insight.gradient_flow import Horizon
     from throughtime.insight.recording import ModelRecording
-    from throughtime.insight.report import GradientReport, LaneReport, Trial
+    from throughtime.insight.report import ClipReport, GradientReport, LaneReport, Recorder, Trial
+    from throughtime.insight.verdict import Need
+    from throughtime.lm.run import Run
     from throughtime.lm.tokenizer import Tokenizer
 
-    Fresh = Callable[[str, str], ModelRecording]
+    Fresh = Callable[[str, str, "Window"], Recorder]
 
 PLOT_ROWS, PLOT_COLUMNS, LOWEST_DECADE = 8, 60, -6
 NAME_WIDTH = 10
+FIRST_WORD = 2.0  # seconds after which it is said what is being measured
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,11 @@ class Subject:
         layers: Its depth; 1 if not given.
         init: Its initialisation; "default" if not given.
         text: A text to read; `None` takes a run's held-out text, or white noise.
-        lags: Over how many steps each loss is followed.
+        lags: Over how many steps each loss is followed; `None` is 200, or what is needed if that is more.
         probe: How many losses are followed.
+        within: Over how many steps gradients have to reach; `None` is what a run was trained over, its --bptt, or 200.
         seed: Draws the fresh weights and the noise.
+        seeds: How many fresh networks are measured, of `seed` and the numbers after it.
 
     Raises:
         InputError: Neither a run nor a cell is given, or both; or a run and a size, which it has already; or a count below 1.
@@ -51,9 +57,11 @@ class Subject:
     layers: int | None = None
     init: str | None = None
     text: Path | None = None
-    lags: int = 200
-    probe: int = 64
+    lags: int | None = None
+    probe: int = 32
+    within: int | None = None
     seed: int = 1
+    seeds: int | None = None
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.cell is None):
@@ -68,19 +76,22 @@ class Subject:
         for flag, value in (
             ("--lags", self.lags),
             ("--probe", self.probe),
+            ("--within", self.within),
+            ("--seeds", self.seeds),
             ("--hidden", self.hidden),
             ("--layers", self.layers),
         ):
             if value is not None and value < 1:
                 raise InputError(f"{flag} {value}: expected a whole number, at least 1")
 
-    @property
-    def steps(self) -> int:
-        """T: every loss that is followed has the whole window before it."""
-        return self.lags + self.probe - 1
+    def followed(self, need: "Need") -> int:
+        """Return K, over how many steps each loss is followed where `need` steps are needed."""
+        from throughtime.insight.report import LAGS
+
+        return max(LAGS, need.steps) if self.lags is None else self.lags
 
 
-def check_size(subject: Subject, hidden: int, layers: int) -> None:
+def check_size(subject: Subject, lags: int, hidden: int, layers: int) -> None:
     """Refuse what can't be recorded in the memory there is.
 
     Raises:
@@ -89,67 +100,137 @@ def check_size(subject: Subject, hidden: int, layers: int) -> None:
     from throughtime.insight.report import ROWS
     from throughtime.lm.memory import check_free
 
-    weights, activity = 4 * hidden * (2 * hidden + 2), subject.steps * ROWS * 12 * hidden
+    weights, activity = 4 * hidden * (2 * hidden + 2), (lags + subject.probe) * ROWS * 12 * hidden
     check_free(
         4 * layers * (weights + activity),
-        f"{layers} {'layers' if layers > 1 else 'layer'} of {hidden} over --lags {subject.lags} and --probe {subject.probe}",
+        f"{layers} {'layers' if layers > 1 else 'layer'} of {hidden} over --lags {lags} and --probe {subject.probe}",
         "--lags or --probe" if subject.run else "--hidden, --layers, --lags or --probe",
     )
 
 
+class Window(NamedTuple):
+    """What to record.
+
+    Attributes:
+        lags: Over how many lags losses are followed.
+        probes: How many losses are.
+        rows: In how many sequences side by side.
+        seed: Draws a fresh network.
+    """
+
+    lags: int
+    probes: int
+    rows: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """T: every loss that is followed has the whole window before it."""
+        return self.lags + self.probes - 1
+
+
 @dataclass(frozen=True)
 class Found:
-    """What a subject turned out to be, read once and recorded.
+    """What a subject turned out to be.
 
     Attributes:
         described: What it is, in a line.
-        source: What it read, in a line.
+        source: What it reads, in a line.
         cell: Its cell.
-        recorded: The forward pass and the losses' gradients.
-        fresh: Makes and records a network of its shape, of a cell and an initialisation.
+        need: Over how many steps its gradients have to reach.
+        lags: Over how many each loss is followed.
+        window: The steps of BPTT that it was trained with, or would be.
+        on_noise: Whether its losses are random directions.
+        record: Records it, in a dtype.
+        fresh: Makes and records a network of its shape, of a cell and an initialisation, in a dtype.
+        init: How it was started, where that can be done again.
         clip: What clipping met while it was trained.
-        texts: What its first sequence read at each step, and one more, what is predicted last; `None` where that was noise.
+        texts: What its first sequence reads at each step, and one more, what is predicted last; `None` where that is noise.
     """
 
     described: str
     source: str
     cell: str
-    recorded: "ModelRecording"
+    need: "Need"
+    lags: int
+    window: int
+    on_noise: bool
+    record: "Recorder"
     fresh: "Fresh"
-    clip: "ClipStatistics | None" = None
+    init: str | None
+    clip: "ClipReport | None" = None
     texts: list[str] | None = None
 
 
+class Measurement(NamedTuple):
+    """A report, and the recording that it was made from."""
+
+    report: "GradientReport"
+    recorded: "ModelRecording"
+
+
 def find_subject(subject: Subject) -> Found:
-    """Read what is to be measured and record it."""
+    """Read what is to be measured."""
     return _of_run(subject) if subject.run else _of_cell(subject)
 
 
-def measure_subject(subject: Subject, found: Found, with_trials: bool = True) -> "GradientReport":
-    """Measure what was found, and, unless `with_trials` is false, other ways to start it."""
-    from throughtime.insight.report import GradientReport, measure, starts_to_try, try_starts
+def measure_subject(subject: Subject, found: Found, with_trials: bool = True) -> Measurement:
+    """Record and measure what was found, and, unless `with_trials` is false, other ways to start it."""
+    from throughtime.insight.report import GradientReport, measure_finite, starts_to_try
 
-    starts = starts_to_try(found.cell, subject.lags) if with_trials else []
-    trials = []
-    with under_way("measuring how far gradients reach, and what carries them") as show:
-        lanes = measure(found.recorded, lags=subject.lags, probes=subject.probe)
-        for number, (cell, names) in enumerate(starts, 1):
-            show(f"trying {cell} with --init {names}, {number} of {len(starts)}")
-            trials += try_starts(found.fresh, [(cell, names)], subject.lags)
-    steps, rows, _ = found.recorded.recording.outputs.shape
-    probed = len(lanes[-1].lag.losses)
-    return GradientReport(
-        found.described, found.source, found.cell, steps, rows, probed, subject.lags, lanes, trials, found.clip
+    starts = starts_to_try(found.cell, found.lags) if with_trials else []
+    with under_way("measuring how far gradients reach, and what carries them", first=FIRST_WORD) as show:
+        options = {"window": found.window, "agreement": not found.on_noise}
+        measured = measure_finite(found.record, lags=found.lags, probes=subject.probe, tell=show, **options)
+        recorded, lanes, overflow = measured
+        fresh = _fresh_start(subject, found, with_trials, show)
+        trials = [_try(subject, found, cell, names, show) for cell, names in starts]
+    steps, rows, _ = recorded.recording.outputs.shape
+    report = GradientReport(
+        found.described,
+        found.source,
+        found.cell,
+        steps,
+        rows,
+        len(lanes[-1].lag.losses),
+        found.lags,
+        lanes,
+        trials,
+        fresh,
+        found.need,
+        overflow,
+        str(recorded.recording.outputs.dtype).removeprefix("torch."),
+        subject.run is not None,
+        found.clip,
     )
+    return Measurement(report, recorded)
+
+
+def _fresh_start(subject: Subject, found: Found, with_trials: bool, show: Show) -> "Trial | None":
+    """Measure fresh networks started as a run was, or as a cell was where several seeds are asked for."""
+    wants = with_trials if subject.run else (subject.seeds or 1) > 1
+    return _try(subject, found, found.cell, found.init, show) if wants and found.init is not None else None
+
+
+def _try(subject: Subject, found: Found, cell: str, names: str, show: Show) -> "Trial":
+    from throughtime.insight.report import TRIAL_PROBES, TRIAL_ROWS, TRIAL_SEEDS, try_start
+
+    recorders = []
+    for seed in range(subject.seed, subject.seed + (subject.seeds or TRIAL_SEEDS)):
+        window = Window(found.lags, TRIAL_PROBES, TRIAL_ROWS, seed)
+        recorders.append(found.fresh(cell, names, window))
+    show(f"measuring fresh networks: {cell}, --init {names}")
+    return try_start(recorders, cell, names, found.lags, found.need)
 
 
 def print_report(report: "GradientReport", console: Console) -> None:
     """Print a report, as far as it goes on one screen."""
     console.print(Text(printable(f"{report.subject} · {report.source}"), "bold"), soft_wrap=True)
-    colour = {"healthy": "bold green"}.get(report.verdict.kind, "bold red")
+    colour = {"healthy": "bold green", "undecided": "bold yellow"}.get(report.verdict.kind, "bold red")
     console.print(Text(report.verdict.sentence, colour), soft_wrap=True)
+    state = f"({report.top.parts}), in one norm," if "," in report.top.parts else report.top.parts
     console.print(
-        f"\ngradient left of a loss at lag k (its {report.top.name}, {report.losses} losses × {report.rows} rows)"
+        f"\ngradient of {state} left at lag k ({report.top.name}, {report.losses} losses × {report.rows} rows)"
     )
     for line in plot(report.top.curve, _direct_curve(report.top)):
         console.print(line, soft_wrap=True)
@@ -158,8 +239,8 @@ def print_report(report: "GradientReport", console: Console) -> None:
         console.print(line, soft_wrap=True)
 
 
-def write_report(report: "GradientReport", found: Found, folder: Path) -> list[str]:
-    """Write gradients.json, gradients.html and gradients.png; return what to say about them.
+def write_report(measurement: Measurement, texts: Sequence[str] | None, folder: Path) -> list[str]:
+    """Write gradients.json, gradients.html and gradients.png; return what to say about them; `texts` as in `Found`.
 
     Raises:
         InputError: The folder can't be written.
@@ -168,9 +249,10 @@ def write_report(report: "GradientReport", found: Found, folder: Path) -> list[s
     from throughtime.insight.page_data import matrix_data, reading_data
     from throughtime.insight.plots import draw
 
+    report, recorded = measurement
     names = ["gradients.json", "gradients.html"]
     record = report.to_json()
-    reading = reading_data(found.recorded, found.texts, report.lags)
+    reading = reading_data(recorded, texts, report.lags)
     data = {"report": record, "matrix": matrix_data(report), "reading": reading}
     pages.write(folder / "gradients.html", "gradients", f"throughtime gradients: {report.verdict.kind}", data)
     text = to_json(record, indent=1) + "\n"
@@ -239,6 +321,7 @@ def overlay(curves: Sequence[tuple[str, Sequence[float]]]) -> list[str]:
 
 def _figures(report: "GradientReport") -> list[str]:
     """Return the facts below the plot, a line each."""
+    top = report.top
     lines = []
     for lane in reversed(report.lanes):
         reach = "  ".join(
@@ -246,14 +329,19 @@ def _figures(report: "GradientReport") -> list[str]:
         )
         decay = "" if math.isnan(lane.decay) else f"  ×{lane.decay:.2g} a step"
         lines.append(_line("horizon" if len(report.lanes) == 1 else lane.name, f"{reach}{decay}"))
-    top = report.top
-    shares = zip(("10 %", "1 %"), top.truncation, strict=True)
-    lengths = ", ".join(
-        f"{share} at {f'more than {report.lags}' if k == math.inf else f'{k:.0f}'}" for share, k in shares
-    )
-    lines.append(_line("truncation", f"of the gradient's mass BPTT loses {lengths} steps"))
-    lines.append(_line("agreement", f"κ {top.agreement:.2f}: 1 where all losses pull a state the same way"))
-    lines.append(_line("step", _step(top)))
+    if report.rows > 1:
+        lines.append(_line("", f"[a–b] is the 95 % interval over {report.rows} rows that the same weights read"))
+    lines.append(_line("losses", _spread(report)))
+    if report.fresh is not None:
+        lines.append(_line("own start" if report.is_trained else "seeds", seeds_told(report.fresh, report.lags)))
+    lines.append(_line("truncation", _truncation(top, report.lags)))
+    if not math.isnan(top.agreement):
+        lines.append(
+            _line(
+                "agreement", f"κ {top.agreement:.2f} over {top.window} steps: 1 where losses pull a state the same way"
+            )
+        )
+    lines += [_line("" if index else "step", part) for index, part in enumerate(_step(top))]
     if top.gates:
         opened = ", ".join(f"{g.name} {g.mean:.2f} [{100 * g.closed:.0f}|{100 * g.open:.0f}]" for g in top.gates)
         lines.append(_line("gates", f"{opened}  [% <0.1|>0.9]"))
@@ -263,26 +351,81 @@ def _figures(report: "GradientReport") -> list[str]:
     if top.split is not None and top.constants is not None:
         lines.append(_line("paths", _paths(report)))
     if report.clip is not None:
-        clip = report.clip
-        found = f"{clip.share:.0%} of logged steps, by ×{clip.scale:.2g}; norm before: median {clip.median:.3g}"
-        lines.append(_line("clipping", f"{found}, largest {clip.largest:.3g}"))
+        lines += [_line("" if index else "clipping", part) for index, part in enumerate(_clipping(report.clip))]
+    return lines + _tries(report)
+
+
+def _spread(report: "GradientReport") -> str:
+    """Say how losses and rows differ where the mean is a thousandth, or at the window's end."""
+    top = report.top
+    lag = int(min(top.horizons[-1].lag, len(top.curve) - 1))
+    low, middle, high = top.quantiles[:, lag].tolist()
+    return f"at lag {lag}: median {middle:.1g}, mean {top.curve[lag]:.1g}, 80 % in {low:.1g}–{high:.1g}"
+
+
+def seeds_told(fresh: "Trial", lags: int) -> str:
+    """Say what fresh networks do that were started alike, with other seeds."""
+    counts = ", ".join(f"{kind} {fresh.kinds.count(kind)}" for kind in dict.fromkeys(fresh.kinds))
+    return f"{_fresh_reach(fresh, lags)}, over {len(fresh.lags)} seeds: {counts}"
+
+
+def _truncation(lane: "LaneReport", lags: int) -> str:
+    if math.isnan(lane.bias):
+        return f"what --bptt {lane.window} loses can't be told: nothing decays within {lags} lags"
+    length = lane.truncation[0]
+    enough = "what loses 10 % can't be told" if length == math.inf else f"--bptt {length:.0f} loses 10 %"
+    return f"--bptt {lane.window} loses {_percent(lane.bias)} of the gradient's mass; {enough}"
+
+
+def _step(lane: "LaneReport") -> list[str]:
+    from throughtime.insight.report import LARGEST_DECOMPOSED
+
+    parts, lines = [], []
+    if lane.exponents and lane.exponent_range:
+        low, high = (number(value, 3) for value in lane.exponent_range)
+        first, *rest = (number(value, 3) for value in lane.exponents[:3])
+        lines.append(f"Lyapunov {first} ({low} to {high} over the rows)" + "".join(f", {e}" for e in rest) + " nats")
+    if math.isnan(lane.norm):
+        parts.append(f"‖J‖ isn't taken of states wider than {LARGEST_DECOMPOSED}")
+    else:
+        parts.append(f"‖J‖ {lane.norm:.2f}, radius {lane.radius:.2f}")
+    if lane.bound is not None:
+        parts.append(f"γσ_max(W_hh) {lane.bound.bound:.2f}")
+    return [*lines, "; ".join(parts)]
+
+
+def _clipping(clip: "ClipReport") -> list[str]:
+    return [
+        f"{_percent(clip.share)} of {clip.steps:,} steps, by ×{clip.scale:.2g}",
+        f"{clip.logged:,} logged norms before it: median {clip.median:.3g}, largest {clip.largest:.3g}",
+    ]
+
+
+def _tries(report: "GradientReport") -> list[str]:
+    """Say which other starts reach further, or that none does."""
+    lines = []
     for index, trial in enumerate(report.advice):
-        lines.append(_line("" if index else "try", _advice(trial, report) + ("" if index else "  (measured, fresh)")))
+        name = f"--cell {trial.cell} " * (trial.cell != report.cell) + f"--init {trial.init}"
+        seeds = "" if index else f"  ({len(trial.lags)} seeds)"
+        lines.append(_line("" if index else "try fresh", f"{name:26} {_fresh_reach(trial, report.lags)}{seeds}"))
     if report.trials and not report.advice:
         tried = ", ".join(f"--init {trial.init}" for trial in report.trials)
         lines.append(_line("try", f"nothing: none of {tried} reaches further"))
     return lines
 
 
-def _step(lane: "LaneReport") -> str:
-    parts = []
-    if lane.exponents:
-        parts.append("Lyapunov " + ", ".join(number(value, 2) for value in lane.exponents[:3]) + " nats")
-    if not math.isnan(lane.norm):
-        parts.append(f"‖J‖ {lane.norm:.2f}, radius {lane.radius:.2f}")
-    if lane.bound is not None:
-        parts.append(f"γσ_max(W_hh) {lane.bound.bound:.2f}")
-    return "; ".join(parts)
+def _fresh_reach(trial: "Trial", lags: int) -> str:
+    """Say where 1/1000 is left in fresh networks, or what is left at the last lag."""
+    lag, low, high = trial.reach
+    if lag == math.inf:
+        return f"×{trial.at_last_lag:.2g} left at lag {lags - 1}"
+    ends = "–".join(f"{edge:.0f}" if edge < math.inf else "beyond" for edge in (low, high))
+    return f"1/1000 at {lag:.0f}" if low == high else f"1/1000 at {lag:.0f}, {ends}"
+
+
+def _percent(share: float) -> str:
+    """Return a share in per cent, small ones with two digits."""
+    return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{share:.0%}".replace("%", " %")
 
 
 def _paths(report: "GradientReport") -> str:
@@ -295,20 +438,12 @@ def _paths(report: "GradientReport") -> str:
     return f"at lag {lag}, additive path alone ×{direct:.2f} of the norm, through W_hh ×{gates:.2f}"
 
 
-def _advice(trial: "Trial", report: "GradientReport") -> str:
-    """Say what another start was measured to do."""
-    name = f"--cell {trial.cell} " * (trial.cell != report.cell) + f"--init {trial.init}"
-    if trial.horizon.lag == math.inf:
-        return f"{name:28} ×{trial.at_last_lag:.2g} left at lag {report.lags - 1}"
-    return f"{name:28} 1/1000 {_reach(trial.horizon, report.lags)}"
-
-
 def _reach(reach: "Horizon", lags: int) -> str:
-    from throughtime.insight.report import interval
+    from throughtime.insight.verdict import interval
 
     if reach.lag == math.inf:
         return f"beyond {lags - 1}"
-    return f"at {reach.lag:.0f} {interval(reach)}"
+    return f"at {reach.lag:.0f}{interval(reach)}"
 
 
 def _line(name: str, text: str) -> str:
@@ -334,7 +469,8 @@ def _of_cell(subject: Subject) -> Found:
     """Return what is measured of a fresh cell, and how to make another."""
     import torch
 
-    from throughtime.insight.report import make_layer, record_noise
+    from throughtime.insight.report import ROWS, WINDOW, make_layer, record_noise
+    from throughtime.insight.verdict import NEEDED, Need
     from throughtime.lm.tokenizer import ByteTokenizer
 
     assert subject.cell is not None
@@ -342,25 +478,36 @@ def _of_cell(subject: Subject) -> Found:
     hidden, layers = (
         default if value is None else value for value, default in ((subject.hidden, 64), (subject.layers, 1))
     )
-    check_size(subject, hidden, layers)
+    need = Need(subject.within or NEEDED)
+    lags = subject.followed(need)
+    check_size(subject, lags, hidden, layers)
+    make_layer(cell, hidden, layers, init)  # which refuses what can't be, before anything is measured
+    whole = Window(lags, subject.probe, ROWS, subject.seed)
 
-    def fresh(cell: str, names: str) -> "ModelRecording":
-        torch.manual_seed(subject.seed)
-        return record_noise(make_layer(cell, hidden, layers, names), subject.steps, subject.seed)
+    def fresh_layer(cell: str, names: str, window: Window) -> "Recorder":
+        def record(dtype: "torch.dtype") -> "ModelRecording":
+            torch.manual_seed(window.seed)
+            layer = make_layer(cell, hidden, layers, names)
+            return record_noise(layer, window.steps, window.seed, rows=window.rows, dtype=dtype)
 
-    described = _described(cell, layers, hidden, f"fresh, init {init}")
-    if subject.text is None:
-        return Found(described, "on white noise", cell, fresh(cell, init), fresh)
-    tokenizer = ByteTokenizer()
-    tokens = _read(subject.text, tokenizer)
-    fresh_model = _fresh_model(subject, tokens, (256, cell, hidden, layers))
-    texts = _texts(tokens, tokenizer, subject.steps)
-    return Found(described, f"on the bytes of {subject.text}", cell, fresh_model(cell, init), fresh_model, texts=texts)
+        return record
+
+    fresh: Fresh = fresh_layer
+    described, source, texts = _described(cell, layers, hidden, f"fresh, init {init}"), "on white noise", None
+    if subject.text is not None:
+        tokenizer = ByteTokenizer()
+        tokens = _read(subject.text, tokenizer)
+        fresh, source = _fresh_model(tokens, (256, cell, hidden, layers)), f"on the bytes of {subject.text}"
+        texts = _texts(tokens, tokenizer, whole.steps)
+    recorder = fresh(cell, init, whole)
+    on_noise = subject.text is None
+    return Found(described, source, cell, need, lags, WINDOW, on_noise, recorder, fresh, init, texts=texts)
 
 
 def _of_run(subject: Subject) -> Found:
     """Return what is measured of a run, and how to make a fresh model of its shape."""
-    from throughtime.insight.report import clip_report, record_text
+    from throughtime.insight.report import ROWS, record_text
+    from throughtime.insight.verdict import Need
     from throughtime.lm.run import open_run
 
     assert subject.run is not None
@@ -376,17 +523,58 @@ def _of_run(subject: Subject) -> Found:
         tokens, reads = run.corpus().held_out, "on its held-out text"
     else:
         tokens, reads = _read(subject.text, run.tokenizer), f"on {subject.text}"
-    if len(tokens) > subject.steps:  # else it is refused for that
-        check_size(subject, config.hidden_size, config.num_layers)
-    recorded = record_text(run.load_model("cpu"), tokens, subject.steps)
-    norms = [line["gradient_norm"] for line in run.metrics() if line.get("gradient_norm") is not None]
-    described = _described(config.cell, config.num_layers, config.hidden_size, f"trained, {subject.run}")
-    clip = clip_report(norms, run.options.get("clip") or 0.0)
-    texts = _texts(tokens, run.tokenizer, subject.steps)
-    return Found(described, reads, config.cell, recorded, _fresh_model(subject, tokens, config), clip, texts)
+    window = trained_window(subject.run)
+    need = Need(window, "its --bptt") if subject.within is None else Need(subject.within)
+    whole = Window(subject.followed(need), subject.probe, ROWS, subject.seed)
+    if len(tokens) > whole.steps:  # else it is refused for that
+        check_size(subject, whole.lags, config.hidden_size, config.num_layers)
+
+    def record(dtype: "torch.dtype") -> "ModelRecording":
+        return record_text(run.load_model("cpu"), tokens, whole.steps, rows=ROWS, dtype=dtype)
+
+    return Found(
+        _described(config.cell, config.num_layers, config.hidden_size, f"trained, {subject.run}"),
+        reads,
+        config.cell,
+        need,
+        whole.lags,
+        window,
+        on_noise=False,
+        record=record,
+        fresh=_fresh_model(tokens, config),
+        init=_own_start(run),
+        clip=_clip_of(run),
+        texts=_texts(tokens, run.tokenizer, whole.steps),
+    )
 
 
-def _fresh_model(subject: Subject, tokens: Any, shape: Any) -> "Fresh":
+def trained_window(run: Path) -> int:
+    """Return the steps of BPTT that a run was trained with."""
+    from throughtime.insight.report import WINDOW
+    from throughtime.lm.run import open_run
+
+    return open_run(run).options.get("bptt") or WINDOW
+
+
+def _own_start(run: "Run") -> str | None:
+    """Return how a run's recurrent layers were started; `None` where that was otherwise than `init` can say, or unknown."""
+    options = run.options
+    if options.get("from_weights") or options.get("init_range"):
+        return None
+    return options.get("init") or "default"
+
+
+def _clip_of(run: "Run") -> "ClipReport | None":
+    """Return what clipping met in training: how often over all its steps, and what the logged norms were."""
+    from throughtime.insight.report import clip_report
+
+    steps = [line for line in run.metrics() if line.get("gradient_norm") is not None]
+    counted = (run.results or {}).get("training") or (steps[-1] if steps else {})
+    share, total = counted.get("clip_share"), counted.get("steps", counted.get("step"))
+    return clip_report([line["gradient_norm"] for line in steps], run.options.get("clip") or 0.0, share, total)
+
+
+def _fresh_model(tokens: Any, shape: Any) -> "Fresh":
     """Return how to make a fresh language model of a shape, a ModelConfig or its first fields, and record it on tokens."""
     from dataclasses import replace
 
@@ -396,11 +584,14 @@ def _fresh_model(subject: Subject, tokens: Any, shape: Any) -> "Fresh":
     from throughtime.insight.report import record_text
     from throughtime.lm.model import LanguageModel, ModelConfig
 
-    def fresh(cell: str, names: str) -> "ModelRecording":
-        torch.manual_seed(subject.seed)
-        config = ModelConfig(*shape) if isinstance(shape, tuple) else shape
-        model = initialise_model_(LanguageModel(replace(config, cell=cell)), names)
-        return record_text(model, tokens, subject.steps)
+    def fresh(cell: str, names: str, window: Window) -> "Recorder":
+        def record(dtype: "torch.dtype") -> "ModelRecording":
+            torch.manual_seed(window.seed)
+            config = ModelConfig(*shape) if isinstance(shape, tuple) else shape
+            model = initialise_model_(LanguageModel(replace(config, cell=cell)), names)
+            return record_text(model, tokens, window.steps, rows=window.rows, dtype=dtype)
+
+        return record
 
     return fresh
 

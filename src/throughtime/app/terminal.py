@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -42,26 +43,36 @@ def note(line: str, style: str = "") -> None:
 
 
 @contextlib.contextmanager
-def under_way(line: str) -> Iterator[Show]:
+def under_way(line: str, first: float | None = None) -> Iterator[Show]:
     """Show a line on stderr while something long is under way; it can be exchanged, at once on a terminal, else now and then.
 
     Args:
         line: What is shown first.
+        first: Seconds after which the latest line is printed where there is no terminal; `None` waits for one that is due.
     """
     console = messages()
     if console.is_terminal and not console.is_dumb_terminal:
         with console.status(Text(printable(line))) as status:
             yield lambda line: status.update(Text(printable(line)))
         return
-    told = time.monotonic()
+    told, latest = time.monotonic(), line
 
     def tell(line: str) -> None:
-        nonlocal told
+        nonlocal told, latest
+        latest = line
         if time.monotonic() - told >= SILENCE:
             told = time.monotonic()
             note(line)
 
-    yield tell
+    timer = None if first is None else threading.Timer(first, lambda: note(latest))
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield tell
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def print_json(record: dict[str, Any]) -> None:

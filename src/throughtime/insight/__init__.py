@@ -21,16 +21,18 @@ from throughtime.insight.gradient_flow import (
     LagMatrix,
     cancellation,
     connectivity,
+    curve_interval,
     horizon,
     input_reach,
     itemised_gradients,
     lag_gradients,
     lag_matrix,
     tail_decay,
+    truncation_bias,
     truncation_length,
 )
 from throughtime.insight.recording import Lane, ModelRecording, Recording, record, record_model
-from throughtime.insight.report import GradientReport, Verdict, judge, measure
+from throughtime.insight.report import GradientReport, find_overflow, measure, measure_finite
 from throughtime.insight.spectrum import (
     SpectralBound,
     StepSize,
@@ -42,6 +44,7 @@ from throughtime.insight.spectrum import (
 )
 from throughtime.insight.tasks import Result, Task, make_task, solve, task_names
 from throughtime.insight.tracking import GradientFlow, track_gradients
+from throughtime.insight.verdict import Need, Overflow, Verdict, judge
 
 __all__ = [
     "ClipStatistics",
@@ -53,6 +56,8 @@ __all__ = [
     "LagMatrix",
     "Lane",
     "ModelRecording",
+    "Need",
+    "Overflow",
     "PathSplit",
     "Recording",
     "Result",
@@ -65,6 +70,8 @@ __all__ = [
     "clip_statistics",
     "clipped_lags",
     "connectivity",
+    "curve_interval",
+    "find_overflow",
     "gate_use",
     "horizon",
     "input_reach",
@@ -78,6 +85,7 @@ __all__ = [
     "lyapunov_spectrum",
     "make_task",
     "measure",
+    "measure_finite",
     "pascanu_bound",
     "path_split",
     "record",
@@ -89,6 +97,7 @@ __all__ = [
     "time_constants",
     "total_adjoint",
     "track_gradients",
+    "truncation_bias",
     "truncation_length",
     "value_clip_cosine",
 ]

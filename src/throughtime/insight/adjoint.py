@@ -11,7 +11,7 @@ to its input x_t joins the gradient of the lower layer's h_t.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -108,11 +108,16 @@ class Step:
     """One lane's step, backward, for a stack of cotangents (rows, B, ·).
 
     Uses the step's linear factors where the cell has them, else `step_backward` itself on rows · B rows.
+    `through_weights=False` leaves out what goes through W_hh.
     """
 
-    def __init__(self, lane: Lane, rows: int) -> None:
-        self.lane = lane
+    def __init__(self, lane: Lane, rows: int, through_weights: bool = True) -> None:
+        self.through_weights = through_weights
         self.factors = lane.linearised
+        if self.factors is None and not through_weights:
+            weights = lane.parameters._replace(weight_hh=torch.zeros_like(lane.parameters.weight_hh))
+            lane = replace(lane, parameters=weights)
+        self.lane = lane
         if self.factors is not None:
             gates = self.factors.recurrent[0]
             self.buffer = gates.new_empty((rows, *gates.shape[1:]))
@@ -126,7 +131,7 @@ class Step:
         if needs_input:
             grad_a = self._gates(stack, self.factors.inputs or self.factors.recurrent, t)
             grad_x = (grad_a @ weight_ih).unflatten(0, stack[0].shape[:2])
-        grad_a = self._gates(stack, self.factors.recurrent, t)
+        grad_a = self._gates(stack, self.factors.recurrent, t) if self.through_weights else None
         h, *rest = stack
         (h_to_h, *h_to_rest), *from_rest = self.factors.direct
         for j, (part, from_h) in enumerate(zip(rest, h_to_rest, strict=True), start=1):
@@ -134,12 +139,12 @@ class Step:
             assert from_itself is not None
             assert from_h is not None
             part.mul_(from_itself[t]).addcmul_(h, from_h[t])
-        rows = h.flatten(0, 1)
         if h_to_h is None:
-            torch.mm(grad_a, weight_hh, out=rows)
+            h.zero_()
         else:
             h.mul_(h_to_h[t])
-            rows.addmm_(grad_a, weight_hh)
+        if grad_a is not None:
+            h.flatten(0, 1).addmm_(grad_a, weight_hh)
         return grad_x
 
     def _gates(self, stack: StepState, factors: tuple[Tensor, ...], t: int) -> Tensor:

@@ -52,7 +52,7 @@ def clip_statistics(norms: Float[Tensor, "N"], max_norm: float) -> ClipStatistic
     clipped = finite[finite > max_norm]
     not_finite = len(norms) - len(finite)
     return ClipStatistics(
-        finite.median().item() if len(finite) else float("nan"),
+        finite.quantile(0.5).item() if len(finite) else float("nan"),
         finite.max().item() if len(finite) else float("nan"),
         (len(clipped) + not_finite) / len(norms),
         (max_norm / clipped).mean().item() if len(clipped) else 1.0,

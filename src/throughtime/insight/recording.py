@@ -22,6 +22,8 @@ from throughtime.errors import InputError
 from throughtime.layers import Recurrent
 from throughtime.shapes import Inputs, Lengths, Outputs, Reset, StepState
 
+_ALL = slice(None)
+
 
 @dataclass(frozen=True, eq=False)
 class Lane:
@@ -67,15 +69,14 @@ class Lane:
         """What a reader calls it: "layer 0", "layer 0, reverse"."""
         return f"layer {self.layer}{', reverse' if self.reverse else ''}"
 
-    def row(self, b: int, steps: int | None = None) -> "Lane":
-        """Return the lane of one batch row alone, B = 1; of a lane that runs forward, its first `steps` if given."""
-        part = slice(b, b + 1)
+    def part(self, rows: slice = _ALL, steps: slice = _ALL) -> "Lane":
+        """Return the lane of some rows of the batch alone, and of some steps, as if nothing came before and after them."""
         return replace(
             self,
-            saved=[type(step)(*(field[part] for field in step)) for step in self.saved[:steps]],
-            states=tuple(s[:steps, part] for s in self.states),
-            begins=None if self.begins is None else self.begins[:steps, part],
-            active=None if self.active is None else self.active[:steps, part],
+            saved=[type(step)(*(field[rows] for field in step)) for step in self.saved[steps]],
+            states=tuple(s[steps, rows] for s in self.states),
+            begins=None if self.begins is None else self.begins[steps, rows],
+            active=None if self.active is None else self.active[steps, rows],
         )
 
     @cached_property
@@ -146,9 +147,9 @@ class Recording:
         width = 2 if self.bidirectional else 1
         return [self.lanes[i : i + width] for i in range(0, len(self.lanes), width)]
 
-    def row(self, b: int, steps: int | None = None) -> "Recording":
-        """Return the recording of one batch row alone, B = 1; of one that runs forward only, its first `steps` if given."""
-        return Recording(tuple(lane.row(b, steps) for lane in self.lanes), self.outputs[:steps, b : b + 1])
+    def part(self, rows: slice = _ALL, steps: slice = _ALL) -> "Recording":
+        """Return the recording of some rows of the batch alone, and of some steps, as if nothing came before and after them."""
+        return Recording(tuple(lane.part(rows, steps) for lane in self.lanes), self.outputs[steps, rows])
 
 
 class ModelRecording(NamedTuple):
@@ -161,6 +162,10 @@ class ModelRecording(NamedTuple):
 
     recording: Recording
     grad_outputs: Outputs
+
+    def part(self, rows: slice = _ALL, steps: slice = _ALL) -> "ModelRecording":
+        """Return what was recorded of some rows of the batch, and of some steps."""
+        return ModelRecording(self.recording.part(rows, steps), self.grad_outputs[steps, rows])
 
 
 @torch.no_grad()

@@ -113,22 +113,27 @@ def step_size(lane: Lane, steps: Sequence[int] | None = None) -> StepSize:
 
 
 @torch.no_grad()
-def lyapunov_spectrum(lane: Lane, exponents: int | None = None, *, skip: int = 0) -> Float[Tensor, "B M"]:
+def lyapunov_spectrum(
+    lane: Lane, exponents: int | None = None, *, skip: int = 0, leave: int = 0
+) -> Float[Tensor, "B M"]:
     """Measure the Lyapunov exponents, the mean growth rates per step of perturbations, in nats.
 
         Q_{t−1} R_{t−1} = qr(J_tᵀ Q_t),        λ_i = mean over t of ln |R_ii|
 
     carried in reverse, as backpropagation is: J_tᵀ from the last step to the first. (The same factorisation with J_t runs
     forward; J_tᵀ forward in time would be the Jacobian of nothing.) λ₁ < 0: gradients vanish as e^{λ₁ k}; λ₁ > 0: they
-    explode. The exponents describe a long sequence; over a short one they are finite-time exponents.
+    explode. The exponents describe a long sequence; over a short one they are finite-time exponents, which differ from
+    row to row, and a largest one within that spread of zero says neither.
 
     Args:
         lane: A layer and direction, recorded without resets or lengths; float64 where small exponents matter.
         exponents: M, how many, the largest first; `None` is all.
-        skip: Steps at the end of the sequence that let Q align before anything is counted.
+        skip: Steps where the carrying begins, at the end of the sequence, that let Q align before anything is counted.
+        leave: Steps where it ends, at the beginning of the sequence, that aren't counted: there the state still leaves
+            its initial value.
 
     Returns:
-        (B, M), one spectrum for each row. Cost: T·(M backward steps + a QR of S × M).
+        (B, M), one spectrum for each row, in descending order. Cost: T·(M backward steps + a QR of S × M).
 
     Source: Benettin et al. (1980); for recurrent networks Engelken, Wolf & Abbott (2006.02427) and Vogt et al. (2006.14123).
 
@@ -145,21 +150,21 @@ def lyapunov_spectrum(lane: Lane, exponents: int | None = None, *, skip: int = 0
     count = size if exponents is None else exponents
     if not 1 <= count <= size:
         raise InputError(f"exponents = {count}: expected 1 to {size}, the width of the state")
-    if not 0 <= skip < lane.steps:
-        raise InputError(f"skip = {skip}: expected less than the {lane.steps} recorded steps")
+    if min(skip, leave) < 0 or skip + leave >= lane.steps:
+        raise InputError(f"skip = {skip}, leave = {leave}: expected together less than the {lane.steps} recorded steps")
     carrier = Step(lane, count)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(lane.batch, size, count, generator=generator, dtype=torch.float64).to(lane.states[0])
     q = torch.linalg.qr(start).Q
     total = q.new_zeros(lane.batch, count)
     order = range(lane.steps) if lane.reverse else range(lane.steps - 1, -1, -1)
-    for done, t in enumerate(order):
+    for done, t in enumerate(order[: lane.steps - leave]):
         stack = _split(q.permute(2, 0, 1), lane.widths)
         carrier.back(stack, t, needs_input=False)
         q, r = torch.linalg.qr(torch.cat(stack, dim=2).permute(1, 2, 0))
         if done >= skip:
             total += r.diagonal(dim1=1, dim2=2).abs().log()
-    return total / (lane.steps - skip)
+    return (total / (lane.steps - skip - leave)).sort(dim=1, descending=True).values
 
 
 class SpectralBound(NamedTuple):

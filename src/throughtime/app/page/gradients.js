@@ -8,30 +8,46 @@ const say = (id, text) => (byId(id).textContent = text);
 const SERIES = ["one", "two", "three", "four"];
 const percent = (share) => `${figure(100 * share)} %`;
 
-/** Return where a horizon lies, as text: "34 [31–37]". */
+const COLOURS = { healthy: "good", undecided: "open" };
+
+/** Return where a horizon lies, as text: "34 [31–37]"; an interval over one row there is none. */
 function horizonText({ lag, low, high }) {
   if (lag === null) return `beyond ${report.lags - 1}`;
-  return `${lag} [${low ?? "beyond"}–${high ?? "beyond"}]`;
+  return report.rows === 1 ? `${lag}` : `${lag} [${low ?? "beyond"}–${high ?? "beyond"}]`;
+}
+
+/** Return where 1/1000 is left in fresh networks, as text: "37, 35 to 40 over 3 seeds". */
+function reachText({ seeds, reach, at_last_lag }) {
+  if (reach.lag === null) return `×${figure(at_last_lag)} left at lag ${report.lags - 1}, ${seeds} seeds`;
+  const end = (lag) => lag ?? `beyond ${report.lags - 1}`;
+  return `1/1000 at lag ${reach.lag}, ${end(reach.low)} to ${end(reach.high)} over ${seeds} seeds`;
 }
 
 function showHead() {
   say("subject", `${report.subject} · ${report.source}`);
   say("verdict", report.sentence);
-  byId("verdict").classList.add(report.verdict === "healthy" ? "good" : "bad");
+  byId("verdict").classList.add(COLOURS[report.verdict] ?? "bad");
   const names = { 0.5: "half", 0.01: "1/100", 0.001: "1/1000" };
   const tiles = top_.horizons.map((h) => [horizonText(h), `lag at which ${names[h.epsilon]} of the gradient is left`]);
   tiles.push([`×${figure(top_.decay_per_step)}`, "the tail's factor per step"]);
-  for (const { bias, steps } of top_.truncation_lengths) {
-    tiles.push([steps === null ? `beyond ${report.lags}` : `${steps}`, `steps of BPTT that lose ${percent(bias)} of the gradient's mass`]);
+  const { bptt, bias } = top_.truncation;
+  tiles.push([bias === null ? "–" : percent(bias), `of the gradient's mass is lost to BPTT in chunks of ${bptt} steps`]);
+  const enough = top_.truncation_lengths.find((t) => t.bias === 0.1);
+  tiles.push([enough.steps === null ? "–" : `${enough.steps}`, "steps of such a chunk that lose 10 %"]);
+  if (top_.cancellation !== null) {
+    tiles.push([figure(top_.cancellation), `agreement κ over ${bptt} steps: 1 where losses pull a state the same way`]);
   }
-  tiles.push([figure(top_.cancellation), "agreement κ: 1 where all losses pull a state the same way"]);
+  say("interval", report.rows > 1 ? `[a–b] is the 95 % interval over ${report.rows} sequences that the same weights read.` : "");
   byId("tiles").append(...tiles.map(([value, name]) => make("li", {}, make("b", {}, value), make("span", {}, name))));
 }
 
 function showCurve() {
+  say("curve-state", top_.state.includes(",") ? `The state is (${top_.state}), in one norm.` : "");
   new Curves(byId("curve"), () => {
     const lanes = [...report.lanes].reverse();
     const series = lanes.map((lane, i) => ({ name: lane.name, values: lane.curve, colour: colourOf(SERIES[i % 4]) }));
+    const half = top_.quantiles.find((q) => q.quantile === 0.5);
+    series.push({ name: "median", values: half.curve, colour: colourOf("four"), dashed: true });
     if (top_.paths && top_.carousel) {
       const direct = top_.paths.direct.map((v) => (v === null ? null : v / top_.paths.total[0]));
       series.push({ name: "additive path alone", values: direct, colour: colourOf("three"), dashed: true });
@@ -82,6 +98,8 @@ function showSpectrum() {
       x: "exponent", first: 1, height: 180, lines: [{ value: 0, name: "neither" }],
       label: `Lyapunov exponents, the largest ${figure(lanes[0].lyapunov_exponents[0])} nats per step`,
     }));
+    const [low, high] = top_.lyapunov_range.map(figure);
+    say("exponent-range", `The largest lies from ${low} to ${high} over the sequences; they are of ${report.steps} steps, not of ever longer ones.`);
   } else {
     say("exponents", "Not taken: the sequences have ends.");
   }
@@ -89,6 +107,7 @@ function showSpectrum() {
     lane.name, figure(lane.jacobian_norm), figure(lane.jacobian_spectral_radius),
     lane.bound ? figure(lane.bound.sigma_max) : "–", lane.bound ? figure(lane.bound.bound) : "–",
   ]);
+  say("jacobian", report.lanes.some((lane) => lane.jacobian_norm === null) ? "‖J‖ and its radius aren't taken of wide states." : "");
   fillTable("steps", ["", "‖J‖", "radius of J", "σ_max(W_hh)", "bound γσ_max"], rows);
 }
 
@@ -109,13 +128,18 @@ function showGates() {
   const clip = report.clip;
   if (clip) {
     byId("clip").append(make("table", { id: "clip-table" }));
-    fillTable("clip-table", ["steps clipped", "mean scale", "median norm before", "largest", "not finite"],
-      [[percent(clip.share), `×${figure(clip.scale)}`, figure(clip.median), figure(clip.largest), String(clip.not_finite)]]);
+    fillTable("clip-table", ["steps clipped", percent(clip.share)], [
+      ["of steps", String(clip.steps)], ["mean scale", `×${figure(clip.scale)}`], ["norms logged", String(clip.logged)],
+      ["median norm before", figure(clip.median)], ["largest", figure(clip.largest)], ["not finite", String(clip.not_finite)],
+    ]);
   } else {
     byId("clip").append(make("p", { class: "note" }, "Nothing was trained with clipping here; the small cell below shows what clipping does."));
   }
-  const reach = (t) => (t.horizon.lag === null ? `×${figure(t.at_last_lag)} left at lag ${report.lags - 1}` : `1/1000 at lag ${horizonText(t.horizon)}`);
-  fillTable("trials", ["start", "gradient"], report.trials.filter((t) => t.reaches_further).map((t) => [`${t.cell === report.cell ? "" : `--cell ${t.cell} `}--init ${t.init}`, reach(t)]));
+  const named = (t) => `${t.cell === report.cell ? "" : `--cell ${t.cell} `}--init ${t.init}`;
+  const tried = report.trials.filter((t) => t.reaches_further);
+  const rows = [...(report.fresh ? [[`${named(report.fresh)}, its own`, reachText(report.fresh)]] : []), ...tried.map((t) => [named(t), reachText(t)])];
+  if (report.trials.length && !tried.length) rows.push(["none of the others reaches further", ""]);
+  fillTable("trials", ["start", "gradient"], rows);
 }
 
 /** The text as the network read it; each character can be asked what its prediction hangs on. */
@@ -338,13 +362,13 @@ class Playground {
     this.verdict = this.judge();
   }
 
-  /** Say what the curve comes to, by the same rule as the report. */
+  /** Say what the curve comes to over its T steps, by the same rule as the report. */
   judge() {
     const largest = Math.max(...this.byLag), last = this.byLag.length - 1;
     const gone = this.byLag.findIndex((v) => v < 1e-3);
     if (largest >= 10) return { kind: "exploding", sentence: `exploding: ×${figure(largest)} at lag ${this.byLag.indexOf(largest)}` };
     if (gone >= 0) return { kind: "vanishing", sentence: `vanishing beyond lag ${gone}` };
-    return { kind: "healthy", sentence: `healthy: at lag ${last}, ${figure(this.byLag[last])} is left` };
+    return { kind: "healthy", sentence: `healthy within ${last + 1} steps: at lag ${last}, ${figure(this.byLag[last])} is left` };
   }
 
   tell() {
