@@ -179,9 +179,13 @@ def test_a_run_that_is_done_or_never_began_cant_go_on(text, tmp_path):
     train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 2}))
     with pytest.raises(InputError, match="this run is complete"):
         resume(tmp_path / "run")
+    with pytest.raises(InputError, match="is not empty; .*, or go on with --resume"):
+        train([text], tmp_path / "run")
     (tmp_path / "run" / "checkpoint" / "latest.safetensors").unlink()
     with pytest.raises(InputError, match="no checkpoint was written yet"):
         resume(tmp_path / "run")
+    with pytest.raises(InputError, match="give another --out$"):  # what can't go on isn't advised to
+        train([text], tmp_path / "run")
 
 
 def test_a_run_that_was_stopped_while_it_was_evaluated_is_evaluated_on_resume(text, tmp_path):

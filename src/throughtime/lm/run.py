@@ -311,7 +311,7 @@ def check_empty(folder: Path) -> None:
     """
     if all(entry.name in (DATA, LOCK) or is_leftover(entry.name) for entry in folder.iterdir()):
         return
-    go_on = f", or go on with --resume {shell_word(folder)}" if (folder / CONFIG).exists() else ""
+    go_on = f", or go on with --resume {shell_word(folder)}" if (folder / CHECKPOINT).exists() else ""
     raise InputError(
         f"--out {folder}: this folder exists and is not empty; nothing is overwritten, give another --out{go_on}"
     )
