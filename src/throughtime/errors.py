@@ -12,6 +12,26 @@ class InputError(ValueError):
     """
 
 
+class FieldError(InputError):
+    """A field of an object, or an argument, can't be what was given. The command line names its own option instead.
+
+    Attributes:
+        field: Its name.
+        value: What was given.
+        expected: What was expected, in words.
+
+    Example:
+        >>> str(FieldError("batch", 0, "a whole number, at least 1"))
+        'batch = 0: expected a whole number, at least 1'
+    """
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{field} = {value!r}: expected {expected}")
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
 class MissingKernelsWarning(RuntimeWarning):
     """Layers compute on the CPU without the C++ kernels: the same numbers, more slowly. Given once in a process.
 

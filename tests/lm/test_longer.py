@@ -168,5 +168,5 @@ def test_a_rate_that_rises_again_is_no_divergence(text, tmp_path):
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_that_is_none_is_refused(run, rate):
-    with pytest.raises(InputError, match=r"--lr .*expected a number above 0"):
+    with pytest.raises(InputError, match=r"lr = .*expected a number above 0"):
         resume(run, longer=Budget(steps=5), learning_rate=rate)

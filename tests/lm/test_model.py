@@ -93,11 +93,11 @@ def test_it_starts_with_orthogonal_recurrence_and_inputs_that_are_heard():
     ("options", "message"),
     [
         ({"cell": "lstn"}, "unknown cell 'lstn'; did you mean 'lstm'"),
-        ({"hidden_size": 0}, "--hidden 0: expected a whole number, at least 1"),
-        ({"num_layers": -1}, "--layers -1: expected"),
-        ({"embedding_size": -1}, "--embedding -1: expected"),
-        ({"hidden_size": 2.5}, "--hidden 2.5: expected a whole number"),
-        ({"dropout": 1.0}, "--dropout 1.0: expected a probability"),
+        ({"hidden_size": 0}, "hidden_size = 0: expected a whole number, at least 1"),
+        ({"num_layers": -1}, "num_layers = -1: expected"),
+        ({"embedding_size": -1}, "embedding_size = -1: expected"),
+        ({"hidden_size": 2.5}, "hidden_size = 2.5: expected a whole number"),
+        ({"dropout": 1.0}, "dropout = 1.0: expected a probability"),
         ({"tied": True}, "--tied needs an embedding"),
     ],
 )

@@ -179,12 +179,12 @@ def test_a_run_that_is_done_or_never_began_cant_go_on(text, tmp_path):
     train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 2}))
     with pytest.raises(InputError, match="this run is complete"):
         resume(tmp_path / "run")
-    with pytest.raises(InputError, match="is not empty; .*, or go on with --resume"):
+    with pytest.raises(InputError, match=r"is not empty; .*, or go on with --resume"):
         train([text], tmp_path / "run")
     (tmp_path / "run" / "checkpoint" / "latest.safetensors").unlink()
     with pytest.raises(InputError, match="no checkpoint was written yet"):
         resume(tmp_path / "run")
-    with pytest.raises(InputError, match="give another --out$"):  # what can't go on isn't advised to
+    with pytest.raises(InputError, match=r"give another --out$"):  # what can't go on isn't advised to
         train([text], tmp_path / "run")
 
 
@@ -223,7 +223,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(text, tmp_path,
         return honest(model, h, targets) * (math.inf if len(calls) == 6 else 1)
 
     monkeypatch.setattr(LanguageModel, "loss", spoilt)
-    with pytest.raises(NonFiniteError, match="the loss became inf at step 6"):
+    with pytest.raises(NonFiniteError, match=r"the loss became inf at step 6.*: --lr, --clip"):
         train([text], tmp_path / "run", TrainingOptions(**SMALL | {"rollbacks": 0}))
     monkeypatch.undo()
     _, state = load(tmp_path / "run" / "checkpoint" / "latest.safetensors")
@@ -257,7 +257,9 @@ def test_an_output_folder_that_holds_something_is_left_alone(text, tmp_path):
 
 def test_too_little_text_for_a_window(tmp_path):
     (tmp_path / "short.txt").write_text("short text")
-    with pytest.raises(InputError, match=r"8 tokens to train on, but --batch 4 × --bptt 16 needs at least 65"):
+    with pytest.raises(
+        InputError, match=r"8 tokens .* a batch of 4 windows of 16 steps needs at least 65; .*: --batch, --bptt"
+    ):
         train([tmp_path / "short.txt"], tmp_path / "run", TrainingOptions(**SMALL))
 
 
@@ -265,46 +267,46 @@ OPTIONS = [
     ({"level": "wrod"}, "unknown level 'wrod'; did you mean 'word'"),
     ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'"),
     ({"cell": "gur"}, "unknown cell 'gur'; did you mean 'gru'"),
-    ({"hidden": 0}, "--hidden 0: expected"),
-    ({"batch": 0}, "--batch 0: expected a whole number, at least 1"),
-    ({"bptt": -3}, "--bptt -3: expected a whole number, at least 1"),
-    ({"lr": 0.0}, "--lr 0.0: expected"),
-    ({"lr": math.nan}, "--lr nan: expected"),
-    ({"weight_decay": -1.0}, "--weight-decay -1.0: expected"),
-    ({"warmup": 1.0}, "--warmup 1.0: expected a share"),
-    ({"final_lr": 1.0}, "--final-lr 1.0: expected a share"),
+    ({"hidden": 0}, "hidden = 0: expected"),
+    ({"batch": 0}, "batch = 0: expected a whole number, at least 1"),
+    ({"bptt": -3}, "bptt = -3: expected a whole number, at least 1"),
+    ({"lr": 0.0}, "lr = 0.0: expected"),
+    ({"lr": math.nan}, "lr = nan: expected"),
+    ({"weight_decay": -1.0}, "weight_decay = -1.0: expected"),
+    ({"warmup": 1.0}, "warmup = 1.0: expected a share"),
+    ({"final_lr": 1.0}, "final_lr = 1.0: expected a share"),
     ({"schedule": "linaer"}, "unknown schedule 'linaer'; did you mean 'linear'"),
-    ({"lr_decay": 0.0}, "--lr-decay 0.0: expected a factor"),
-    ({"lr_decay_after": -1.0}, "--lr-decay-after -1.0: expected a number of epochs"),
+    ({"lr_decay": 0.0}, "lr_decay = 0.0: expected a factor"),
+    ({"lr_decay_after": -1.0}, "lr_decay_after = -1.0: expected a number of epochs"),
     ({"dtype": "bfloat"}, "unknown dtype 'bfloat'; did you mean 'bfloat16'"),
-    ({"momentum": 1.0}, "--momentum 1.0: expected a share"),
-    ({"init_range": -0.1}, "--init-range -0.1: expected a number above 0"),
+    ({"momentum": 1.0}, "momentum = 1.0: expected a share"),
+    ({"init_range": -0.1}, "init_range = -0.1: expected a number above 0"),
     ({"optimizer": "nt-asgd"}, "--optimizer nt-asgd averages from where .*; expected --eval-every"),
     ({"optimizer": "nt-asgd", "eval_every": 5, "ema": 0.9}, "and no --ema"),
     ({"optimizer": "nt-asgd", "eval_every": 5, "nonmonotone": 0}, "--nonmonotone of at least 1"),
-    ({"split": 1.5}, "--split 1.5: expected a share"),
-    ({"steps": 0}, "--steps 0: expected"),
-    ({"minutes": -1.0}, "--minutes -1.0: expected"),
+    ({"split": 1.5}, "split = 1.5: expected a share"),
+    ({"steps": 0}, "steps = 0: expected"),
+    ({"minutes": -1.0}, "minutes = -1.0: expected"),
     ({"steps": 5, "epochs": 1.0}, "--epochs and --steps: expected exactly one"),
-    ({"clip": -1.0}, "--clip -1.0: expected"),
-    ({"dropout": 1.0}, "--dropout 1.0: expected"),
-    ({"weight_drop": 1.0}, "--weight-drop 1.0: expected a probability"),
+    ({"clip": -1.0}, "clip = -1.0: expected"),
+    ({"dropout": 1.0}, "dropout = 1.0: expected"),
+    ({"weight_drop": 1.0}, "weight_drop = 1.0: expected a probability"),
     ({"weight_drop": 0.1, "cell": "mlp"}, "--weight-drop is for recurrent layers, and --cell mlp has none"),
     ({"layer_norm": True, "cell": "mlp"}, "--layer-norm is for recurrent layers"),
     ({"zoneout": 0.1, "gradients_every": 5}, "--gradients-every can't look into layers with --zoneout"),
-    ({"zoneout": 1.0}, "--zoneout 1.0: expected a probability"),
-    ({"recurrent_dropout": -0.1}, "--recurrent-dropout -0.1: expected a probability"),
-    ({"ar": -1.0}, "--ar -1.0: expected a weight of 0 or more"),
-    ({"tar": math.inf}, "--tar inf: expected a weight of 0 or more"),
-    ({"ema": 1.0}, "--ema 1.0: expected a share"),
-    ({"eval_every": -1}, "--eval-every -1: expected"),
+    ({"zoneout": 1.0}, "zoneout = 1.0: expected a probability"),
+    ({"recurrent_dropout": -0.1}, "recurrent_dropout = -0.1: expected a probability"),
+    ({"ar": -1.0}, "ar = -1.0: expected a weight of 0 or more"),
+    ({"tar": math.inf}, "tar = inf: expected a weight of 0 or more"),
+    ({"ema": 1.0}, "ema = 1.0: expected a share"),
+    ({"eval_every": -1}, "eval_every = -1: expected"),
     ({"patience": 3}, "--patience needs measurements to lose it over; add --eval-every"),
-    ({"rollbacks": -1}, "--rollbacks -1: expected"),
+    ({"rollbacks": -1}, "rollbacks = -1: expected"),
     ({"mode": "streams"}, "unknown mode 'streams'; did you mean 'stream'"),
     ({"sequence": "lines"}, "unknown sequence 'lines'; did you mean 'line'"),
     ({"vocabulary": 100}, "--vocabulary is for --level word and bpe"),
-    ({"window": 0, "cell": "mlp"}, "--window 0: expected"),
-    ({"seed": 2**63}, "--seed 9223372036854775808: expected a whole number"),
+    ({"window": 0, "cell": "mlp"}, "window = 0: expected"),
+    ({"seed": 2**63}, "seed = 9223372036854775808: expected a whole number"),
 ]
 
 
@@ -337,7 +339,7 @@ def test_options_from_toml(tmp_path):
         ("cell = 3", "cell = 3: expected text"),
         ("tied = 1", "tied = 1: expected true or false"),
         ("hidden = ", r"a\.toml: not TOML"),
-        ("hidden = 0", "--hidden 0: expected"),
+        ("hidden = 0", "hidden = 0: expected"),
     ],
 )
 def test_toml_that_wont_do(tmp_path, content, message):

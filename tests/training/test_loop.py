@@ -425,7 +425,7 @@ def test_what_is_a_divergence_and_what_is_not():
 
 
 def test_an_average_needs_a_share():
-    with pytest.raises(throughtime.InputError, match=r"--ema 1\.0: expected a share"):
+    with pytest.raises(throughtime.InputError, match=r"decay = 1\.0: expected a share"):
         make_loop(average=1.0)
 
 

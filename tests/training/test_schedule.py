@@ -30,11 +30,11 @@ def test_the_rate_decays_by_epochs():
     ("given", "message"),
     [
         ({"shape": "cosinus"}, "unknown schedule 'cosinus'; did you mean 'cosine'"),
-        ({"warmup": 1.0}, "--warmup 1.0: expected a share"),
-        ({"final": -0.1}, "--final-lr -0.1: expected a share"),
-        ({"decay": 0.0}, "--lr-decay 0.0: expected a factor"),
-        ({"decay": 1.5}, "--lr-decay 1.5: expected a factor"),
-        ({"decay_after": -1.0}, "--lr-decay-after -1.0: expected a number of epochs"),
+        ({"warmup": 1.0}, "warmup = 1.0: expected a share"),
+        ({"final": -0.1}, "final = -0.1: expected a share"),
+        ({"decay": 0.0}, "decay = 0.0: expected a factor"),
+        ({"decay": 1.5}, "decay = 1.5: expected a factor"),
+        ({"decay_after": -1.0}, "decay_after = -1.0: expected a number of epochs"),
     ],
 )
 def test_impossible_schedules(given, message):
@@ -53,9 +53,9 @@ def test_progress_of_each_kind():
     ("given", "message"),
     [
         ({}, "a budget of none: expected exactly one"),
-        ({"minutes": 1, "steps": 5}, "a budget of --minutes and --steps: expected exactly one"),
-        ({"epochs": 0}, "--epochs 0: expected a number above 0"),
-        ({"minutes": float("nan")}, "--minutes nan: expected a number above 0"),
+        ({"minutes": 1, "steps": 5}, "a budget of minutes and steps: expected exactly one"),
+        ({"epochs": 0}, "epochs = 0: expected a number above 0"),
+        ({"minutes": float("nan")}, "minutes = nan: expected a number above 0"),
     ],
 )
 def test_impossible_budgets(given, message):

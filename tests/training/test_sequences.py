@@ -65,8 +65,8 @@ def test_a_step_is_the_same_whenever_it_is_asked_for():
 @pytest.mark.parametrize(
     ("tokens", "options", "message"),
     [
-        ([5, 0], {"batch": 0}, "--batch 0: expected at least 1"),
-        ([5, 0], {"window": 0}, "--bptt 0: expected at least 1"),
+        ([5, 0], {"batch": 0}, "batch = 0: expected a whole number, at least 1"),
+        ([5, 0], {"window": 0}, "window = 0: expected a whole number, at least 1"),
         ([5, 6], {}, "2 tokens without an end-of-sequence token at their end"),
         ([], {}, "0 tokens without"),
         ([5, 0, 6], {}, "3 tokens without"),

@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 import throughtime as package
 from throughtime.app import errors, signals, streams
 from throughtime.errors import InputError, unknown_name
-from throughtime.lm.options import ABOUT, KINDS, as_given, flag, usual
+from throughtime.lm.options import ABOUT, KINDS, as_given, check_budgets, flag, usual
 
 if TYPE_CHECKING:
     from throughtime.lm.training import TrainingSummary
@@ -722,6 +722,7 @@ def _resume(run: Path, longer: dict[str, Any]) -> "TrainingSummary":
     from throughtime.training import Budget
 
     learning_rate = longer.pop("lr", None)
+    check_budgets(longer)
     budget = Budget(**longer) if longer else None
     if budget is None and learning_rate is not None:
         raise InputError("--lr with --resume is for training longer; expected --minutes, --epochs or --steps with it")

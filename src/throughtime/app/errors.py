@@ -10,7 +10,8 @@ from typing import Any
 
 import typer
 
-from throughtime.errors import InputError, MissingKernelsWarning, nearest
+from throughtime.errors import FieldError, InputError, MissingKernelsWarning, nearest
+from throughtime.lm.options import flag
 from throughtime.plain import printable
 
 BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
@@ -75,6 +76,8 @@ def _is_coloured() -> bool:
 
 def _explanation(error: Exception, command: str) -> str | None:
     """Return what the user can do about an error, or `None` if it is ours."""
+    if isinstance(error, FieldError):
+        return f"{flag(error.field)} {error.value}: expected {error.expected}"
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, typer.TyperException):

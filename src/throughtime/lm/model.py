@@ -78,7 +78,7 @@ class ModelConfig:
             raise InputError(f"vocabulary size {self.vocabulary_size}: expected a whole number, at least 1")
         for option, field in OPTIONS_OF_SHAPE.items():
             if (allowed := ABOUT[option].range) is not None:
-                allowed.check(option, getattr(self, field))
+                allowed.check(field, getattr(self, field))
         if self.embedding_dropout and not self.embedding_size:
             raise InputError("--embedding-dropout needs an embedding; add --embedding, for example --embedding 128")
         for name in ("weight_drop", "recurrent_dropout", "zoneout", "layer_norm"):

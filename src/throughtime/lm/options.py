@@ -5,10 +5,12 @@ Nothing here needs torch, so that help is there at once.
 
 import math
 import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from throughtime.errors import InputError, unknown_name
+from throughtime.errors import FieldError, InputError, unknown_name
 
 MODEL, REGULARISATION, DATA, BUDGET = "Model", "Regularisation", "Data", "Budget (one of them)"
 OPTIMISATION, RATE, WATCHING, MACHINE = "Optimisation", "Learning rate", "Watching and saving", "Machine"
@@ -35,13 +37,13 @@ class Range(NamedTuple):
         """Raise unless a value is in it.
 
         Raises:
-            InputError: With the flag of the command line.
+            FieldError: It isn't.
         """
         kinds = int if self.whole else (int, float)
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
         if is_number and self.least <= value < self.below and not (self.open and value == self.least):
             return
-        raise InputError(f"{flag(name)} {value}: expected {self.expected}")
+        raise FieldError(name, value, self.expected)
 
 
 AT_LEAST_1 = Range(1, "a whole number, at least 1", whole=True)
@@ -86,7 +88,7 @@ class Options:
     """All that training can be told, each value within its own range.
 
     Raises:
-        InputError: A value is out of its range; the message names the command line's flag.
+        InputError: A value is out of its range; the command line names the flag.
     """
 
     level: str = _option("char", DATA, "NAME", "A token is a char, a byte, a word or a bpe token.")
@@ -231,6 +233,32 @@ def flag(name: str) -> str:
 ABOUT: dict[str, About] = {each.name: each.metadata["about"] for each in fields(Options)}
 KINDS: dict[str, Any] = {each.name: each.type for each in fields(Options)}
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(Options)}
+
+
+@contextmanager
+def as_options(**names: str) -> Iterator[None]:
+    """Give a field that can't be what was given the name of the option that it comes from.
+
+    Args:
+        names: Options by field, where their names differ.
+    """
+    try:
+        yield
+    except FieldError as error:
+        raise FieldError(names.get(error.field, error.field), error.value, error.expected) from error
+
+
+def check_budgets(given: Iterable[str]) -> None:
+    """Raise where there are several budgets, by name.
+
+    Raises:
+        InputError: There are.
+    """
+    given = set(given)
+    named = [flag(name) for name in BUDGETS if name in given]
+    if len(named) > 1:
+        all_there_are = ", ".join(map(flag, BUDGETS))
+        raise InputError(f"a budget of {' and '.join(named)}: expected exactly one of {all_there_are}")
 
 
 def as_given(name: str, value: Any) -> str:

@@ -25,7 +25,7 @@ from throughtime.lm.fields import describe, fits
 from throughtime.lm.memory import check_fits
 from throughtime.lm.metrics import line_of, open_metrics
 from throughtime.lm.model import ADJUSTABLE, OPTIONS_OF_SHAPE, LanguageModel, ModelConfig, cell_names, device_named
-from throughtime.lm.options import ABOUT, BUDGETS, Options, attributes, flag
+from throughtime.lm.options import ABOUT, BUDGETS, Options, as_options, attributes, check_budgets, flag
 from throughtime.lm.presets import WINDOW, Window, preset, window_for
 from throughtime.lm.run import (
     BEST,
@@ -50,6 +50,7 @@ from throughtime.training import (
     Budget,
     Clipping,
     Loop,
+    NonFiniteError,
     Probe,
     Rollback,
     Schedule,
@@ -70,7 +71,7 @@ class TrainingOptions(Options):
     """All that training can be told, checked: each option by itself, and those that go with each other or don't.
 
     Raises:
-        InputError: A value is out of its range, or doesn't go with others; the message names the command line's flags.
+        InputError: A value is out of its range, or doesn't go with others.
 
     Example:
         >>> TrainingOptions(hidden=128, minutes=5).budget.describe()
@@ -130,18 +131,21 @@ class TrainingOptions(Options):
     @property
     def budget(self) -> Budget:
         """How long to train; three minutes if nothing was said."""
+        check_budgets(name for name in BUDGETS if getattr(self, name) is not None)
         minutes = 3.0 if self.minutes is self.epochs is self.steps is None else self.minutes
         return Budget(minutes, self.epochs, self.steps)
 
     @property
     def clipping(self) -> Clipping:
         """How gradients are clipped."""
-        return Clipping(self.clip, self.clip_value)
+        with as_options(norm="clip", value="clip_value"):
+            return Clipping(self.clip, self.clip_value)
 
     @property
     def rates(self) -> Schedule:
         """How the learning rate goes along training."""
-        return Schedule(self.schedule, self.warmup, self.final_lr, self.lr_decay, self.lr_decay_after)
+        with as_options(final="final_lr", decay="lr_decay", decay_after="lr_decay_after"):
+            return Schedule(self.schedule, self.warmup, self.final_lr, self.lr_decay, self.lr_decay_after)
 
     @property
     def training_window(self) -> Window:
@@ -162,7 +166,8 @@ class TrainingOptions(Options):
         embedding = usual if self.embedding is None else self.embedding
         shape: dict[str, Any] = {field: getattr(self, option) for option, field in OPTIONS_OF_SHAPE.items()}
         shape["embedding_size"] = embedding
-        return ModelConfig(vocabulary_size, **shape)
+        with as_options(**{field: option for option, field in OPTIONS_OF_SHAPE.items()}):
+            return ModelConfig(vocabulary_size, **shape)
 
     @classmethod
     def from_values(cls, values: dict[str, Any], source: str = "") -> "TrainingOptions":
@@ -498,7 +503,10 @@ def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
     """Return the streams of a text, or the batches of its sequences."""
     eos_id = corpus.tokenizer.eos_id
     if eos_id is None:
-        return Streams(corpus.train, *options.training_window)
+        try:
+            return Streams(corpus.train, *options.training_window)
+        except InputError as error:
+            raise InputError(f"{error}: --batch, --bptt") from error
     return Sequences(corpus.train, eos_id, *options.training_window, options.seed)
 
 
@@ -584,7 +592,10 @@ def _finish(
                 save_all()
             recorder.event(event)
 
-        finished = loop.run(recorder, save_all, on_event=note)
+        try:
+            finished = loop.run(recorder, save_all, on_event=note)
+        except NonFiniteError as error:
+            raise type(error)(f"{error}: --lr, --clip") from error
     summary = TrainingSummary(
         run.folder,
         loop.step,

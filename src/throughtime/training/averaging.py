@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from throughtime.errors import InputError
+from throughtime.errors import FieldError
 
 
 def exponential_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -31,7 +31,7 @@ def exponential_average(model: nn.Module, decay: float) -> AveragedModel:
         True
     """
     if not 0 <= decay < 1:
-        raise InputError(f"--ema {decay}: expected a share from 0 to below 1, such as 0.999")
+        raise FieldError("decay", decay, "a share from 0 to below 1, such as 0.999")
 
     def mix(averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
         n = int(count)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from throughtime.errors import InputError
+from throughtime.errors import FieldError
 
 
 class ClipReport(NamedTuple):
@@ -42,9 +42,9 @@ class Clipping:
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        for flag, bound in (("--clip", self.norm), ("--clip-value", self.value)):
+        for field, bound in (("norm", self.norm), ("value", self.value)):
             if not 0 <= bound < float("inf"):
-                raise InputError(f"{flag} {bound}: expected a bound above 0, or 0 for none")
+                raise FieldError(field, bound, "a bound above 0, or 0 for none")
 
     def apply(self, parameters: Iterable[Tensor]) -> ClipReport:
         """Clip the gradients in place. A norm that is not finite is reported, not repaired.

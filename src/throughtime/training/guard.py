@@ -27,7 +27,7 @@ def check_finite(loss: float, gradient_norm: float, step: int) -> None:
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the {name} became {value} at step {step}; the last good checkpoint is kept. "
-                "Lower --lr, or set --clip (for example --clip 1)"
+                "Lower the learning rate, or clip gradients (to a norm of 1, for example)"
             )
 
 
@@ -71,5 +71,5 @@ class LossWatch:
         if fast > 2 * self.slow + 1 or slow > 1.5 * self.lowest + 0.5:
             raise DivergedError(
                 f"the loss went up to {loss:.3g} at step {step}, from {self.lowest:.3g}; the last good checkpoint is kept. "
-                "Lower --lr, or set --clip (for example --clip 1)"
+                "Lower the learning rate, or clip gradients (to a norm of 1, for example)"
             )

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from throughtime.errors import InputError, unknown_name
+from throughtime.errors import FieldError, InputError, unknown_name
 
 SHAPES = ("cosine", "linear", "constant")
 
@@ -39,13 +39,13 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise unknown_name("schedule", self.shape, SHAPES)
-        for flag, share in (("--warmup", self.warmup), ("--final-lr", self.final)):
+        for field, share in (("warmup", self.warmup), ("final", self.final)):
             if not 0 <= share < 1:
-                raise InputError(f"{flag} {share}: expected a share from 0 to below 1")
+                raise FieldError(field, share, "a share from 0 to below 1")
         if not 0 < self.decay <= 1:
-            raise InputError(f"--lr-decay {self.decay}: expected a factor above 0, at most 1")
+            raise FieldError("decay", self.decay, "a factor above 0, at most 1")
         if not 0 <= self.decay_after < math.inf:
-            raise InputError(f"--lr-decay-after {self.decay_after}: expected a number of epochs, 0 or more")
+            raise FieldError("decay_after", self.decay_after, "a number of epochs, 0 or more")
 
     def factor(self, progress: float, epoch: float = 0.0) -> float:
         """Return the factor.
@@ -82,11 +82,11 @@ class Budget:
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
-            names = " and ".join(f"--{name}" for name in given) or "none"
-            raise InputError(f"a budget of {names}: expected exactly one of --minutes, --epochs, --steps")
+            names = " and ".join(given) or "none"
+            raise InputError(f"a budget of {names}: expected exactly one of minutes, epochs and steps")
         for name, value in given.items():
             if not 0 < value < float("inf"):
-                raise InputError(f"--{name} {value}: expected a number above 0")
+                raise FieldError(name, value, "a number above 0")
 
     def describe(self) -> str:
         """Return the budget in words.

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from throughtime.errors import InputError
+from throughtime.errors import FieldError, InputError
 from throughtime.training.tbptt import Tokens
 
 IGNORED = -100  # target of a position past its sequence's end, torch's own ignore_index
@@ -38,9 +38,9 @@ class Sequences:
     """
 
     def __init__(self, tokens: Tokens, end: int, batch: int, window: int, seed: int = 0, shuffle: bool = True) -> None:
-        for flag, value in (("--batch", batch), ("--bptt", window)):
+        for field, value in (("batch", batch), ("window", window)):
             if value < 1:
-                raise InputError(f"{flag} {value}: expected at least 1")
+                raise FieldError(field, value, "a whole number, at least 1")
         self.batch = batch
         self.window = window
         self._tokens = tokens

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from throughtime.errors import InputError
+from throughtime.errors import FieldError, InputError
 
 
 def detach(state: Any) -> Any:
@@ -54,14 +54,14 @@ class Streams:
     """
 
     def __init__(self, tokens: Tokens, batch: int, window: int) -> None:
-        for flag, value in (("--batch", batch), ("--bptt", window)):
+        for field, value in (("batch", batch), ("window", window)):
             if value < 1:
-                raise InputError(f"{flag} {value}: expected at least 1")
+                raise FieldError(field, value, "a whole number, at least 1")
         needed = batch * window + 1
         if len(tokens) < needed:
             raise InputError(
-                f"{len(tokens):,} tokens to train on, but --batch {batch} × --bptt {window} needs at least {needed:,}; "
-                "lower --batch or --bptt, or give more text"
+                f"{len(tokens):,} tokens to train on, but a batch of {batch} windows of {window} steps needs at least "
+                f"{needed:,}; give more text, or lower the batch or the window"
             )
         self.batch = batch
         self.window = window
