@@ -84,5 +84,5 @@ def test_a_hidden_token_has_no_gradient_and_the_others_do():
 def test_what_cant_be():
     with pytest.raises(InputError, match="--embedding-dropout needs an embedding"):
         ModelConfig(5, embedding_dropout=0.1)
-    with pytest.raises(InputError, match=r"--embedding-dropout 1\.0: expected a probability"):
+    with pytest.raises(InputError, match=r"embedding_dropout = 1\.0: expected a probability"):
         ModelConfig(5, embedding_size=4, embedding_dropout=1.0)

@@ -74,5 +74,5 @@ def test_a_long_text_is_evaluated_in_streams(tmp_path, monkeypatch):
 
 
 def test_a_window_beyond_reason_is_refused():
-    with pytest.raises(InputError, match="--window 0: expected a whole number, at least 1"):
+    with pytest.raises(InputError, match="window = 0: expected a whole number, at least 1"):
         ModelConfig(vocabulary_size=5, cell="mlp", window=0)

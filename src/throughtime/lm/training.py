@@ -506,7 +506,8 @@ def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
         try:
             return Streams(corpus.train, *options.training_window)
         except InputError as error:
-            raise InputError(f"{error}: --batch, --bptt") from error
+            what = str(error).partition(";")[0]
+            raise InputError(f"{what}; lower --batch or --bptt, or give more text") from error
     return Sequences(corpus.train, eos_id, *options.training_window, options.seed)
 
 
