@@ -174,8 +174,17 @@ def test_a_run_of_a_newer_format_is_refused_before_anything_else_of_it_is_read(f
     newer = {"versions": {"throughtime": "9.0", "torch": "9.9", "format": found}, "all": "else is new"}
     path.write_text(json.dumps(newer))
     for use in (throughtime.load, open_run, resume):
-        with pytest.raises(InputError, match=rf"written in format {found} by throughtime 9\.0.*upgrade"):
+        with pytest.raises(InputError, match=rf"config\.json: written in format {found} by throughtime 9\.0.*upgrade"):
             use(tmp_path / "run")
+
+
+def test_a_newer_format_that_this_throughtime_is_said_to_have_written_is_damage(folders, tmp_path):
+    """One flipped bit makes 5 of 1, and nobody should be told to upgrade for that."""
+    shutil.copytree(folders / "char", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 4}'))
+    with pytest.raises(InputError, match=rf"config\.json: altered, it says format {FORMAT + 4} .*; restore it"):
+        open_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("versions", [3, [], {"format": "1"}, {"format": -1}, {"format": True}, {"format": 1.5}])

@@ -67,11 +67,16 @@ def check_format(folder: Path) -> None:
     if not isinstance(written_by, dict):
         return
     found = written_by.get("format")
-    if isinstance(found, int) and found > FORMAT:
+    if not isinstance(found, int) or found <= FORMAT:
+        return
+    if written_by.get("throughtime") == throughtime.__version__:
         raise CheckpointError(
-            f"{folder}: written in format {found} by throughtime {written_by.get('throughtime')}; this is throughtime "
-            f"{throughtime.__version__}, which reads up to format {FORMAT}: pip install --upgrade throughtime"
+            f"{folder / CONFIG}: altered, it says format {found} of a throughtime that has {FORMAT}; restore it"
         )
+    raise CheckpointError(
+        f"{folder / CONFIG}: written in format {found} by throughtime {written_by.get('throughtime')}; this is throughtime "
+        f"{throughtime.__version__}, which reads up to format {FORMAT}: pip install --upgrade throughtime"
+    )
 
 
 def read_config(folder: Path) -> RunConfig:
