@@ -23,6 +23,7 @@ from throughtime.errors import InputError
 from throughtime.insight.recording import Lane, Recording
 from throughtime.kernels import cotangents
 from throughtime.shapes import Outputs, StepState
+from throughtime.training.denormals import flush_denormals
 
 BLOCK_ELEMENTS = 1 << 25  # numbers that a block of losses may keep at a time: 128 MiB of float32
 
@@ -247,6 +248,7 @@ class Watch(NamedTuple):
     inputs: Observer | None = None
 
 
+@flush_denormals()
 def carry(
     recording: Recording,
     grad_outputs: Outputs,
@@ -330,6 +332,7 @@ def _blocks(losses: list[int], lags: int, steps: int, kept: int) -> list[list[in
 
 
 @torch.no_grad()
+@flush_denormals()
 def total_adjoint(recording: Recording, grad_outputs: Outputs) -> list[StepState]:
     """Return δ_t = ∂(Σ_s L_s)/∂s_t, the gradient that backpropagation through time holds at each step.
 

@@ -11,6 +11,7 @@ from throughtime.insight.adjoint import Rows, Span, Step, Watch, carry
 from throughtime.insight.gradient_flow import probe_losses
 from throughtime.insight.recording import Lane, Recording
 from throughtime.shapes import Outputs, StepState
+from throughtime.training.denormals import flush_denormals
 
 GATES = {"i": "input", "f": "forget", "o": "output", "r": "reset", "z": "update"}
 KEEPING = {"lstm": "f", "gru": "z", "gru_reset_before": "z"}  # what multiplies c, or h
@@ -87,6 +88,7 @@ def time_constants(lane: Lane) -> Float[Tensor, "H"]:
     return 1 / (1 - mean)
 
 
+@flush_denormals()
 def carousel(lane: Lane, lags: int | None = None) -> Float[Tensor, "K"]:
     """Return the mean over steps, rows and units of Π_{j<k} f_{t−j}: what of a state or its gradient the gates alone let by.
 

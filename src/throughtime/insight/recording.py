@@ -21,6 +21,7 @@ from throughtime.cells import CELLS, Cell, Linearised, Parameters, find, sequenc
 from throughtime.errors import InputError
 from throughtime.layers import Recurrent
 from throughtime.shapes import Inputs, Lengths, Outputs, Reset, StepState
+from throughtime.training.denormals import flush_denormals
 
 _ALL = slice(None)
 
@@ -169,6 +170,7 @@ class ModelRecording(NamedTuple):
 
 
 @torch.no_grad()
+@flush_denormals()
 def record(
     layer: nn.Module,
     input: Inputs | PackedSequence,

@@ -16,9 +16,11 @@ from throughtime.errors import InputError
 from throughtime.insight.adjoint import Step
 from throughtime.insight.recording import Lane
 from throughtime.shapes import StepState
+from throughtime.training.denormals import flush_denormals
 
 
 @torch.no_grad()
+@flush_denormals()
 def jacobians(lane: Lane, steps: Sequence[int] | None = None) -> Float[Tensor, "N B S S"]:
     """Return J_t = ∂s_t/∂s_{t−1} for each step asked for.
 
@@ -44,6 +46,7 @@ def jacobians(lane: Lane, steps: Sequence[int] | None = None) -> Float[Tensor, "
 
 
 @torch.no_grad()
+@flush_denormals()
 def jacobian_product(lane: Lane, step: int, lag: int) -> Float[Tensor, "B S S"]:
     """Return ∂s_t/∂s_{t−k} = J_t J_{t−1} ⋯ J_{t−k+1}, the product whose norm vanishes or explodes.
 
@@ -113,6 +116,7 @@ def step_size(lane: Lane, steps: Sequence[int] | None = None) -> StepSize:
 
 
 @torch.no_grad()
+@flush_denormals()
 def lyapunov_spectrum(
     lane: Lane, exponents: int | None = None, *, skip: int = 0, leave: int = 0
 ) -> Float[Tensor, "B M"]:
