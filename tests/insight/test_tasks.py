@@ -1,12 +1,16 @@
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 
 from throughtime import insight
 from throughtime.errors import InputError
+from throughtime.insight import tasks
 
 
-def examples(name, length=None, rows=400, is_test=False):
-    return insight.make_task(name, length).draw(rows, torch.Generator().manual_seed(1), is_test)
+def examples(name, length=None, rows=400, part="training"):
+    return insight.make_task(name, length).draw(rows, torch.Generator().manual_seed(1), part)
 
 
 def test_adding_is_hochreiters():
@@ -63,20 +67,20 @@ def test_lag_hides_the_answer_in_the_first_symbol():
 
 def test_digits_are_kept_apart():
     pytest.importorskip("sklearn")
-    test_inputs, test_answers = examples("digits", is_test=True)
-    inputs, answers = examples("digits", rows=2000)
-    assert test_inputs.shape == (64, 360, 1)
-    assert answers.shape == (1, 2000)
-    assert set(test_answers[0].tolist()) == set(range(10))
-    trained_on = {tuple(column) for column in inputs[:, :, 0].T.tolist()}
-    assert not any(tuple(column) in trained_on for column in test_inputs[:, :, 0].T.tolist())
+    parts = {part: examples("digits", rows=2000, part=part) for part in ("training", "validation", "test")}
+    assert parts["test"].inputs.shape == (64, 360, 1)
+    assert parts["training"].answers.shape == (1, 2000)
+    assert set(parts["test"].answers[0].tolist()) == set(range(10))
+    seen = {part: {tuple(column) for column in drawn.inputs[:, :, 0].T.tolist()} for part, drawn in parts.items()}
+    for one, other in itertools.combinations(seen.values(), 2):
+        assert not one & other
 
 
 @pytest.mark.parametrize("name", ["adding", "adding-sum", "copy", "order", "lag"])
 def test_the_chance_level_is_what_ignorance_scores(name):
     """Who always gives the best constant answer."""
     task = insight.make_task(name)
-    answers = task.draw(20_000, torch.Generator().manual_seed(1), False).answers
+    answers = task.draw(20_000, torch.Generator().manual_seed(1), "training").answers
     if task.outputs == 1:
         outputs = answers.mean().expand(1, len(answers[0]), 1)
     else:
@@ -89,6 +93,8 @@ def test_the_chance_level_is_what_ignorance_scores(name):
 def test_who_remembers_solves_and_who_sees_a_window_does_not():
     task = insight.make_task("lag", 20)
     gru = insight.solve(task, "gru", hidden_size=16, steps=400)
+    assert (gru.cell, gru.seed, gru.hidden_size) == ("gru", 1, 16)
+    assert gru.parameters == 3 * 16 * (21 + 16 + 2) + 2 * 17
     assert gru.solved
     assert gru.score == 1
     assert gru.horizon is not None
@@ -98,6 +104,44 @@ def test_who_remembers_solves_and_who_sees_a_window_does_not():
     assert 0.35 < mlp.score < 0.65
     assert mlp.steps == 200
     assert mlp.horizon is None
+
+
+def test_the_test_decides_nothing():
+    """Training stops by the validation sequences, however well the test would go."""
+    task, drawn = insight.make_task("lag", 12), []
+
+    def draw(rows, generator, part):
+        drawn.append(part)
+        return task.draw(rows, generator, part)
+
+    scores = iter([0.5, 1.0, 0.25])  # validation at 100 and at 200 steps, then the test
+    posed = replace(task, draw=draw, score=lambda outputs, answers: next(scores))
+    result = insight.solve(posed, "rnn", hidden_size=4, steps=1000)
+    assert (result.steps, result.validation, result.score, result.solved) == (200, 1.0, 0.25, False)
+    assert drawn[:2] == ["validation", "test"]
+    assert set(drawn[2:]) == {"training"}
+
+
+def test_what_stops_and_what_tests_are_other_sequences():
+    task = insight.make_task("adding", 20)
+    generators = {part: torch.Generator().manual_seed(3 + tasks._SEED_OF[part]) for part in ("validation", "test")}
+    one, other = (task.draw(64, generator, part).inputs for part, generator in generators.items())
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("cell", ["mlp", "rnn", "gru", "lstm"])
+def test_at_equal_size_cells_learn_as_many_numbers(cell):
+    task = insight.make_task("adding")
+    wanted = tasks.count_parameters(task, "lstm", 64)
+    width = insight.equal_width(task, cell, 64)
+    apart = [abs(tasks.count_parameters(task, cell, w) - wanted) for w in (width - 1, width, width + 1)]
+    assert min(apart) == apart[1]
+    assert insight.solve(task, cell, hidden_size=width, steps=1).parameters == tasks.count_parameters(task, cell, width)
+
+
+@pytest.mark.parametrize("name", insight.task_names())
+def test_how_a_task_differs_from_the_published_one_is_said(name):
+    assert len(insight.make_task(name).deviations) > 20
 
 
 def test_a_run_is_repeatable_and_leaves_the_generator_alone():

@@ -604,26 +604,44 @@ def task(
         str | None,
         typer.Option(metavar="NAME", help="As in gradients.", show_default="orthogonal, and chrono for gates"),
     ] = None,
+    equal_size: Annotated[
+        bool, typer.Option("--equal-size", help="Give each cell as many weights as an LSTM of --hidden units has.")
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="S", help="Draws everything random.", callback=_checked_seed)] = 1,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Train with N seeds, of --seed and the numbers after it.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train small networks on a task that needs long memory, and see who solves it."""
-    from throughtime.app.tasks import check_sizes, describe, print_result, run_task, task_record
+    from throughtime.app.tasks import (
+        check_sizes,
+        describe,
+        print_result,
+        print_spread,
+        run_task,
+        task_record,
+        widths_of,
+    )
     from throughtime.app.terminal import print_json, results
     from throughtime.insight.tasks import CELLS, make_task
 
     chosen = make_task(name, length)
-    check_sizes(chosen, hidden, steps)
-    options = {"hidden_size": hidden, "steps": steps, "learning_rate": lr, "initialisation": init, "seed": seed}
-    records = []
+    check_sizes(chosen, hidden, steps, seeds)
+    cells = CELLS if cell is None else (cell,)
+    widths = widths_of(chosen, cells, hidden, equal_size)
+    options = {"steps": steps, "learning_rate": lr, "initialisation": init}
     if not as_json:
         describe(chosen, results())
-    for result in run_task(chosen, CELLS if cell is None else [cell], **options):
-        records.append(task_record(result, chosen))
+    came = []
+    for result in run_task(chosen, cells, widths, range(seed, seed + seeds), **options):
+        came.append(result)
         if not as_json:
             print_result(result, chosen, results())
     if as_json:
-        print_json({"results": records})
+        print_json({"results": [task_record(result, chosen) for result in came]})
+    elif seeds > 1:
+        print_spread(came, results())
 
 
 @app.command(epilog="[dim]Example[/]  throughtime info run")

@@ -42,7 +42,7 @@ from throughtime.insight.spectrum import (
     pascanu_bound,
     step_size,
 )
-from throughtime.insight.tasks import Result, Task, make_task, solve, task_names
+from throughtime.insight.tasks import Result, Task, equal_width, make_task, solve, task_names
 from throughtime.insight.tracking import GradientFlow, track_gradients
 from throughtime.insight.verdict import Need, Overflow, Verdict, judge
 
@@ -71,6 +71,7 @@ __all__ = [
     "clipped_lags",
     "connectivity",
     "curve_interval",
+    "equal_width",
     "find_overflow",
     "gate_use",
     "horizon",
