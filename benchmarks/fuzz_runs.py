@@ -154,9 +154,9 @@ def spoil(run: Path, chooser: random.Random, outside: Path) -> str:
 
 
 def replace_file(run: Path, chooser: random.Random, outside: Path) -> str:
-    """Put a link, a pipe or a folder in a file's place."""
+    """Put a link, another name of a file outside, a pipe or a folder in a file's place."""
     name = chooser.choice((*FILES, ".lock", "loss.png", DATA, "checkpoint", "tensorboard"))
-    path, how = run / name, chooser.choice(("link", "dangling", "device", "pipe", "folder"))
+    path, how = run / name, chooser.choice(("link", "hard link", "dangling", "device", "pipe", "folder"))
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
@@ -164,6 +164,8 @@ def replace_file(run: Path, chooser: random.Random, outside: Path) -> str:
         os.mkfifo(path)
     elif how == "folder":
         path.mkdir()
+    elif how == "hard link":
+        path.hardlink_to(outside)
     else:
         path.symlink_to({"link": outside, "dangling": outside.with_name("nothing"), "device": "/dev/zero"}[how])
     return f"{how} {name}"
@@ -388,7 +390,7 @@ def check_altered_runs(
 
 
 def copy_run(altered: Path, run: Path) -> None:
-    """Copy a run as it is, links and pipes too."""
+    """Copy a run as it is, links, other names and pipes too."""
     run.mkdir()
     for path in sorted(altered.rglob("*")):
         target = run / path.relative_to(altered)
@@ -398,6 +400,8 @@ def copy_run(altered: Path, run: Path) -> None:
             os.mkfifo(target)
         elif path.is_dir():
             target.mkdir()
+        elif path.stat().st_nlink > 1:
+            target.hardlink_to(path)
         else:
             shutil.copyfile(path, target)
 

@@ -452,6 +452,23 @@ def check_links_in_runs(folder: Path) -> int:
     return count
 
 
+def check_other_names_of_runs(folder: Path) -> int:
+    """Go on with a run whose files all have names in another folder too, as a copy by `cp -al` has: nothing changes there."""
+    run, trapped = make_full_run(folder), folder / "trapped"
+    shutil.copytree(run, trapped, copy_function=os.link)
+    before = contents(run)
+    with _quiet():
+        resume(trapped)
+    assert contents(run) == before
+    changed = [name for name, data in contents(trapped).items() if data != before.get(name)]
+    assert changed  # or nothing was gone on with
+    os.link(folder / "text.txt", trapped / ".lock")
+    text = (folder / "text.txt").read_bytes()
+    assert _refuses(resume, trapped, ".lock", "another name for .lock"), "was locked"
+    assert (folder / "text.txt").read_bytes() == text
+    return len(before)
+
+
 def _link(path: Path, target: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
@@ -587,6 +604,7 @@ def main() -> int:
             "bit flips": check_bit_flips(folder, max(int(10_000 * scale), 50)),
             "bit flips in each file of a run": check_bit_flips_in_runs(made("flips"), max(int(1000 * scale), 10)),
             "links in runs": check_links_in_runs(made("links")),
+            "other names of a run's files": check_other_names_of_runs(made("names")),
             "two writers": check_two_writers(made("writers"), max(int(100 * scale), 4)),
             "forged states": check_forged_states(made("forged"), max(int(500 * scale), 10)),
             "kills of whole trainings": check_killed_trainings(folder, max(int(20 * scale), 1)),

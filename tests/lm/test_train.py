@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -450,6 +451,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_shows_what_metrics_hold(text, tmp_path):
     summary = train([text], tmp_path / "run", TrainingOptions(**SMALL, eval_every=2, tensorboard=True))
     shown = scalars(summary.run / "tensorboard")
+    written = [entry.name for entry in (summary.run / "tensorboard").iterdir()]
+    assert all(re.search(r"\.[0-9a-f]{16}$", name) for name in written)  # nobody can have put another file's name there
     lines = open_run(summary.run).metrics()
     for line in lines:
         prefix = f"{line['event']}/" if "event" in line else "training/"

@@ -52,6 +52,10 @@ def test_links_in_place_of_a_runs_files_lead_nowhere(tmp_path):
     assert resilience.check_links_in_runs(tmp_path) == 30
 
 
+def test_nothing_is_changed_under_another_name(tmp_path):
+    assert resilience.check_other_names_of_runs(tmp_path) == len(resilience.READERS)
+
+
 def test_of_two_writers_one_is_refused_and_the_others_run_is_whole(tmp_path):
     assert resilience.check_two_writers(tmp_path, 4) == 4
 

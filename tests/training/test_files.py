@@ -55,6 +55,17 @@ def test_what_is_no_plain_file_is_refused(tmp_path, kind, call):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_file_with_another_name_is_read_and_never_written_into(tmp_path):
+    (tmp_path / "target").write_bytes(b"somebody else's")
+    os.link(tmp_path / "target", tmp_path / "file")
+    assert read(tmp_path / "file") == b"somebody else's"
+    with pytest.raises(CheckpointError, match=r"file: has another name too \(a hard link\)"):
+        open_to_append(tmp_path / "file")
+    write_atomically(tmp_path / "file", b"ours")  # in its place
+    open_to_append(tmp_path / "file").close()
+    assert (tmp_path / "target").read_bytes() == b"somebody else's"
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "device"])
 def test_what_is_written_takes_the_place_of_a_link(tmp_path, kind):
     make(kind, tmp_path / "file", tmp_path / "target")

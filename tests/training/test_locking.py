@@ -69,10 +69,13 @@ def test_of_many_at_once_one_holds_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trap_in_place_of_the_lock_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("make", "reason"), [(os.symlink, "a link, expected a plain file"), (os.link, r"another name too \(a hard link\)")]
+)
+def test_a_trap_in_place_of_the_lock_is_refused(tmp_path, make, reason):
     (tmp_path / "outside").write_text("somebody else's")
-    (tmp_path / LOCK).symlink_to(tmp_path / "outside")
+    make(tmp_path / "outside", tmp_path / LOCK)
     for refused in (lambda: lock(tmp_path).__enter__(), lambda: check_unlocked(tmp_path)):
-        with pytest.raises(CheckpointError, match="a link, expected a plain file"):
+        with pytest.raises(CheckpointError, match=reason):
             refused()
     assert (tmp_path / "outside").read_text() == "somebody else's"

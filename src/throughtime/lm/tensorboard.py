@@ -1,6 +1,7 @@
 """The scalars of metrics.jsonl for TensorBoard, by tensorboardX, which needs no TensorFlow."""
 
 import importlib.util
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,10 @@ def board(folder: Path | None, steps_done: int) -> Iterator[Board]:
     check_library()
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(folder), purge_step=steps_done + 1 if steps_done else None)
+    # The rest of the name is the time and the machine's: somebody could have put another file's name there.
+    unforeseen = f".{secrets.token_hex(8)}"
+    purged = steps_done + 1 if steps_done else None
+    writer = SummaryWriter(str(folder), purge_step=purged, filename_suffix=unforeseen)
 
     def write(record: dict[str, Any]) -> None:
         prefix = f"{record['event']}/" if "event" in record else "training/"

@@ -1,7 +1,8 @@
 """The files of a run: plain ones, read and written where they are and nowhere else, whole or not at all.
 
 A run may come from a stranger. Whatever in it is a link, a pipe or a device is refused: nothing is followed, nothing is waited for,
-and nothing beside the run is written.
+and nothing beside the run is written. A file that has another name (a hard link) is read, but never written into: what is behind
+the other name may be anybody's.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ def open_plain(path: Path, flags: int) -> int:
     """Open a file without following it or waiting for it, and see that it is a plain one; return its descriptor.
 
     Raises:
-        CheckpointError: It is something else.
+        CheckpointError: It is something else, or is to be written into and has another name.
         OSError: It can't be opened.
     """
     try:
@@ -46,10 +47,16 @@ def open_plain(path: Path, flags: int) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK) and os.path.lexists(path):
             raise _not_plain(path, os.lstat(path).st_mode) from error
         raise
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise _not_plain(path, mode)
+        raise _not_plain(path, status.st_mode)
+    if status.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
+        os.close(descriptor)
+        raise CheckpointError(
+            f"{path}: has another name too (a hard link), and would be changed under both; put a copy of the file there, or "
+            "delete it"
+        )
     return descriptor
 
 
@@ -85,7 +92,7 @@ def open_to_append(path: str | Path) -> TextIO:
     """Open a plain file of text to write at its end; make it if it isn't there.
 
     Raises:
-        CheckpointError: It can't be written, or is something else than a plain file.
+        CheckpointError: It can't be written, or is something else than a plain file with one name.
     """
     path = Path(path)
     try:
