@@ -42,10 +42,11 @@ EPSILONS = (0.5, 0.01, 0.001)
 BIASES = (0.1, 0.01)
 QUANTILES = (0.1, 0.5, 0.9)
 EXPONENTS = 8
-LAGS, PROBES = 200, 32  # how far losses are followed, and how many
+LAGS = 200  # over which losses are followed, unless more are needed
 ROWS = 16  # sequences measured side by side: what the confidence intervals are taken over
 WINDOW = 64  # steps of BPTT, where no run says how many it was trained with
-TRIAL_PROBES, TRIAL_ROWS = 8, 8
+TRIAL_PROBES, TRIAL_ROWS = 8, 4
+PATH_PROBES = 16  # at most; a path costs as much as everything else, and its share is told in two digits
 TRIAL_SEEDS = 3  # other starts are never ranked by one draw of the weights
 NOISE_WIDTH = 8  # inputs of a layer that is shown white noise
 LARGEST_DECOMPOSED = 512  # width of a state up to which its Jacobian's eigenvalues are taken
@@ -409,7 +410,7 @@ def measure(
         tell("asking whether the losses agree")
         agreements = [*cancellation(*recorded.part(steps=slice(-window, None)))]
     tell("splitting the gradient by its paths")
-    splits = path_split(recording, gradients, lags=lags, probes=probes)
+    splits = path_split(recording, gradients, lags=lags, probes=min(probes, PATH_PROBES))
     first_of_top = len(recording.lanes) - len(splits)
     reports = []
     for index, (lane, lag, kappa) in enumerate(zip(recording.lanes, matrices, agreements, strict=True)):

@@ -16,11 +16,12 @@ function horizonText({ lag, low, high }) {
   return report.rows === 1 ? `${lag}` : `${lag} [${low ?? "beyond"}–${high ?? "beyond"}]`;
 }
 
-/** Return where 1/1000 is left in fresh networks, as text: "37, 35 to 40 over 3 seeds". */
+/** Return where 1/1000 is left in fresh networks, as text: "1/1000 at lag 37, 35 to 40, 3 seeds". */
 function reachText({ seeds, reach, at_last_lag }) {
   if (reach.lag === null) return `×${figure(at_last_lag)} left at lag ${report.lags - 1}, ${seeds} seeds`;
   const end = (lag) => lag ?? `beyond ${report.lags - 1}`;
-  return `1/1000 at lag ${reach.lag}, ${end(reach.low)} to ${end(reach.high)} over ${seeds} seeds`;
+  const range = reach.low === reach.high ? "" : `, ${end(reach.low)} to ${end(reach.high)}`;
+  return `1/1000 at lag ${reach.lag}${range}, ${seeds} seeds`;
 }
 
 function showHead() {
