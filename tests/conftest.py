@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -46,3 +48,19 @@ def _reproducible() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Let this process have two gigabytes of memory more than it has, and no further."""
+    resource = pytest.importorskip("resource")
+    sizes = Path("/proc/self/statm")
+    if not sizes.exists():
+        pytest.skip("how much memory a process has isn't told here")
+    there, (soft, hard) = (
+        int(sizes.read_text().split()[0]) * resource.getpagesize(),
+        resource.getrlimit(resource.RLIMIT_AS),
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (there + (2 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,6 +1,7 @@
 """A log of training is read as it was written; what is damaged or foreign in it is said."""
 
 import math
+import os
 import zlib
 
 import pytest
@@ -51,6 +52,13 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_taken_away_before_more_is_
     with open_metrics(path) as file:
         file.write(line_of(RECORDS[3]))
     assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("read", [read_metrics, open_metrics])
+def test_a_line_without_end_is_refused_unread(path, read, little_memory):
+    os.truncate(path, 40 << 30)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 5 is longer than 1,048,576 bytes"):
+        read(path)
 
 
 def forged(body):

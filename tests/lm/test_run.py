@@ -12,10 +12,22 @@ from throughtime import InputError
 from throughtime.app.plotting import plot_losses
 from throughtime.lm import TrainingOptions, open_run, resume, train
 from throughtime.lm.bpe import train_bpe
-from throughtime.lm.run import CHECKPOINT, CONFIG, GENERATION, METRICS, MODEL, RESULTS, TOKENIZER, file_digest
+from throughtime.lm.run import (
+    CHECKPOINT,
+    CONFIG,
+    DATA,
+    GENERATION,
+    METRICS,
+    MODEL,
+    OPTIONS,
+    RESULTS,
+    TOKENIZER,
+    file_digest,
+)
 from throughtime.lm.tokenizer import tokenizer_from_json
+from throughtime.lm.words import WordTokenizer
 from throughtime.training.checkpoint import load, load_json, save, save_json
-from throughtime.training.files import create_beside
+from throughtime.training.files import LARGE, create_beside
 
 SMALL = {"hidden": 16, "batch": 4, "bptt": 16, "steps": 30}
 
@@ -52,6 +64,37 @@ def renew_digests(run):
     save(run / MODEL, tensors, {name: file_digest(run / name) for name in state})
     tensors, state = load(run / CHECKPOINT)
     save(run / CHECKPOINT, tensors, state | {"files": {name: file_digest(run / name) for name in state["files"]}})
+
+
+HUGE = {
+    CONFIG: open_run,
+    TOKENIZER: open_run,
+    MODEL: open_run,
+    GENERATION: lambda run: open_run(run).generation,
+    RESULTS: lambda run: open_run(run).results,
+    METRICS: lambda run: open_run(run).metrics(),
+    CHECKPOINT: resume,
+    f"{DATA}/corpus.json": lambda run: open_run(run).corpus(),
+    f"{DATA}/tokens.bin": lambda run: open_run(run).corpus(),
+    OPTIONS: lambda run: TrainingOptions.from_toml(run / OPTIONS),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_huge_file_is_refused_unread(run, name, little_memory):
+    (run / name).touch()
+    os.truncate(run / name, 40 << 30)
+    with pytest.raises(
+        InputError, match=rf"{name}: ([0-9,]* bytes, expected|truncated or altered \(|line \d* is longer)"
+    ):
+        HUGE[name](run)
+
+
+def test_a_large_vocabulary_is_no_huge_file(tmp_path):
+    words = [f"0word{number:07}" for number in range(1_000_000)]
+    path = tmp_path / TOKENIZER
+    save_json(path, WordTokenizer(words).to_json())
+    assert tokenizer_from_json(load_json(path, most=LARGE)).vocabulary_size > 1_000_000
 
 
 READERS = {"open": open_run, "resume": resume}

@@ -1,5 +1,6 @@
 """A file is loaded whole or refused with its name and the reason, and what was there before survives a failed save."""
 
+import os
 import random
 
 import pytest
@@ -29,6 +30,45 @@ def test_any_safetensors_reader_can_open_it(tmp_path, tensors):
     save(tmp_path / "a.safetensors", tensors, {})
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("weight"), tensors["weight"])
+
+
+def test_the_same_tensors_and_state_are_the_same_bytes(tmp_path, tensors):
+    state = {"b": 'an "sha256":"' + "0" * 64, "a": 1}
+    written = set()
+    for _ in range(20):  # the order of the library's own metadata is another each time
+        tensors = dict(reversed(tensors.items()))
+        save(tmp_path / "a.safetensors", tensors, state)
+        written.add((tmp_path / "a.safetensors").read_bytes())
+    assert len(written) == 1
+    assert load(tmp_path / "a.safetensors")[1] == state
+
+
+@pytest.mark.parametrize("more", [1, 40 << 30])
+def test_a_longer_file_than_its_header_tells_of_is_refused_unread(tmp_path, tensors, more, little_memory):
+    path = tmp_path / "a.safetensors"
+    save(path, tensors, {})
+    os.truncate(path, path.stat().st_size + more)
+    with pytest.raises(
+        CheckpointError, match=r"a\.safetensors: truncated or altered \([0-9,]* bytes, its header tells of"
+    ):
+        load(path)
+
+
+def test_a_header_that_is_longer_than_any_is_refused_unread(tmp_path, little_memory):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((30 << 30).to_bytes(8, "little"))
+    os.truncate(path, 40 << 30)
+    with pytest.raises(CheckpointError, match="not a checkpoint of throughtime"):
+        load(path)
+
+
+def test_a_file_for_which_there_is_no_memory_is_named(tmp_path, little_memory):
+    path = tmp_path / "a.safetensors"
+    header = b'{"x": {"dtype": "U8", "shape": [42949672960], "data_offsets": [0, 42949672960]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + (40 << 30))
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: needs more memory than there is"):
+        load(path)
 
 
 def test_tied_and_strided_tensors_are_written_as_they_are(tmp_path):

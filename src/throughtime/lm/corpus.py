@@ -42,7 +42,7 @@ from throughtime.lm.stored_tokens import StoredTokens
 from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
 from throughtime.lm.words import WordTokenizer
 from throughtime.training.checkpoint import load_json, save_json
-from throughtime.training.files import CheckpointError
+from throughtime.training.files import LARGE, CheckpointError
 
 TOKENS = "tokens.bin"
 DESCRIPTION = "corpus.json"
@@ -136,7 +136,7 @@ def open_corpus(folder: str | Path, reused: bool = False) -> Corpus:
         InputError: The encoded text is missing, truncated or altered, or its description is none.
     """
     folder = Path(folder)
-    description = load_json(folder / DESCRIPTION, sealed=True)
+    description = load_json(folder / DESCRIPTION, sealed=True, most=LARGE)
     for name, is_right in _DESCRIBED.items():
         if not is_right(description.get(name)):
             raise CheckpointError(
@@ -205,7 +205,7 @@ def read_tokens(path: str | Path, tokenizer: Tokenizer) -> NDArray[np.int64]:
 
 def _reusable(folder: Path, wanted: dict[str, Any]) -> Corpus | None:
     try:
-        if load_json(folder / DESCRIPTION, sealed=True).get("wanted") == json.loads(json.dumps(wanted)):
+        if load_json(folder / DESCRIPTION, sealed=True, most=LARGE).get("wanted") == json.loads(json.dumps(wanted)):
             return open_corpus(folder, reused=True)
     except (InputError, OSError):
         return None

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from throughtime.training.files import CheckpointError, open_to_append, read, write_atomically
+from throughtime.training.files import CheckpointError, open_to_append, open_to_read, reading, write_atomically
 
+_LONGEST = 1 << 20  # bytes of a line, which are a few hundred, and more where gradients of many layers are measured
 _CHECK = b', "crc32": '
 _WHOLE = re.compile(rb', "crc32": \d+\}')
 _NEEDED = {None: ("step", "seconds", "loss"), "validation": ("step", "seconds", "loss"), "rollback": ("step",)}
@@ -34,10 +36,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not os.path.lexists(path):
         return []
-    *lines, rest = read(path).split(b"\n")
-    if _WHOLE.search(rest):  # whole but for its end, so that it wasn't cut off
-        lines.append(rest)
-    return [_record(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
+    return [
+        _record(line, _place(path, number))
+        for number, line in _lines(path)
+        if line.endswith(b"\n") or _WHOLE.search(line)  # whole but for its end, so that it wasn't cut off
+    ]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file with their numbers; the last may have no end."""
+    with open_to_read(path) as file, reading(path):
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST), b""), start=1):
+            if len(line) == _LONGEST:
+                raise CheckpointError(
+                    f"{_place(path, number)} is longer than {_LONGEST:,} bytes; restore the file, or delete it"
+                )
+            yield number, line
+
+
+def _place(path: Path, number: int) -> str:
+    return f"{path}: line {number}"
 
 
 def open_metrics(path: Path) -> TextIO:
@@ -50,13 +68,12 @@ def open_metrics(path: Path) -> TextIO:
         CheckpointError: It can't be read or written.
     """
     if os.path.lexists(path):
-        data = read(path)
-        write_atomically(path, data[: data.rfind(b"\n") + 1])
+        write_atomically(path, b"".join(line for _, line in _lines(path) if line.endswith(b"\n")))
     return open_to_append(path)
 
 
 def _record(line: bytes, where: str) -> dict[str, Any]:
-    body, _, check = line.rpartition(_CHECK)
+    body, _, check = line.removesuffix(b"\n").rpartition(_CHECK)
     if check != b"%d}" % zlib.crc32(body):
         raise CheckpointError(f"{where} is damaged (its checksum doesn't match); restore the file, or delete it")
     try:

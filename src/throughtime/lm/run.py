@@ -39,11 +39,13 @@ from throughtime.lm.tokenizer import Tokenizer, tokenizer_from_json
 from throughtime.plain import shell_word
 from throughtime.training.checkpoint import load, load_json, save, save_json
 from throughtime.training.files import (
+    LARGE,
     CheckpointError,
     check_folder,
     create_beside,
     is_leftover,
-    read,
+    open_to_read,
+    reading,
     remove_leftovers,
     write_atomically,
 )
@@ -125,7 +127,7 @@ class Run:
     @property
     def weights_digest(self) -> str:
         """The SHA-256 of model.safetensors."""
-        return file_digest(self.folder / MODEL)
+        return file_digest(self.folder / MODEL, most=None)
 
     def _check_whole(self, lacks: str) -> None:
         if self.config.packed is not None:
@@ -195,7 +197,7 @@ def open_run(folder: str | Path) -> Run:
     tensors, _ = _load_bound(folder, MODEL)
     config = read_config(folder)
     try:
-        tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER))
+        tokenizer = tokenizer_from_json(load_json(folder / TOKENIZER, most=LARGE))
     except (InputError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / TOKENIZER}: {str(error).removeprefix(f'{folder / TOKENIZER}: ')}") from error
     if tokenizer.vocabulary_size != config.model.vocabulary_size:
@@ -351,10 +353,11 @@ def clear_run(folder: Path) -> None:
         shutil.rmtree(inside, ignore_errors=True)
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file.
+def file_digest(path: Path, most: int | None = LARGE) -> str:
+    """Return the SHA-256 of a file of `most` bytes at most.
 
     Raises:
-        CheckpointError: It can't be read.
+        CheckpointError: It can't be read, or is larger.
     """
-    return hashlib.sha256(read(path)).hexdigest()
+    with open_to_read(path, most) as file, reading(path):
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,11 +2,13 @@
 
 A save is atomic: the file is written beside its place, synced, renamed, and the folder is synced, so that a crash at any moment
 leaves the earlier file or the new one. The safetensors file carries the SHA-256 of itself (with the digest's own place filled with
-zeros) in its metadata, so that a truncated or altered file is refused; any safetensors reader can open it.
+zeros) in its metadata, so that a truncated or altered file is refused; any safetensors reader can open it. The same tensors and
+state are the same bytes, wherever and whenever they are written, so that the digest names them.
 """
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from throughtime.training.files import CheckpointError, read, write_atomically
+from throughtime.training.files import SMALL, CheckpointError, open_to_read, read, reading, write_atomically
 
 _BLANK = "0" * 64
 _DIGEST_KEY = b'"sha256":"'
+_LONGEST_HEADER = 100_000_000  # bytes, as in safetensors
 _SEAL = b'{\n  "sha256": "'  # how a sealed JSON object begins
 
 
@@ -36,7 +39,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) ->
         CheckpointError: The file can't be written. What was there before still is.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = bytearray(safetensors.torch.save(on_cpu, {"state": json.dumps(state), "sha256": _BLANK}))
+    data = _with_metadata(safetensors.torch.save(on_cpu), {"sha256": _BLANK, "state": json.dumps(state)})
     digest = hashlib.sha256(data).hexdigest()
     at = _digest_place(data)
     assert at is not None
@@ -49,21 +52,20 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save` wrote: the tensors, on the CPU, and the state.
 
     Raises:
-        CheckpointError: The file is missing, truncated, altered, or was not written by `save`.
+        CheckpointError: The file is missing, truncated, altered, was not written by `save`, or needs more memory than there is.
     """
     path = Path(path)
-    data = bytearray(read(path))
+    data = _read_whole(path)
     at = _digest_place(data)
     if at is None:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of throughtime, or its header is damaged; restore it or train anew"
-        )
+        raise _no_checkpoint(path)
     given = bytes(data[at : at + 64])
     data[at : at + 64] = _BLANK.encode()
     if hashlib.sha256(data).hexdigest().encode() != given:
         raise CheckpointError(f"{path}: truncated or altered (its SHA-256 doesn't match); restore it or train anew")
     try:
-        tensors = safetensors.torch.load(bytes(data))
+        with reading(path):
+            tensors = safetensors.torch.load(bytes(data))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         state = json.loads(header["__metadata__"]["state"])
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
@@ -93,19 +95,22 @@ def save_json(path: str | Path, value: dict[str, Any], *, sealed: bool = False) 
     return hashlib.sha256(data).hexdigest()
 
 
-def load_json(path: str | Path, sha256: str | None = None, *, sealed: bool = False) -> dict[str, Any]:
+def load_json(
+    path: str | Path, sha256: str | None = None, *, sealed: bool = False, most: int = SMALL
+) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: The file.
         sha256: What the file's SHA-256 must be, if it is known.
         sealed: Whether the file must carry the SHA-256 of itself.
+        most: Bytes that it may hold.
 
     Raises:
-        CheckpointError: The file is missing, is not a JSON object, or is not the one that was meant.
+        CheckpointError: The file is missing, larger, is not a JSON object, or is not the one that was meant.
     """
     path = Path(path)
-    data = read(path)
+    data = read(path, most)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(
             f"{path}: altered since it was written (its SHA-256 doesn't match); restore it or train anew"
@@ -113,7 +118,8 @@ def load_json(path: str | Path, sha256: str | None = None, *, sealed: bool = Fal
     if sealed:
         _check_seal(path, data)
     try:
-        value = json.loads(data.decode("utf-8", "surrogatepass"))
+        with reading(path):
+            value = json.loads(data.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}); restore it or train anew") from error
     if not isinstance(value, dict):
@@ -121,6 +127,43 @@ def load_json(path: str | Path, sha256: str | None = None, *, sealed: bool = Fal
     if sealed:
         del value["sha256"]
     return value
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytearray:
+    """Return a safetensors file with metadata in the order given; the library's own order is another in each process."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(data[8:begin])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin where any of their numbers may
+    return bytearray(len(header).to_bytes(8, "little") + header) + data[begin:]
+
+
+def _read_whole(path: Path) -> bytearray:
+    """Return a safetensors file; no more than its header is read where that doesn't tell of as many bytes as there are."""
+    with open_to_read(path) as file, reading(path):
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_LONGEST_HEADER, size - 8):
+            raise _no_checkpoint(path)
+        try:
+            entries = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise _no_checkpoint(path) from error
+        if size != expected:
+            raise CheckpointError(
+                f"{path}: truncated or altered ({size:,} bytes, its header tells of {expected:,}); restore it or train anew"
+            )
+        data = bytearray(size)
+        file.seek(0)
+        del data[file.readinto(data) :]
+        return data
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: not a checkpoint of throughtime, or its header is damaged; restore it or train anew"
+    )
 
 
 def _check_seal(path: Path, data: bytes) -> None:

@@ -11,15 +11,19 @@ import os
 import re
 import secrets
 import stat
-from io import BufferedRandom
+from collections.abc import Iterator
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 from throughtime.errors import InputError
 
 # Not there on every system; where a link can't be told while it is opened, the check that follows does what it can.
 _NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.new", re.DOTALL)
+# Bytes of a file of a run that are read at all, so that nobody's file fills the memory: what a few options or figures need, a
+# thousand times over; and a vocabulary of ten million words, or the names of a million files.
+SMALL, LARGE = 16 << 20, 256 << 20
 _KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
@@ -60,32 +64,52 @@ def open_plain(path: Path, flags: int) -> int:
     return descriptor
 
 
-def open_to_read(path: str | Path) -> BinaryIO:
+def open_to_read(path: str | Path, most: int | None = None) -> BufferedReader:
     """Open a plain file.
 
+    Args:
+        path: The file.
+        most: Bytes that it may hold, if they are bounded.
+
     Raises:
-        CheckpointError: It is missing, unreadable, or something else than a plain file.
+        CheckpointError: It is missing, unreadable, something else than a plain file, or larger.
     """
     path = Path(path)
     try:
-        return os.fdopen(open_plain(path, os.O_RDONLY), "rb")
+        file = os.fdopen(open_plain(path, os.O_RDONLY), "rb")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    if most is not None and (size := os.fstat(file.fileno()).st_size) > most:
+        file.close()
+        raise CheckpointError(f"{path}: {size:,} bytes, expected at most {most:,}; restore it")
+    return file
 
 
-def read(path: str | Path) -> bytes:
-    """Return what is in a plain file.
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Say of which file it was that it couldn't be read, or that memory ended while it was read.
 
     Raises:
-        CheckpointError: It is missing, unreadable, or something else than a plain file.
+        CheckpointError: Reading it failed.
     """
-    with open_to_read(path) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: needs more memory than there is; read it on a larger machine") from error
+
+
+def read(path: str | Path, most: int = SMALL) -> bytes:
+    """Return what is in a plain file of `most` bytes at most.
+
+    Raises:
+        CheckpointError: It is missing, unreadable, something else than a plain file, or larger.
+    """
+    with open_to_read(path, most) as file, reading(path):
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def open_to_append(path: str | Path) -> TextIO:
