@@ -16,6 +16,7 @@ from benchmarks.speed.problem import Problem, missing_bfloat16, missing_layer_no
 
 GRID = [(1, 100, 128), (1, 100, 512), (32, 100, 128), (64, 128, 256), (32, 128, 512), (64, 50, 1024), (16, 1000, 128)]
 RAGGED = [(32, 100, 128), (64, 60, 256)]
+MANY_TO_ONE = [100, 200, 400, 1000]  # T
 LARGE = [(64, 128, 256), (32, 128, 512), (64, 50, 1024)]
 CELLS = ["lstm", "gru", "rnn"]
 PEERS = {"onnx": "onnxruntime", "jax": "jax", "compiled": "torch"}  # that can be left out, and the package they need
@@ -48,6 +49,7 @@ def programme(choice: Choice) -> Iterator[Case]:
     """Every case, in the order in which they run."""
     yield from _padded(choice)
     yield from _ragged(choice)
+    yield from _many_to_one()
     yield _resets()
     yield from _layer_norm(choice)
     yield from _bfloat16()
@@ -124,6 +126,33 @@ def _ragged_contest(cell: str, steps: int, batch: int, hidden: int, lengths: Ten
             *_own(problem, choice, "PackedSequence"),
             Contestant("PackedSequence", problem.by_torch()),
             Contestant("ours padded", padded.by_us(), exact=padded.by_torch(torch.float64)),
+        ],
+        problem.by_torch(torch.float64),
+    )
+
+
+def _many_to_one() -> Iterator[Case]:
+    """A loss on the last step only: gradients die out into denormals, which many CPUs compute with a hundred times more slowly."""
+    for cell in CELLS:
+        for steps in MANY_TO_ONE:
+            yield Case(
+                *("many-to-one", cell, f"B32 T{steps} H128"),
+                partial(_many_to_one_contest, cell, steps),
+                [
+                    times_faster("torch.nn", 5.0 if steps >= 400 else None),
+                    times_slower(OURS, "ours, a loss on each step", 1.1),
+                ],
+                is_quick=steps == 400,
+            )
+
+
+def _many_to_one_contest(cell: str, steps: int) -> Contest:
+    problem, whole = Problem(cell, steps, 32, 128, many_to_one=True), Problem(cell, steps, 32, 128)
+    return Contest(
+        [
+            Contestant(OURS, problem.by_us(), judged_by="torch.nn"),
+            Contestant("torch.nn", problem.by_torch()),
+            Contestant("ours, a loss on each step", whole.by_us(), exact=whole.by_torch(torch.float64)),
         ],
         problem.by_torch(torch.float64),
     )

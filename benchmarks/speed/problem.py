@@ -48,6 +48,7 @@ class Problem:
         layers: L.
         bidirectional: Both ways.
         inputs: I; 0 for as many as H.
+        many_to_one: The loss is on the last step only, so that the gradients of all others fade.
     """
 
     cell: str
@@ -60,6 +61,7 @@ class Problem:
     layers: int = 1
     bidirectional: bool = False
     inputs: int = 0
+    many_to_one: bool = False
 
     @cached_property
     def module(self) -> nn.RNNBase:
@@ -72,9 +74,11 @@ class Problem:
         """The input, and the output's gradient."""
         torch.manual_seed(2)
         width = self.hidden * (2 if self.bidirectional else 1)
-        return torch.randn(self.steps, self.batch, self.inputs or self.hidden), torch.randn(
-            self.steps, self.batch, width
-        )
+        x = torch.randn(self.steps, self.batch, self.inputs or self.hidden)
+        grad = torch.randn(self.steps, self.batch, width)
+        if self.many_to_one:
+            grad[:-1] = 0
+        return x, grad
 
     def by_torch(self, dtype: torch.dtype = torch.float32) -> Callable[[], Results]:
         """The layer of torch.nn: padded, or where there are lengths packed and unpacked."""
