@@ -1,5 +1,5 @@
 // What Python sees: a Layout, and the passes over it. Arrays come as addresses (`tensor.data_ptr()`, 0 for none),
-// because handing over ten tensors costs 38 microseconds and ten integers one; kernels/request.py has checked them.
+// because handing over ten tensors costs 38 microseconds and ten integers one; request.py has checked them.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>

@@ -120,9 +120,9 @@ def test_autocast_of_packed_and_ragged_input(backend):
 def test_the_operator_keeps_torchs_rules(name, backend, parameters):
     cell = CELLS[name]
     draw = lambda *shape: torch.randn(shape, requires_grad=True)  # noqa: E731
-    weights = [draw(cell.gates * 4, width) for width in (3, 4)] + [draw(cell.gates * 4) for _ in range(2)]
+    weights = [draw(cell.spec.gates * 4, width) for width in (3, 4)] + [draw(cell.spec.gates * 4) for _ in range(2)]
     weights = [w.detach().to(parameters).requires_grad_() for w in weights]
-    state = [draw(2, 4).detach().bfloat16().requires_grad_() for _ in range(cell.state_size)]
+    state = [draw(2, 4).detach().bfloat16().requires_grad_() for _ in range(len(cell.spec.states))]
     x = draw(5, 2, 3).detach().bfloat16().requires_grad_()
     torch.library.opcheck(
         torch.ops.throughtime.recurrence.default, (x, state, weights, None, None, [], name, False, True, backend)

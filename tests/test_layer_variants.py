@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import throughtime
-from throughtime.ops import draw_mask
+from throughtime.stack import draw_mask
 
 SERVING = [name for name in BACKENDS if name != "torch"]
 LAYERS = {
@@ -119,12 +119,12 @@ def test_recurrent_dropout_is_one_mask_for_the_whole_sequence():
 def test_weight_drop_drops_weights():
     layer = throughtime.GRU(3, 60, num_layers=2, bidirectional=True, weight_drop=0.3)
     x = torch.randn(4, 2, 3)
-    dropped = layer._drop_weights()
+    dropped = layer._weights()
     for row, whole in zip(dropped, layer.all_weights, strict=True):
-        is_zero = row[1] == 0
+        is_zero = row.weight_hh == 0
         assert 0.25 < is_zero.double().mean().item() < 0.35
-        torch.testing.assert_close(row[1][~is_zero], whole[1][~is_zero] / 0.7)
-        assert all(a is b for a, b in zip(row[2:], whole[2:], strict=True))
+        torch.testing.assert_close(row.weight_hh[~is_zero], whole[1][~is_zero] / 0.7)
+        assert all(a is b for a, b in zip(row.to_list()[2:], whole[2:], strict=True))
     assert not torch.allclose(layer(x)[0], layer(x)[0])
     layer.eval()
     plain = throughtime.GRU(3, 60, num_layers=2, bidirectional=True)

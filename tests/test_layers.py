@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import throughtime
-from throughtime.kernels import request
+from throughtime.kernels import layout
 
 PAIRS = {
     "rnn": (throughtime.RNN, nn.RNN, {}),
@@ -74,7 +74,7 @@ def run(module: nn.Module, names: list[str], form, x: Tensor, *tensors: Tensor) 
 )
 @settings(max_examples=150)
 def test_parity_with_torch(
-    name, backend, hidden, steps, batch, num_layers, bidirectional, bias, batch_first, ragged, dtype, seed
+    *, name, backend, hidden, steps, batch, num_layers, bidirectional, bias, batch_first, ragged, dtype, seed
 ):
     torch.manual_seed(seed)
     options = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias, "batch_first": batch_first}
@@ -241,7 +241,7 @@ def test_a_packed_sequence_gives_the_bits_that_lengths_give(name, dtype, tokens)
     "backend", [name for name in comparison.BACKENDS if name != "torch"]
 )  # which recomputes nothing
 def test_recomputing_changes_no_bit(name, backend, monkeypatch):
-    monkeypatch.setattr(request, "_STRETCH", 600)  # so that there are segments of a few steps
+    monkeypatch.setattr(layout, "_STRETCH", 600)  # so that there are segments of a few steps
     layer = make(name, num_layers=2, bidirectional=True, dropout=0.3, backend=backend)
     x, lengths = torch.randn(23, 4, 5), torch.tensor([11, 23, 0, 17])
     results = []
@@ -259,7 +259,7 @@ def test_recomputing_changes_no_bit(name, backend, monkeypatch):
 @pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 def test_recomputing_keeps_a_fraction(monkeypatch):
     kept = []
-    monkeypatch.setattr(request, "_STRETCH", 10000)
+    monkeypatch.setattr(layout, "_STRETCH", 10000)
     for every in (0, 10):
         layer = throughtime.LSTM(5, 16, recompute_every=every)
         sizes = []

@@ -38,7 +38,9 @@ def test_names_are_imported_as_from_any_package(statement):
 
 
 def test_the_operator_is_there_once_ops_is_imported():
-    said = _in_a_process("import torch, throughtime.ops\nprint(torch.ops.throughtime.recurrence.default is not None)")
+    said = _in_a_process(
+        "import torch, throughtime.operator\nprint(torch.ops.throughtime.recurrence.default is not None)"
+    )
     assert said == "True"
 
 

@@ -27,17 +27,19 @@ def random_parameters(
 ) -> list[Tensor]:
     """The flat list of a cell with its variants, gains about 1."""
     cell, width = find(name), projection or hidden
-    rows = cell.gates * hidden
+    rows = cell.spec.gates * hidden
     shapes = [(rows, inputs), (rows, width)] + [(rows,), (rows,)] * bias + [(projection, hidden)] * (projection > 0)
     tensors = [torch.randn(shape, dtype=dtype) / shape[-1] ** 0.5 for shape in shapes]
     sizes = {"weight_ch": rows - hidden, "gain_ih": rows, "gain_hh": rows, "gain_c": hidden, "shift_c": hidden}
-    return tensors + [torch.randn(sizes[extra], dtype=dtype) * 0.5 + (extra[:4] == "gain") for extra in cell.extra]
+    return tensors + [
+        torch.randn(sizes[extra], dtype=dtype) * 0.5 + (extra[:4] == "gain") for extra in cell.spec.variant_parameters
+    ]
 
 
 def random_masks(name: str, steps: int, batch: int, hidden: int, projection: int = 0, expected: bool = False):
     """The flat list of a cell's masks."""
     width, masks = projection or hidden, []
-    for mask in find(name).masks:
+    for mask in find(name).spec.masks:
         if mask == "recurrent_dropout":
             masks.append((torch.rand(batch, width) < 0.6).double() / 0.6)
         elif expected:
@@ -51,8 +53,8 @@ def run(name: str, x: Tensor, state: list[Tensor], parameters: list[Tensor], mas
     """Outputs (T, B, P) and the final state."""
     base, *variants = name.split("+")
     cell = find(name)
-    p = Parameters.from_list(parameters, cell.extra)
-    mask = dict(zip(cell.masks, masks, strict=True))
+    p = Parameters.from_list(parameters, cell.spec.variant_parameters)
+    mask = dict(zip(cell.spec.masks, masks, strict=True))
     h, *c = state
     outputs = []
     for t, x_t in enumerate(x):

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import throughtime
 from benchmarks.speed.case import Results
-from throughtime.kernels import cpu, native
+from throughtime.backend import native
+from throughtime.request import Request
 
 THEIRS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 OURS: dict[str, Callable[..., nn.Module]] = {"lstm": throughtime.LSTM, "gru": throughtime.GRU, "rnn": throughtime.RNN}
@@ -21,7 +22,8 @@ KERNELS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
 
 def missing_bfloat16() -> str | None:
     """Say why there is no bf16 to measure, or nothing."""
-    if native.refusal("lstm", torch.zeros(1, dtype=torch.bfloat16)) is None:
+    one = torch.zeros(1, 1, dtype=torch.bfloat16)
+    if native.refusal(Request.read("lstm", one[None], [one, one], [one, one])) is None:
         return None
     return "the native kernels have no bfloat16 yet"
 
@@ -150,16 +152,13 @@ class Problem:
         cell, parameters = KERNELS[self.cell], [p.detach() for p in self._copy(torch.float32).parameters()]
         initial = [torch.zeros(self.batch, self.hidden)] * (2 if cell == "lstm" else 1)
 
+        request = Request.read(cell, x, initial, parameters, lengths=self.lengths, reset=self.reset)
+
         def run() -> Results:
-            output, final, saved = cpu.forward(
-                cell, x, initial, parameters, self.lengths, self.reset, keep=self.training
-            )
+            output, final, saved = native.forward(request, self.training)
             if not self.training:
                 return [output]
-            no_grad = [torch.zeros_like(s) for s in final]
-            gradient = cpu.backward(
-                *(cell, grad, no_grad, x, initial, parameters, output, saved, self.lengths, self.reset)
-            )
+            gradient = native.backward(request, grad, [torch.zeros_like(s) for s in final], output, saved)
             assert gradient.input is not None
             return [output, gradient.input, *gradient.parameters]
 

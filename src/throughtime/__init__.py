@@ -1,7 +1,7 @@
 """Recurrent networks for Python: layers, language models, and instruments for backpropagation through time.
 
 A name of this package is imported when it is first used, and torch with it, so that the command line answers before torch is
-there. The operator `torch.ops.throughtime.recurrence` is defined by `import throughtime.ops`, or by the first use of a layer.
+there. The operator `torch.ops.throughtime.recurrence` is defined by `import throughtime.operator`, or by the first use of a layer.
 """
 
 from typing import TYPE_CHECKING
@@ -11,14 +11,14 @@ from throughtime.lazy import on_first_use
 
 if TYPE_CHECKING:
     from throughtime import init
+    from throughtime.backend import backends
     from throughtime.layers import GRU, LSTM, RNN
     from throughtime.lm.loaded import load
-    from throughtime.ops import backends
 
 __version__ = "0.1.0"
 
 __all__ = ["GRU", "LSTM", "RNN", "InputError", "MissingKernelsWarning", "__version__", "backends", "init", "load"]
 
-_HOMES = {"layers": ["GRU", "LSTM", "RNN"], "ops": ["backends"], "lm.loaded": ["load"]}
-_MODULES = ("app", "cells", "init", "insight", "kernels", "layers", "lm", "ops", "training")
+_HOMES = {"layers": ["GRU", "LSTM", "RNN"], "backend": ["backends"], "lm.loaded": ["load"]}
+_MODULES = ("app", "backend", "cells", "init", "insight", "kernels", "layers", "lm", "operator", "spec", "training")
 __getattr__, __dir__ = on_first_use(__name__, _HOMES, _MODULES)

@@ -1,17 +1,28 @@
 """RNN, LSTM and GRU: drop-in for torch.nn's, with `lengths=`, `reset=` and a choice of backend."""
 
 import math
-import numbers
-import warnings
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from throughtime.cells import find
+from throughtime import spec, stack
+from throughtime.arguments import (
+    check_dropout,
+    check_flags,
+    check_lengths,
+    check_probabilities,
+    check_recompute_every,
+    check_reset,
+    check_sizes,
+    check_zoneout,
+    describe_value,
+)
+from throughtime.backend import check_backend
 from throughtime.errors import unknown_name
-from throughtime.ops import Stack, check_backend, draw_mask, run_stack, run_stack_packed
+from throughtime.request import Sequences, Stack
+from throughtime.spec import Parameters
 
 _ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 
@@ -70,38 +81,38 @@ _ARGUMENTS = """
 class Recurrent(nn.Module):
     """What RNN, LSTM and GRU share: parameters, checks, and the forms in which input and state come and go."""
 
-    cell: str  # key in CELLS, set by each class
-
     def __init__(
         self,
+        cell: str,
         input_size: int,
         hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: Any = None,
-        dtype: Any = None,
-        backend: str = "auto",
+        num_layers: int,
         *,
-        layer_norm: bool = False,
-        zoneout: float | tuple[float, float] = 0.0,
-        recurrent_dropout: float = 0.0,
-        weight_drop: float = 0.0,
-        recompute_every: int = 0,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int = 0,
+        device: Any,
+        dtype: Any,
+        backend: str,
+        layer_norm: bool,
+        zoneout: float | tuple[float, float],
+        recurrent_dropout: float,
+        weight_drop: float,
+        recompute_every: int,
     ) -> None:
         super().__init__()
-        _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        _check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional, layer_norm=layer_norm)
-        _check_dropout(dropout, num_layers)
-        _check_probabilities(recurrent_dropout=recurrent_dropout, weight_drop=weight_drop)
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional, layer_norm=layer_norm)
+        check_dropout(dropout, num_layers)
+        check_probabilities(recurrent_dropout=recurrent_dropout, weight_drop=weight_drop)
         if not 0 <= proj_size < hidden_size:
             raise ValueError(
                 f"proj_size = {proj_size}; expected 0 (no projection) to hidden_size − 1 = {hidden_size - 1}"
             )
         check_backend(backend)
+        self._spec = spec.read(spec.name_of(cell, layer_norm=layer_norm))
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -111,20 +122,22 @@ class Recurrent(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.backend = backend
-        self._state_size = find(self.cell).state_size
         self.layer_norm = layer_norm
-        self.zoneout = _check_zoneout(zoneout, self._state_size)
+        self.zoneout = check_zoneout(zoneout, has_pair="c" in self._spec.states)
         self.recurrent_dropout = float(recurrent_dropout)
         self.weight_drop = float(weight_drop)
-        self.recompute_every = _check_recompute(recompute_every)
-        if layer_norm:
-            self.cell += "+layer_norm"
+        self.recompute_every = check_recompute_every(recompute_every)
         self._names = self._make_parameters(device, dtype)
         self.reset_parameters()
 
-    def _make_parameters(self, device: Any, dtype: Any) -> list[list[str]]:
-        """Register the parameters in torch's order; return their names, one list for each layer and direction."""
-        gate_rows = find(self.cell).gates * self.hidden_size
+    @property
+    def cell(self) -> str:
+        """The cell's name, with those variants that change its equations or bring parameters."""
+        return self._spec.name
+
+    def _make_parameters(self, device: Any, dtype: Any) -> list[dict[str, str]]:
+        """Register the parameters in torch's order; return for each layer and direction their names, by those in `Parameters`."""
+        gate_rows = self._spec.gates * self.hidden_size
         directions = 2 if self.bidirectional else 1
         variant = {
             "weight_ch": (gate_rows - self.hidden_size,),
@@ -139,12 +152,12 @@ class Recurrent(nn.Module):
                 shapes |= {"bias_ih": (gate_rows,), "bias_hh": (gate_rows,)}
             if self.proj_size:
                 shapes |= {"weight_hr": (self.proj_size, self.hidden_size)}
-            shapes |= {name: variant[name] for name in find(self.cell).extra}
+            shapes |= {name: variant[name] for name in self._spec.variant_parameters}
             for suffix in ("", "_reverse")[:directions]:
+                own = {name: f"{name}_l{layer}{suffix}" for name in shapes}
                 for name, shape in shapes.items():
-                    tensor = torch.empty(shape, device=device, dtype=dtype)
-                    self.register_parameter(f"{name}_l{layer}{suffix}", nn.Parameter(tensor))
-                names.append([f"{name}_l{layer}{suffix}" for name in shapes])
+                    self.register_parameter(own[name], nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                names.append(own)
         return names
 
     @property
@@ -155,11 +168,11 @@ class Recurrent(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each layer and direction, in torch's order; then those that a variant brings."""
-        return [[getattr(self, name) for name in row] for row in self._names]
+        return [[getattr(self, name) for name in row.values()] for row in self._names]
 
     @property
     def _first_weight(self) -> Tensor:
-        return getattr(self, self._names[0][0])
+        return getattr(self, self._names[0]["weight_ih"])
 
     def flatten_parameters(self) -> None:
         """Do nothing. Code written for torch.nn calls it; these layers need no contiguous weights."""
@@ -205,17 +218,12 @@ class Recurrent(nn.Module):
         embedding: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """Bring every form of input to (T, B, I), ids (T, B) or packed, check it, run the stack, and give the form back."""
-        stack = self._stack()
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None:
                 raise ValueError("a PackedSequence carries its own lengths; give lengths= and reset= with padded input")
-            dtype = self._computed_dtype(input.data.device)
-            input = input._replace(data=self._check_input(input.data, 1, embedding, dtype))
-            state = self._check_state(state, input.data, int(input.batch_sizes[0]), dtype)
-            return run_stack_packed(stack, self._drop_weights(), input, state, embedding)
-
+            return self._run_packed(input, state, embedding)
         if not isinstance(input, Tensor):
-            raise TypeError(f"input is {_describe(input)}; expected a tensor or a PackedSequence")
+            raise TypeError(f"input is {describe_value(input)}; expected a tensor or a PackedSequence")
         axes = input.dim() - 1 if not _are_ids(input) else input.dim()
         if axes not in (1, 2):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
@@ -230,35 +238,55 @@ class Recurrent(nn.Module):
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         state = self._check_state(state, input, rows, dtype)
-        lengths = _check_lengths(lengths, steps, rows, input.device)
-        _check_reset(reset, steps, rows, input.device, self.batch_first)
-        output, final = run_stack(stack, self._drop_weights(), input, state, lengths, reset, embedding)
+        lengths = check_lengths(lengths, steps, rows, input.device)
+        check_reset(reset, steps, rows, input.device, self.batch_first)
+        sequences = Sequences(input, lengths, reset, embedding=embedding)
+        output, final = stack.run(self._stack(), self._weights(), sequences, state)
         return (output.transpose(0, 1) if self.batch_first else output), final
+
+    def _run_packed(
+        self, packed: PackedSequence, state: tuple[Tensor, ...] | None, embedding: Tensor | None
+    ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
+        """Serve a PackedSequence. Its state is in the caller's order of rows; inside, in the order of the packed ones."""
+        data, batch_sizes, order, back = packed
+        dtype = self._computed_dtype(data.device)
+        data = self._check_input(data, 1, embedding, dtype)
+        state = self._check_state(state, data, int(batch_sizes[0]), dtype)
+        if order is not None:
+            state = tuple(s.index_select(1, order) for s in state)
+        sequences = Sequences(data, batch_sizes=batch_sizes, order=order, embedding=embedding)
+        output, final = stack.run(self._stack(), self._weights(), sequences, state)
+        if back is not None:
+            final = tuple(s.index_select(1, back) for s in final)
+        return packed._replace(data=output), final
 
     def _stack(self) -> Stack:
         """Say what to run, apart from its tensors."""
-        zoneout = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, self.zoneout)
+        of_c, of_h = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, self.zoneout)
+        of_c = of_c if "c" in self._spec.states else 0.0
+        recurrent_dropout = self.recurrent_dropout if self.training else 0.0
         return Stack(
-            cell=self.cell,
+            spec=self._spec.with_masks(zoneout_h=of_h, zoneout_c=of_c, recurrent_dropout=recurrent_dropout),
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
-            zoneout=zoneout if self._state_size == 2 else (0.0, zoneout[1]),
+            zoneout=(of_c, of_h),
             zoneout_is_expected=not self.training,
-            recurrent_dropout=self.recurrent_dropout if self.training else 0.0,
+            recurrent_dropout=recurrent_dropout,
             recompute_every=self.recompute_every,
         )
 
-    def _drop_weights(self) -> list[list[Tensor]]:
-        """Return `all_weights`, those in each `weight_hh` dropped while training."""
+    def _weights(self) -> list[Parameters]:
+        """Return the parameters of each layer and direction, those in each `weight_hh` dropped while training."""
+        weights = [Parameters(**{name: getattr(self, own) for name, own in row.items()}) for row in self._names]
         if not self.weight_drop or not self.training:
-            return self.all_weights
+            return weights
+        return [p._replace(weight_hh=self._dropped(p.weight_hh)) for p in weights]
+
+    def _dropped(self, weight: Tensor) -> Tensor:
         p = self.weight_drop
-        dropped = [
-            (row[1] / (1 - p)).masked_fill(draw_mask(p, row[1].shape, row[1].device), 0) for row in self.all_weights
-        ]
-        return [[row[0], weight, *row[2:]] for row, weight in zip(self.all_weights, dropped, strict=True)]
+        return (weight / (1 - p)).masked_fill(stack.draw_mask(p, weight.shape, weight.device), 0)
 
     def _run_unbatched(
         self,
@@ -273,7 +301,7 @@ class Recurrent(nn.Module):
         if state is not None:
             for tensor in state:
                 if not isinstance(tensor, Tensor):
-                    raise TypeError(f"hx is {_describe(tensor)}; expected a tensor")
+                    raise TypeError(f"hx is {describe_value(tensor)}; expected a tensor")
                 if tensor.dim() != 2:
                     raise RuntimeError(
                         f"For unbatched 2-D input, hx should also be 2-D but got {tensor.dim()}-D tensor"
@@ -349,14 +377,14 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return the initial state in the computation's dtype, zeros where none was given."""
         count = self.num_layers * (2 if self.bidirectional else 1)
-        shapes = [(count, rows, self.output_size), (count, rows, self.hidden_size)][: self._state_size]
+        shapes = [(count, rows, self.output_size), (count, rows, self.hidden_size)][: len(self._spec.states)]
         weight = self._first_weight
         if state is None:
             return tuple(torch.zeros(shape, dtype=dtype, device=input.device) for shape in shapes)
         for index, (tensor, shape) in enumerate(zip(state, shapes, strict=True)):
             name = "hx" if len(shapes) == 1 else f"hx[{index}]"
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name} is {_describe(tensor)}; expected a tensor")
+                raise TypeError(f"{name} is {describe_value(tensor)}; expected a tensor")
             if tensor.dim() != 3:
                 raise RuntimeError(f"For batched 3-D input, {name} should also be 3-D but got {tensor.dim()}-D tensor")
             if tensor.shape != shape:
@@ -381,7 +409,7 @@ class RNN(Recurrent):
         (torch.Size([20, 3, 8]), torch.Size([1, 3, 8]))
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 as torch.nn has it
         self,
         input_size: int,
         hidden_size: int,
@@ -403,15 +431,15 @@ class RNN(Recurrent):
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise unknown_name("nonlinearity", nonlinearity, ["tanh", "relu"])
-        self.cell = f"rnn_{nonlinearity}"
         super().__init__(
+            f"rnn_{nonlinearity}",
             input_size,
             hidden_size,
             num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
             device=device,
             dtype=dtype,
             backend=backend,
@@ -425,7 +453,7 @@ class RNN(Recurrent):
     @property
     def nonlinearity(self) -> str:
         """The name of the function: "tanh" or "relu"."""
-        return self.cell.split("+")[0].removeprefix("rnn_")
+        return "relu" if self._spec.base == "rnn_relu" else "tanh"
 
     def extra_repr(self) -> str:
         """Name the sizes, and the options that differ from their defaults."""
@@ -465,7 +493,7 @@ class LSTM(Recurrent):
         (torch.Size([3, 20, 8]), torch.Size([1, 3, 8]))
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 as torch.nn has it
         self,
         input_size: int,
         hidden_size: int,
@@ -487,28 +515,36 @@ class LSTM(Recurrent):
         weight_drop: float = 0.0,
         recompute_every: int = 0,
     ) -> None:
-        _check_flags(peepholes=peepholes, coupled=coupled)
-        self.cell = "lstm" + "+coupled" * coupled + "+peepholes" * peepholes
-        self.peepholes = peepholes
-        self.coupled = coupled
+        check_flags(peepholes=peepholes, coupled=coupled)
         super().__init__(
+            spec.name_of("lstm", coupled=coupled, peepholes=peepholes),
             input_size,
             hidden_size,
             num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device,
-            dtype,
-            backend,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            device=device,
+            dtype=dtype,
+            backend=backend,
             layer_norm=layer_norm,
             zoneout=zoneout,
             recurrent_dropout=recurrent_dropout,
             weight_drop=weight_drop,
             recompute_every=recompute_every,
         )
+
+    @property
+    def peepholes(self) -> bool:
+        """Whether the gates see c."""
+        return "peepholes" in self._spec.variants
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the input gate is what the forget gate leaves."""
+        return self._spec.is_coupled
 
     def forward(
         self,
@@ -521,7 +557,7 @@ class LSTM(Recurrent):
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Run the layer: return the output and (h, c) at each row's end, (L · directions, B, P) and (…, H)."""
         if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
-            raise TypeError(f"hx is {_describe(hx)}; expected a pair (h_0, c_0) of tensors")
+            raise TypeError(f"hx is {describe_value(hx)}; expected a pair (h_0, c_0) of tensors")
         output, (h, c) = self._run(input, hx, lengths, reset, embedding)
         return output, (h, c)
 
@@ -541,7 +577,7 @@ class GRU(Recurrent):
         (torch.Size([20, 8]), torch.Size([1, 8]))
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 as torch.nn has it
         self,
         input_size: int,
         hidden_size: int,
@@ -561,16 +597,16 @@ class GRU(Recurrent):
         weight_drop: float = 0.0,
         recompute_every: int = 0,
     ) -> None:
-        _check_flags(reset_after=reset_after)
-        self.cell = "gru" if reset_after else "gru_reset_before"
+        check_flags(reset_after=reset_after)
         super().__init__(
+            "gru" if reset_after else "gru_reset_before",
             input_size,
             hidden_size,
             num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
             device=device,
             dtype=dtype,
             backend=backend,
@@ -584,7 +620,7 @@ class GRU(Recurrent):
     @property
     def reset_after(self) -> bool:
         """Whether the reset gate acts after the recurrent product."""
-        return self.cell.split("+")[0] == "gru"
+        return self._spec.base == "gru"
 
     def extra_repr(self) -> str:
         """Name the sizes, and the options that differ from their defaults."""
@@ -608,12 +644,6 @@ for _layer in (RNN, LSTM, GRU):
     _layer.__doc__ = f"{_layer.__doc__}{_ARGUMENTS}"
 
 
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}"
-    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
-
-
 def _is_autocast(device: torch.device) -> bool:
     """Whether torch.autocast is on for a device; there are some that it doesn't know, as "meta"."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
@@ -621,100 +651,3 @@ def _is_autocast(device: torch.device) -> bool:
 
 def _are_ids(input: Tensor) -> bool:
     return input.dim() < 3 and input.dtype in _ID_TYPES
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-        if value <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {value}")
-
-
-def _check_recompute(every: int) -> int:
-    if isinstance(every, bool) or not isinstance(every, numbers.Integral):
-        raise TypeError(f"recompute_every is {_describe(every)}; expected an integer")
-    if every < 0:
-        raise ValueError(f"recompute_every = {every}; expected a number of steps, or 0 to recompute nothing")
-    return int(every)
-
-
-def _check_flags(**flags: bool) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-
-
-def _check_dropout(dropout: float, num_layers: int) -> None:
-    if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
-        raise ValueError(
-            f"dropout should be a number in range [0, 1], the probability of an element being zeroed, got {dropout!r}"
-        )
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            f"dropout={dropout} acts on the outputs of every layer but the last, so with num_layers=1 it does nothing",
-            stacklevel=4,
-        )
-
-
-def _check_probabilities(**probabilities: float) -> None:
-    for name, value in probabilities.items():
-        if not _is_probability(value):
-            raise ValueError(f"{name} should be a probability, a number from 0 to below 1, got {value!r}")
-
-
-def _check_zoneout(zoneout: float | tuple[float, float], state_size: int) -> float | tuple[float, float]:
-    """Return the probability, or an LSTM's pair of them for c and h."""
-    if _is_probability(zoneout):
-        return float(zoneout)
-    if (
-        state_size == 2
-        and isinstance(zoneout, tuple | list)
-        and len(zoneout) == 2
-        and all(map(_is_probability, zoneout))
-    ):
-        return float(zoneout[0]), float(zoneout[1])
-    pair = ", or a pair of them for c and h" if state_size == 2 else ""
-    raise ValueError(f"zoneout should be a probability, a number from 0 to below 1{pair}, got {zoneout!r}")
-
-
-def _is_probability(value: object) -> TypeGuard[float]:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) < 1
-
-
-def _check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.device) -> Tensor | None:
-    """Return lengths as int64 on the input's device."""
-    if lengths is None:
-        return None
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths is {_describe(lengths)}; expected an integer tensor of shape ({rows},)")
-    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers, such as torch.int64")
-    if lengths.shape != (rows,):
-        raise ValueError(f"lengths has shape {list(lengths.shape)}; expected ({rows},), one length for each batch row")
-    if lengths.device.type == "meta" != device.type:
-        raise RuntimeError(f"lengths is on meta, where it has no values; expected them on {device}")
-    lengths = lengths.to(device, torch.int64)
-    if not torch.compiler.is_compiling():
-        wrong = ((lengths < 0) | (lengths > steps)).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            problem = f"exceeds T = {steps}" if lengths[row] > steps else "is negative"
-            raise ValueError(
-                f"lengths[{row}] = {int(lengths[row])} {problem}; lengths are counts of time steps, from 0 to T = {steps}"
-            )
-    return lengths
-
-
-def _check_reset(reset: Tensor | None, steps: int, rows: int, device: torch.device, batch_first: bool) -> None:
-    if reset is None:
-        return
-    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
-        given = reset.dtype if isinstance(reset, Tensor) else _describe(reset)
-        raise TypeError(f"reset is {given}; expected a bool tensor, true where a new sequence begins")
-    if reset.shape != (steps, rows):
-        shape = list(reset.T.shape if batch_first and reset.dim() == 2 else reset.shape)
-        expected = f"(B, T) = ({rows}, {steps})" if batch_first else f"(T, B) = ({steps}, {rows})"
-        raise ValueError(f"reset has shape {shape}; expected {expected}")
-    if reset.device != device:
-        raise RuntimeError(f"reset is on {reset.device}, but the input is on {device}; move one of them with .to()")

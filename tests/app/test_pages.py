@@ -264,7 +264,7 @@ def test_the_small_cell_vanishes_explodes_and_is_clipped(open_page, noise_page) 
 def test_the_browsers_bptt_is_that_of_the_equations(open_page, word_page, cell: str) -> None:
     steps, width, hidden = 13, 3, 5
     name = "rnn_tanh" if cell == "rnn" else "lstm"
-    rows = CELLS[name].gates * hidden
+    rows = CELLS[name].spec.gates * hidden
     random = np.random.default_rng(3)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -272,7 +272,7 @@ def test_the_browsers_bptt_is_that_of_the_equations(open_page, word_page, cell: 
 
     weights = Parameters(draw(rows, width), draw(rows, hidden), draw(rows), draw(rows))
     x, grad_outputs = draw(steps, 1, width), draw(steps, 1, hidden)
-    nothing = tuple(torch.zeros(1, hidden, dtype=torch.float64) for _ in range(CELLS[name].state_size))
+    nothing = tuple(torch.zeros(1, hidden, dtype=torch.float64) for _ in range(len(CELLS[name].spec.states)))
     ahead = sequence.forward(CELLS[name], x, nothing, weights)
     back = sequence.backward(CELLS[name], grad_outputs, nothing, ahead.saved, weights)
 

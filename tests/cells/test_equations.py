@@ -12,13 +12,13 @@ TOLERANCE = {"rtol": 1e-11, "atol": 1e-12}
 
 
 def random_parameters(name: str, inputs: int, hidden: int, bias: bool = True, projection: int = 0) -> Parameters:
-    rows, width = CELLS[name].gates * hidden, projection or hidden
+    rows, width = CELLS[name].spec.gates * hidden, projection or hidden
     shapes = [(rows, inputs), (rows, width)] + [(rows,), (rows,)] * bias + [(projection, hidden)] * (projection > 0)
     return Parameters.from_list([torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes])
 
 
 def random_state(name: str, batch: int, hidden: int, projection: int = 0) -> tuple[Tensor, ...]:
-    widths = [projection or hidden, hidden][: CELLS[name].state_size]
+    widths = [projection or hidden, hidden][: len(CELLS[name].spec.states)]
     return tuple(torch.randn(batch, width, dtype=torch.float64, requires_grad=True) for width in widths)
 
 
@@ -71,7 +71,7 @@ def test_the_factors_of_a_step_are_its_derivative(name):
     seed=st.integers(0, 99),
 )
 def test_backpropagation_through_time_is_autograd(
-    name, steps, batch, hidden, project, bias, ragged, resets, reverse, seed
+    *, name, steps, batch, hidden, project, bias, ragged, resets, reverse, seed
 ):
     torch.manual_seed(seed)
     cell = CELLS[name]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from variants import COMBINATIONS, mask_names, random_masks, random_parameters, run
 
+from throughtime import InputError
 from throughtime.cells import CELLS, Masks, Parameters, find, sequence
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-11}
@@ -17,7 +18,7 @@ class Request:
     def __init__(self, name, steps, batch, hidden, *, bias=True, projection=0, expected=False):
         self.cell = find(name)
         self.parameters = random_parameters(name, 3, hidden, bias, projection)
-        widths = [projection or hidden, hidden][: self.cell.state_size]
+        widths = [projection or hidden, hidden][: len(self.cell.spec.states)]
         self.state = [torch.randn(batch, width, dtype=torch.float64) for width in widths]
         self.x = torch.randn(steps, batch, 3, dtype=torch.float64)
         self.masks = random_masks(name, steps, batch, hidden, projection, expected)
@@ -26,9 +27,9 @@ class Request:
     def equations(self, lengths=None, reset=None, reverse=False, *, leaves=None):
         x, *rest = self.leaves if leaves is None else leaves
         state, parameters = tuple(rest[: len(self.state)]), rest[len(self.state) :]
-        masks = Masks.from_list(self.masks, self.cell.masks)
-        parameters = Parameters.from_list(list(parameters), self.cell.extra)
-        return sequence.forward(self.cell, x, state, parameters, lengths, reset, reverse, masks)
+        masks = Masks.from_list(self.masks, self.cell.spec.masks)
+        parameters = Parameters.from_list(list(parameters), self.cell.spec.variant_parameters)
+        return sequence.forward(self.cell, x, state, parameters, lengths, reset, reverse, masks=masks)
 
 
 def with_masks(name: str, masks: list[str]) -> str:
@@ -49,7 +50,7 @@ masks_and_cells = {
 }
 
 
-def make(name, masks, expected, steps, batch, hidden, project, bias, seed) -> Request:
+def make(*, name, masks, expected, steps, batch, hidden, project, bias, seed) -> Request:
     torch.manual_seed(seed)
     projection = hidden - 1 if project and name.startswith("lstm") else 0
     name = with_masks(name, masks)
@@ -60,7 +61,7 @@ def make(name, masks, expected, steps, batch, hidden, project, bias, seed) -> Re
 def test_the_equations_are_those_written_a_second_time(**options):
     request = make(**options)
     result = request.equations()
-    again = run(request.cell.name, request.x, request.state, request.parameters, request.masks)
+    again = run(request.cell.spec.name, request.x, request.state, request.parameters, request.masks)
     for a, e in zip((result.outputs, *result.final_state), again, strict=True):
         torch.testing.assert_close(a, e, **TOLERANCE)
 
@@ -79,8 +80,8 @@ def test_backpropagation_through_time_is_autograd(ragged, resets, reverse, **opt
     )
     gradient = sequence.backward(
         *(request.cell, grad_outputs, grad_final, result.saved),
-        *(Parameters.from_list(request.parameters, request.cell.extra), lengths, reset, reverse),
-        Masks.from_list(request.masks, request.cell.masks),
+        *(Parameters.from_list(request.parameters, request.cell.spec.variant_parameters), lengths, reset, reverse),
+        masks=Masks.from_list(request.masks, request.cell.spec.masks),
     )
     for a, e in zip((gradient.inputs, *gradient.initial_state, *gradient.parameters.to_list()), expected, strict=True):
         torch.testing.assert_close(a, torch.zeros_like(a) if e is None else e, **TOLERANCE)
@@ -104,13 +105,13 @@ def test_zoneout_keeps_the_old_state_or_takes_the_new(name):
         request = Request(name, 4, 3, 5)
         plain = request.equations()
         request.cell = find(with_masks(name, ["zoneout_h", "zoneout_c"]))
-        request.masks = [torch.full((4, 3, 5), keeps)] * request.cell.state_size
+        request.masks = [torch.full((4, 3, 5), keeps)] * len(request.cell.spec.states)
         result = request.equations()
         assert torch.equal(result.outputs, request.state[0].expand(4, 3, 5) if keeps else plain.outputs)
 
 
 def test_unknown_variants_are_refused():
-    with pytest.raises(KeyError, match=r"gru has no variant 'peepholes'; it has layer_norm, zoneout_h"):
+    with pytest.raises(InputError, match=r"gru has no variant 'peepholes'; it has layer_norm, zoneout_h"):
         find("gru+peepholes")
     with pytest.raises(ValueError, match=r"3 parameter tensors; expected .*, weight_ch, gain_ih"):
         Parameters.from_list([torch.zeros(1)] * 3, ("weight_ch", "gain_ih"))

@@ -25,7 +25,9 @@ def unroll(
     for row, weights in enumerate(layer.all_weights):
         if row % directions == 0:
             outputs = []
-        leaves = Parameters.from_list([w.detach().clone().requires_grad_() for w in weights], find(cell).extra)
+        leaves = Parameters.from_list(
+            [w.detach().clone().requires_grad_() for w in weights], find(cell).spec.variant_parameters
+        )
         states: list[tuple[Tensor, ...]] = []
 
         def step(*arguments: Any, states: list = states) -> Any:
@@ -36,8 +38,8 @@ def unroll(
             states.append(after)
             return after, saved
 
-        batch, hidden = x.shape[1], leaves.weight_hh.shape[0] // find(cell).gates
-        widths = [leaves.weight_hh.shape[1], hidden][: find(cell).state_size]
+        batch, hidden = x.shape[1], leaves.weight_hh.shape[0] // find(cell).spec.gates
+        widths = [leaves.weight_hh.shape[1], hidden][: len(find(cell).spec.states)]
         initial = tuple(x.new_zeros(batch, width) for width in widths)
         reverse = row % directions == 1
         result = sequence.forward(find(cell)._replace(step=step), x, initial, leaves, lengths, reset, reverse)

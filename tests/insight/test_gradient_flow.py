@@ -85,7 +85,7 @@ def test_lag_matrix_is_autograds(cell, depth, bidirectional, ragged):
 )
 @settings(max_examples=40)
 def test_a_window_and_probes_are_parts_of_the_whole(
-    cell, depth, bidirectional, steps, lags, probes, ragged, resets, seed
+    *, cell, depth, bidirectional, steps, lags, probes, ragged, resets, seed
 ):
     torch.manual_seed(seed)
     layer = make(cell, hidden=3, num_layers=depth, bidirectional=bidirectional)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import passes
 import pytest
 import torch
 from comparison import HAS_NATIVE
@@ -13,9 +14,8 @@ from variants import random_parameters
 
 import throughtime
 from throughtime.cells import CELLS, find
-from throughtime.kernels import cpu
-from throughtime.kernels import request as request_module
-from throughtime.kernels.request import shares
+from throughtime.kernels import layout, plain
+from throughtime.request import split
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -28,7 +28,7 @@ class Request:
 
     def __init__(self, cell: str, steps: int, batch: int, hidden: int, dtype: torch.dtype, form: str, project: bool):
         projection = (hidden + 1) // 2 if project and cell == "lstm" and hidden > 1 else 0
-        width, states = projection or hidden, find(cell).state_size
+        width, states = projection or hidden, len(find(cell).spec.states)
         self.cell, self.batch_sizes = cell, None
         draw = lambda *shape: torch.randn(shape).to(dtype)  # noqa: E731
         lengths = torch.randint(0, steps + 1, (batch,))
@@ -52,7 +52,7 @@ class Request:
         if at_once:
             results = [self._pass(self.initial, self.parameters, self.grad_output, self.grad_final, False, more, True)]
         else:
-            lists = (shares(tensors, 2) for tensors in (self.initial, self.parameters, self.grad_final))
+            lists = (split(tensors, 2) for tensors in (self.initial, self.parameters, self.grad_final))
             initial, parameters, final = lists
             grads = self.grad_output.chunk(2, -1)
             each = zip(initial, parameters, grads, final, (False, True), strict=True)
@@ -72,10 +72,10 @@ class Request:
         more: dict,
         bidirectional: bool,
     ) -> tuple:
-        given, rest = (self.input, initial, parameters), (self.lengths, self.reset, reverse)
+        given = (self.cell, self.input, initial, parameters, self.lengths, self.reset, reverse)
         more = more | {"bidirectional": bidirectional}
-        output, final, saved = cpu.forward(self.cell, *given, *rest, **more)
-        gradient = cpu.backward(self.cell, grad_output, grad_final, *given, output, saved, *rest, **more)
+        output, final, saved = passes.forward(*given, **more)
+        gradient = passes.backward(given, grad_output, grad_final, output, saved, **more)
         return output, final, gradient.input, gradient.initial, gradient.parameters
 
 
@@ -109,7 +109,7 @@ def test_at_once_equals_one_after_the_other(cell, batch, hidden, dtype, form, pr
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("recompute_every", [0, 1, 4])
 def test_stretches_and_segments_of_both_are_met_in_their_order(monkeypatch, cell, form, recompute_every):
-    monkeypatch.setattr(request_module, "_STRETCH", 2000)  # of a few steps each, as many as not to come out even
+    monkeypatch.setattr(layout, "_STRETCH", 2000)  # of a few steps each, as many as not to come out even
     assert_same(Request(cell, 11, 5, 7, torch.float32, form, False), recompute_every)
 
 
@@ -138,22 +138,22 @@ SPOILT = {
 @pytest.mark.parametrize("case", SPOILT)
 def test_directions_that_differ_are_refused(case):
     given, (spoilt, message) = arguments(), SPOILT[case]
-    cpu.forward("lstm", **given, bidirectional=True)
+    passes.forward("lstm", **given, bidirectional=True)
     given |= spoilt(given) if callable(spoilt) else spoilt
     with pytest.raises((ValueError, TypeError), match=message):
-        cpu.forward("lstm", **given, bidirectional=True)
+        passes.forward("lstm", **given, bidirectional=True)
 
 
 def test_a_backward_pass_refuses_what_belongs_to_one_direction():
     request = Request("lstm", 4, 3, 5, torch.float32, "plain", False)
-    given = (request.input, request.initial, request.parameters)
-    output, _, saved = cpu.forward("lstm", *given, bidirectional=True)
+    given = ("lstm", request.input, request.initial, request.parameters)
+    output, _, saved = passes.forward(*given, bidirectional=True)
     right = {"output": output, "saved": saved, "grad_output": request.grad_output, "grad_final": request.grad_final}
 
     def run(**spoilt: object) -> None:
         it = right | spoilt
         grads = (it["grad_output"], it["grad_final"])
-        cpu.backward("lstm", *grads, *given, it["output"], it["saved"], bidirectional=True)
+        passes.backward(given, *grads, it["output"], it["saved"], bidirectional=True)
 
     run()
     for name, wrong in (
@@ -207,8 +207,8 @@ def test_derivatives_of_first_and_second_order(cell, form):
 
 
 def test_a_layer_runs_both_at_once(monkeypatch):
-    calls = []
-    plan = cpu.Plan
-    monkeypatch.setattr(cpu, "Plan", lambda *given: calls.append(given[-1]) or plan(*given))
+    directions = []
+    plan = plain.Plan
+    monkeypatch.setattr(plain, "Plan", lambda request: directions.append(len(request.directions)) or plan(request))
     throughtime.GRU(3, 4, num_layers=2, bidirectional=True)(torch.zeros(5, 2, 3))
-    assert calls == [True, True]
+    assert directions == [2, 2]

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 
+import passes
 import pytest
 import torch
 from comparison import HAS_NATIVE
@@ -16,13 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 
 import throughtime
 from throughtime.cells import CELLS, Masks, Parameters, find, sequence
-from throughtime.kernels import cpu
-from throughtime.kernels.request import shares
-from throughtime.ops import _Packing
+from throughtime.request import split
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -63,7 +63,7 @@ class Request:
         draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
         self.cell = cell
         projection = projection if cell == "lstm" else 0
-        width, rows = projection or hidden, CELLS[cell].gates * hidden
+        width, rows = projection or hidden, CELLS[cell].spec.gates * hidden
         self.tensors: dict[str, object] = {"input": draw(steps, batch, 4)}
         self.tensors |= {"h_0": draw(batch, width)} | ({"c_0": draw(batch, hidden)} if cell == "lstm" else {})
         self.tensors |= {"weight_ih": draw(rows, 4) / 2, "weight_hh": draw(rows, width) / width**0.5}
@@ -231,7 +231,7 @@ def test_the_operator_answers_rightly_or_clearly(request, spoilers, reverse, kee
 def test_the_kernels_functions_answer_rightly_or_clearly(request, spoilers, reverse, keep, threads):
     spoil(request.tensors, spoilers)
     torch.set_num_threads(threads)
-    answer = answer_or_message(lambda: cpu.forward(request.cell, *request.arguments, reverse, keep))
+    answer = answer_or_message(lambda: passes.forward(request.cell, *request.arguments, reverse, keep))
     torch.set_num_threads(1)
     if answer is not None:
         assert_right(*answer[:2], request, reverse)
@@ -245,8 +245,8 @@ def test_both_directions_at_once_answer_rightly_or_clearly(request, spoilers, ke
     spoil(reverse.tensors, spoilers)
     (_, states, weights, *_), (input, *others, lengths, reset) = request.arguments, reverse.arguments
     torch.set_num_threads(threads)
-    given = (input, states + others[0], weights + others[1], lengths, reset, False, keep, None, 0, True)
-    answer = answer_or_message(lambda: cpu.forward(request.cell, *given))
+    given = (request.cell, input, states + others[0], weights + others[1], lengths, reset, False, keep)
+    answer = answer_or_message(lambda: passes.forward(*given, bidirectional=True))
     torch.set_num_threads(1)
     if answer is None:
         return
@@ -254,7 +254,7 @@ def test_both_directions_at_once_answer_rightly_or_clearly(request, spoilers, ke
     shared = ("input", "lengths", "reset")
     request.tensors = {n: t for n, t in request.tensors.items() if n not in shared}
     request.tensors |= {n: t for n, t in reverse.tensors.items() if n in shared}
-    own = zip((request, reverse), output.chunk(2, -1), shares(final, 2), (False, True), strict=True)
+    own = zip((request, reverse), output.chunk(2, -1), split(final, 2), (False, True), strict=True)
     for direction, half, state, is_reverse in own:
         assert_right(half, state, direction, is_reverse)
 
@@ -285,7 +285,7 @@ def test_a_backward_pass_answers_rightly_or_clearly(request, spoilers, reverse, 
 
     def compute() -> object:
         if door == "kernels":
-            return cpu.backward(request.cell, *given, kept, *request.arguments[3:], reverse)
+            return passes.backward((request.cell, *request.arguments, reverse), *given[:2], given[-1], kept)
         rest = (*request.arguments[3:], [], request.cell, reverse, True, backend, None, 0, False)
         return torch.ops.throughtime.recurrence_backward(*given, kept, *rest)
 
@@ -313,8 +313,8 @@ class VariantRequest(Request):
         torch.manual_seed(seed)
         self.cell, self.form = cell, form
         draw = random_parameters(cell, 4, hidden, dtype=torch.float32)
-        parameters = Parameters.from_list(draw, find(cell).extra).there()
-        self.parameters, self.masks = list(parameters), list(find(cell).masks)
+        parameters = Parameters.from_list(draw, find(cell).spec.variant_parameters).there()
+        self.parameters, self.masks = list(parameters), list(find(cell).spec.masks)
         masks = [t.float() if t.is_floating_point() else t for t in random_masks(cell, steps, batch, hidden)]
         self.tensors |= dict(zip(self.parameters, draw, strict=True)) | dict(zip(self.masks, masks, strict=True))
         shape: tuple[int, ...] = (steps, batch)
@@ -340,15 +340,17 @@ class VariantRequest(Request):
         plain = {n: t.double() if t.is_floating_point() else t for n, t in plain.items()}
         input, lengths = plain["input"], plain.get("lengths")
         if self.packs:
-            packing = _Packing(plain["batch_sizes"], input.device)
-            input, lengths = packing.pad(input), packing.lengths
+            input, lengths = pad_packed_sequence(PackedSequence(input, plain["batch_sizes"]))
         if not input.is_floating_point():
             input = one_hot(input.clamp(0, 3), 4).double()  # ids in the padding may be anything
-        parameters = Parameters.from_list([plain[name] for name in self.parameters if name in plain], kind.extra)
+        parameters = Parameters.from_list(
+            [plain[name] for name in self.parameters if name in plain], kind.spec.variant_parameters
+        )
         state = tuple(plain[name] for name in ("h_0", "c_0") if name in plain)
-        masks = Masks.from_list([plain[name] for name in self.masks], kind.masks)
-        result = sequence.forward(kind, input, state, parameters, lengths, plain.get("reset"), reverse, masks)
-        return [packing.pack(result.outputs) if self.packs else result.outputs, *result.final_state]
+        masks = Masks.from_list([plain[name] for name in self.masks], kind.spec.masks)
+        result = sequence.forward(kind, input, state, parameters, lengths, plain.get("reset"), reverse, masks=masks)
+        outputs = pack_padded_sequence(result.outputs, lengths).data if self.packs else result.outputs
+        return [outputs, *result.final_state]
 
     @property
     def packs(self) -> bool:
@@ -445,7 +447,7 @@ def through_operator(cell: str, *rest) -> object:
 @pytest.mark.parametrize("cell", ["", "lstn", "LSTM", "rnn"])
 def test_unknown_cells_are_refused(cell, door):
     request = Request("lstm", 2, 3, 5, 0, True, 0)
-    run = cpu.forward if door == "kernels" else through_operator
+    run = passes.forward if door == "kernels" else through_operator
     rest = () if door == "kernels" else (door,)
     with pytest.raises((ValueError, NotImplementedError), match="cell"):
         run(cell, *request.arguments, False, True, *rest)
@@ -485,10 +487,10 @@ def test_an_input_of_any_strides_is_read_rightly(cell, x):
     steps, batch, _ = x.shape
     request = Request(cell, steps, batch, 5, 0, True, 0)
     request.tensors |= {"input": x, "lengths": None, "reset": None}
-    output, final, saved = cpu.forward(cell, *request.arguments)
+    output, final, saved = passes.forward(cell, *request.arguments)
     assert_right(output, final, request, False)
-    gradient = cpu.backward(cell, *request.gradients, *request.arguments[:3], output, saved)
+    gradient = passes.backward((cell, *request.arguments), *request.gradients, output, saved)
     request.tensors["input"] = x.resolve_neg().contiguous()
-    expected = cpu.backward(cell, *request.gradients, *request.arguments[:3], output, saved)
+    expected = passes.backward((cell, *request.arguments), *request.gradients, output, saved)
     for a, e in zip(gradient.parameters, expected.parameters, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=1e-5)

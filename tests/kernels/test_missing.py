@@ -12,7 +12,8 @@ from torch import nn
 import throughtime
 from throughtime import InputError, MissingKernelsWarning
 from throughtime.kernels import native
-from throughtime.ops import Stack, choose_backend
+from throughtime.request import Request
+from throughtime.stack import choose_backend
 
 REASON = "throughtime is installed without its C++ kernels"
 
@@ -54,8 +55,8 @@ def test_where_the_kernels_would_not_have_computed_nobody_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         throughtime.LSTM(3, 4, backend="reference")(torch.zeros(5, 2, 3))
-        assert choose_backend(Stack("lstm"), torch.zeros(5, 2, 3, dtype=torch.float16)) == "torch"
-        assert choose_backend(Stack("lstm"), torch.zeros(5, 2, 3, device="meta")) == "torch"
+        for x in (torch.zeros(5, 2, 3, dtype=torch.float16), torch.zeros(5, 2, 3, device="meta")):
+            assert choose_backend("auto", Request.read("lstm", x, [x, x], [x, x])) == "torch"
 
 
 @pytest.mark.usefixtures("no_kernels")
@@ -104,7 +105,7 @@ def test_a_module_that_cant_be_loaded_says_so(tmp_path):
         "        if name == 'throughtime.kernels._native':",
         f"            return spec_from_file_location(name, {str(tmp_path / '_native.so')!r})",
         "sys.meta_path.insert(0, Finder())",
-        "import throughtime.ops",
+        "import throughtime.operator",
         "print(throughtime.kernels.native.missing)",
     )
     assert ended.stdout.startswith("throughtime's C++ kernels can't be loaded (")

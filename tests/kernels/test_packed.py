@@ -1,5 +1,6 @@
 """Packed rows in, packed rows out: bit for bit what the same rows give padded, with `lengths`."""
 
+import passes
 import pytest
 import torch
 from comparison import HAS_NATIVE
@@ -10,8 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 
 from throughtime.cells import CELLS, find
-from throughtime.kernels import cpu, variants
-from throughtime.kernels import request as request_module
+from throughtime.kernels import layout
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -25,7 +25,7 @@ class Request:
 
     def __init__(self, cell: str, hidden: int, lengths: list[int], dtype: torch.dtype, ids: bool, projection: int = 0):
         self.cell, self.lengths = cell, torch.tensor(lengths)
-        steps, width, states = max(lengths), projection or hidden, find(cell).state_size
+        steps, width, states = max(lengths), projection or hidden, len(find(cell).spec.states)
         cast = lambda tensors: [t.to(dtype) if t.is_floating_point() else t for t in tensors]  # noqa: E731
         self.input = torch.randint(INPUTS, (steps, BATCH)) if ids else torch.randn(steps, BATCH, INPUTS).to(dtype)
         self.parameters = cast(random_parameters(cell, INPUTS, hidden, projection=projection))
@@ -45,17 +45,11 @@ class Request:
     def run(self, packed: bool, reverse: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Results by row and step, by row, and of the parameters; the first two as they are packed."""
         pack, sort = (self.pack, self.sort) if packed else ((lambda t: t), list)
-        kernels = variants if "+" in self.cell else cpu
-        given = (pack(self.input), sort(self.initial), self.parameters)
-        rest = (None if packed else self.lengths, None, reverse)
-        masks = {"masks": sort(self.masks)} if "+" in self.cell else {}
-        more = masks | {"batch_sizes": self.batch_sizes if packed else None}
-        output, final, saved = kernels.forward(self.cell, *given, *rest, keep=True, **more)
-        gradient = kernels.backward(
-            *(self.cell, pack(self.grad_output), sort(self.grad_final), *given, output, saved, *rest),
-            needs_input=True,
-            **more,
-        )
+        given = (self.cell, pack(self.input), sort(self.initial), self.parameters)
+        given = (*given, None if packed else self.lengths, None, reverse)
+        more = {"masks": sort(self.masks), "batch_sizes": self.batch_sizes if packed else None}
+        output, final, saved = passes.forward(*given, **more)
+        gradient = passes.backward(given, pack(self.grad_output), sort(self.grad_final), output, saved, **more)
         by_step, by_row = [output], [*final, *gradient.initial]
         by_step += [] if gradient.input is None else [gradient.input]
         if not packed:
@@ -97,7 +91,7 @@ def test_packed_equals_padded_with_variants(cell):
 
 @pytest.mark.parametrize("cell", ["lstm", "lstm+layer_norm"])
 def test_stretches_are_cut_alike(monkeypatch, cell):
-    monkeypatch.setattr(request_module, "_STRETCH", 1000)
+    monkeypatch.setattr(layout, "_STRETCH", 1000)
     for reverse in (False, True):
         assert_same(Request(cell, 7, LENGTHS[0], torch.float32, ids=False), reverse)
 
@@ -118,19 +112,19 @@ def test_wrong_batch_sizes_are_refused(case):
     sizes, message = BAD[case]
     parameters = random_parameters("gru", 4, 5)
     given = ("gru", torch.randn(6, 4).double(), [torch.zeros(3, 5).double()], parameters)
-    cpu.forward(*given, batch_sizes=torch.tensor([3, 2, 1]))
+    passes.forward(*given, batch_sizes=torch.tensor([3, 2, 1]))
     with pytest.raises(ValueError, match=message):
-        cpu.forward(*given, batch_sizes=sizes)
+        passes.forward(*given, batch_sizes=sizes)
 
 
 def test_packed_input_takes_neither_lengths_nor_resets():
     given = ("gru", torch.randn(6, 4).double(), [torch.zeros(3, 5).double()], random_parameters("gru", 4, 5))
     for rest in ((torch.tensor([3, 2, 1]), None), (None, torch.zeros(3, 3, dtype=torch.bool))):
         with pytest.raises(ValueError, match="packed input takes neither"):
-            cpu.forward(*given, *rest, batch_sizes=torch.tensor([3, 2, 1]))
+            passes.forward(*given, *rest, batch_sizes=torch.tensor([3, 2, 1]))
 
 
 def test_an_id_out_of_range_is_named_by_its_place():
     given = ("gru", torch.tensor([0, 1, 2, 3, 4, 0]), [torch.zeros(3, 5).double()], random_parameters("gru", 4, 5))
     with pytest.raises(IndexError, match="token id 4 in row 4 of the packed input"):
-        cpu.forward(*given, batch_sizes=torch.tensor([3, 2, 1]))
+        passes.forward(*given, batch_sizes=torch.tensor([3, 2, 1]))

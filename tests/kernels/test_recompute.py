@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import passes
 import pytest
 import torch
 from comparison import HAS_NATIVE
@@ -11,8 +12,7 @@ from torch import Tensor
 from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 
 from throughtime.cells import CELLS, find
-from throughtime.kernels import cpu, variants
-from throughtime.kernels import request as request_module
+from throughtime.kernels import layout
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -22,7 +22,7 @@ VARIANTS = [f"{cell}+{'+'.join(mask_names(cell))}" for cell in COMBINATIONS]
 @pytest.fixture(autouse=True)
 def _short_stretches_and_fresh_memory_of_nan():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request_module, "_STRETCH", 3000)
+        patch.setattr(layout, "_STRETCH", 3000)
         torch.use_deterministic_algorithms(True)
         yield
         torch.use_deterministic_algorithms(False)
@@ -32,7 +32,7 @@ class Request:
     """One layer's arguments, and gradients to send back."""
 
     def __init__(self, cell, steps, batch, hidden, dtype, *, ids=False, projection=0, form="padded", resets=False):
-        width, states = projection or hidden, find(cell).state_size
+        width, states = projection or hidden, len(find(cell).spec.states)
         cast = lambda tensors: [t.to(dtype) if t.is_floating_point() else t for t in tensors]  # noqa: E731
         self.cell = cell
         self.parameters = cast(random_parameters(cell, 5, hidden, projection=projection))
@@ -52,15 +52,11 @@ class Request:
 
     def run(self, reverse: bool, every: int) -> tuple[list[Tensor], list[Tensor]]:
         """Results and gradients; what was kept."""
-        kernels, masks = (variants, {"masks": self.masks}) if "+" in self.cell else (cpu, {})
-        given, more = (self.input, self.initial, self.parameters), {**masks, **self.more, "recompute_every": every}
-        output, final, saved = kernels.forward(self.cell, *given, *self.rest, reverse, keep=True, **more)
+        given = (self.cell, self.input, self.initial, self.parameters, *self.rest, reverse)
+        more = {"masks": self.masks, **self.more, "recompute_every": every}
+        output, final, saved = passes.forward(*given, **more)
         before = output.clone()
-        gradient = kernels.backward(
-            *(self.cell, self.grad_output, self.grad_final, *given, output, saved, *self.rest, reverse),
-            needs_input=True,
-            **more,
-        )
+        gradient = passes.backward(given, self.grad_output, self.grad_final, output, saved, **more)
         assert torch.equal(output, before)
         inputs = [] if gradient.input is None else [gradient.input]
         return [output, *final, *inputs, *gradient.initial, *gradient.parameters], saved
@@ -91,7 +87,7 @@ def assert_same(request: Request, reverse: bool, every: int) -> None:
 )
 @settings(max_examples=300)
 def test_gradients_are_the_same_bits(
-    cell, steps, batch, hidden, every, dtype, form, ids, project, resets, reverse, threads
+    *, cell, steps, batch, hidden, every, dtype, form, ids, project, resets, reverse, threads
 ):
     torch.set_num_threads(threads)
     try:
@@ -120,15 +116,10 @@ def test_what_is_kept_is_the_state_in_every_so_many_steps(cell):
     assert sum(t.numel() for t in states) < sum(t.numel() for t in kept) / 16
 
 
-@pytest.mark.parametrize("kernels", [cpu, variants])
-def test_states_of_another_segmentation_are_refused(kernels):
-    request = Request("lstm" if kernels is cpu else "lstm+layer_norm", 40, 3, 9, torch.float32)
-    given, masks = (request.input, request.initial, request.parameters), {} if kernels is cpu else {"masks": []}
-    output, _, saved = kernels.forward(request.cell, *given, None, None, False, keep=True, recompute_every=8, **masks)
+@pytest.mark.parametrize("cell", ["lstm", "lstm+layer_norm"])
+def test_states_of_another_segmentation_are_refused(cell):
+    request = Request(cell, 40, 3, 9, torch.float32)
+    given = (cell, request.input, request.initial, request.parameters)
+    output, _, saved = passes.forward(*given, recompute_every=8)
     with pytest.raises(ValueError, match=r"saved\[0\] is"):
-        kernels.backward(
-            *(request.cell, request.grad_output, request.grad_final, *given, output, saved, None, None, False),
-            needs_input=True,
-            recompute_every=40,
-            **masks,
-        )
+        passes.backward(given, request.grad_output, request.grad_final, output, saved, recompute_every=40)

@@ -3,6 +3,7 @@
 import copy
 from itertools import product
 
+import passes
 import pytest
 import torch
 from comparison import (
@@ -20,9 +21,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from variants import COMBINATIONS, mask_names, random_masks, random_parameters
 
+from throughtime.backend import native as backend
 from throughtime.cells import Masks, Parameters, find, sequence
-from throughtime.kernels import native, variants
-from throughtime.kernels import request as request_module
+from throughtime.kernels import layout, native
+from throughtime.request import Request as Asked
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -69,7 +71,7 @@ class Request:
         self.parameters = random_parameters(cell, inputs, hidden, bias, projection)
         self.masks = random_masks(cell, steps, batch, hidden, projection, expected)
         self.input = torch.randn(steps, batch, inputs, dtype=torch.float64)
-        widths = [projection or hidden, hidden][: self.cell.state_size]
+        widths = [projection or hidden, hidden][: len(self.cell.spec.states)]
         self.initial = [torch.randn(batch, width, dtype=torch.float64) for width in widths]
         lengths = torch.randint(0, steps + 1, (batch,)) if ragged else None
         reset = torch.rand(steps, batch) < 0.3 if resets else None
@@ -81,26 +83,26 @@ class Request:
         return [t.to(dtype) if t.is_floating_point() else t for t in tensors]
 
     def forward(self, dtype=torch.float64, keep=True):
-        given = (self.input.to(dtype), self.cast(dtype, self.initial), self.cast(dtype, self.parameters))
-        return variants.forward(self.cell.name, *given, *self.rest, keep, self.cast(dtype, self.masks))
+        return passes.forward(*self.given(dtype), keep, masks=self.cast(dtype, self.masks))
+
+    def given(self, dtype: torch.dtype) -> tuple:
+        tensors = self.input.to(dtype), self.cast(dtype, self.initial), self.cast(dtype, self.parameters)
+        return (self.cell.spec.name, *tensors, *self.rest)
 
     def by_kernels(self, dtype=torch.float64) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs with final state, and gradients of input, initial state and parameters."""
         output, final, saved = self.forward(dtype)
-        given = (self.input.to(dtype), self.cast(dtype, self.initial), self.cast(dtype, self.parameters))
-        gradient = variants.backward(
-            *(self.cell.name, self.grad_output.to(dtype), self.cast(dtype, self.grad_final), *given, output, saved),
-            *(*self.rest, True, self.cast(dtype, self.masks)),
-        )
+        made = self.grad_output.to(dtype), self.cast(dtype, self.grad_final), output, saved
+        gradient = passes.backward(self.given(dtype), *made, masks=self.cast(dtype, self.masks))
         return [output, *final], [gradient.input, *gradient.initial, *gradient.parameters]
 
     def by_equations(self, dtype=torch.float64) -> tuple[list[Tensor], list[Tensor]]:
-        parameters = Parameters.from_list(self.cast(dtype, self.parameters), self.cell.extra)
-        rest = (*self.rest, Masks.from_list(self.cast(dtype, self.masks), self.cell.masks))
+        parameters = Parameters.from_list(self.cast(dtype, self.parameters), self.cell.spec.variant_parameters)
+        masks = Masks.from_list(self.cast(dtype, self.masks), self.cell.spec.masks)
         state = tuple(self.cast(dtype, self.initial))
-        result = sequence.forward(self.cell, self.input.to(dtype), state, parameters, *rest)
+        result = sequence.forward(self.cell, self.input.to(dtype), state, parameters, *self.rest, masks=masks)
         grads = self.grad_output.to(dtype), tuple(self.cast(dtype, self.grad_final))
-        gradient = sequence.backward(self.cell, *grads, result.saved, parameters, *rest)
+        gradient = sequence.backward(self.cell, *grads, result.saved, parameters, *self.rest, masks=masks)
         return (
             [result.outputs, *result.final_state],
             [gradient.inputs, *gradient.initial_state, *gradient.parameters.to_list()],
@@ -111,7 +113,7 @@ class Request:
         computed = [self.by_equations(), self.by_equations(torch.float32)]
         with InOrder():
             computed.append(self.by_equations(torch.float32))
-        if not self.cell.name.startswith("rnn_relu"):  # where a number moved over the kink makes another gradient
+        if not self.cell.spec.name.startswith("rnn_relu"):  # where a number moved over the kink makes another gradient
             other = copy.copy(self)
             for name in ("parameters", "initial", "grad_final"):
                 setattr(other, name, moved(getattr(self, name), torch.float32))
@@ -122,7 +124,7 @@ class Request:
 
     def names(self) -> list[str]:
         state = ["h_0", "c_0"][: len(self.initial)]
-        return ["input", *state, *Parameters.from_list(self.parameters, self.cell.extra).there()]
+        return ["input", *state, *Parameters.from_list(self.parameters, self.cell.spec.variant_parameters).there()]
 
 
 def assert_exact(request: Request) -> None:
@@ -160,7 +162,9 @@ def assert_accurate(*options, **more) -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=200)
-def test_float64_is_exact(cell, expected, steps, batch, hidden, project, bias, ragged, resets, reverse, threads, seed):
+def test_float64_is_exact(
+    *, cell, expected, steps, batch, hidden, project, bias, ragged, resets, reverse, threads, seed
+):
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     options = {"bias": bias, "expected": expected, "ragged": ragged, "resets": resets, "reverse": reverse}
@@ -202,7 +206,7 @@ def test_every_instruction_set(cell, instruction_set):
 
 @pytest.mark.parametrize("cell", EVERYTHING)
 def test_long_sequences_cross_the_stretches(monkeypatch, cell):
-    monkeypatch.setattr(request_module, "_STRETCH", 1000)
+    monkeypatch.setattr(layout, "_STRETCH", 1000)
     for ragged, reverse in product((False, True), (False, True)):
         request = Request(cell, 40, 3, 5, ragged=ragged, resets=ragged, reverse=reverse)
         assert_exact(request)
@@ -267,11 +271,15 @@ def test_a_mutant_is_caught(mutated):
     """A parameter or mask whose units are permuted makes another answer, and the comparison must see it."""
     request = Request("lstm+peepholes+layer_norm+zoneout_h+zoneout_c+recurrent_dropout", 4, 3, 7)
     exact, honest = request.by_equations(), request.by_honest_computations()
-    if mutated in request.cell.masks:
-        index = request.cell.masks.index(mutated)
+    if mutated in request.cell.spec.masks:
+        index = request.cell.spec.masks.index(mutated)
         request.masks[index] = request.masks[index].roll(1, -1)
     else:
-        index = len(request.parameters) - len(request.cell.extra) + request.cell.extra.index(mutated)
+        index = (
+            len(request.parameters)
+            - len(request.cell.spec.variant_parameters)
+            + request.cell.spec.variant_parameters.index(mutated)
+        )
         request.parameters[index] = request.parameters[index].roll(1, 0)
     with pytest.raises(AssertionError, match="errs by"):
         assert_as_accurate(request.by_kernels(torch.float32)[0], honest[0], exact[0], OUTPUT_FACTOR)
@@ -305,5 +313,8 @@ def test_nothing_to_do(steps, batch):
 
 
 def test_refusals():
-    assert native.refusal("lstm+layer_norm", torch.zeros(1)) is None
-    assert "layer norm in float32 and float64" in str(native.refusal("lstm+layer_norm", torch.zeros(1).bfloat16()))
+    tensors = [torch.zeros(1)] * 2
+    assert backend.refusal(Asked.read("gru+layer_norm", tensors[0], tensors[:1], [*tensors, *tensors])) is None
+    tensors = [torch.zeros(1).bfloat16()] * 2
+    reason = backend.refusal(Asked.read("gru+layer_norm", tensors[0], tensors[:1], [*tensors, *tensors]))
+    assert "layer norm in float32 and float64" in str(reason)

@@ -290,6 +290,7 @@ def train(
 
 @app.command(name="eval", epilog="[dim]Example[/]  throughtime eval run unseen.txt")
 def evaluate(
+    *,
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Text to score, all of it.", show_default=False)],
     last: Last = False,
@@ -375,6 +376,7 @@ def score(
 
 @app.command(epilog='[dim]Example[/]  throughtime sample run --prompt "Once upon" --length 300 --temperature 0.8')
 def sample(
+    *,
     context: typer.Context,
     run: RunArgument,
     prompt: Annotated[str, typer.Option(metavar="P", help="Text to go on from.", show_default=False)] = "",
@@ -492,6 +494,7 @@ def explain(
 
 @app.command(epilog="[dim]Example[/]  throughtime gradients --cell lstm --hidden 64 --init forget:1")
 def gradients(
+    *,
     run: Annotated[
         Path | None,
         typer.Argument(metavar="RUN", help="The folder of a run; or give --cell for a fresh one.", show_default=False),
@@ -546,6 +549,7 @@ def gradients(
 
 @app.command(name="compare-gradients", epilog="[dim]Example[/]  throughtime compare-gradients rnn lstm lstm@chrono:200")
 def compare_gradients(
+    *,
     names: Annotated[
         list[str],
         typer.Argument(
@@ -588,6 +592,7 @@ def compare_gradients(
 
 @app.command(epilog="[dim]Example[/]  throughtime task adding --cell lstm")
 def task(
+    *,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="adding, adding-sum, copy, order, lag or digits.", show_default=False)
     ],

@@ -37,7 +37,6 @@ from torch import Tensor
 from throughtime.cells.cell import (
     AffineGradient,
     Linearised,
-    Parameters,
     StepGradient,
     affine,
     affine_backward,
@@ -45,6 +44,7 @@ from throughtime.cells.cell import (
     joined,
 )
 from throughtime.shapes import StepHidden, StepInput
+from throughtime.spec import Parameters
 
 _Affine = tuple[Tensor, Tensor | None, Tensor | None]  # weight, bias, gain
 

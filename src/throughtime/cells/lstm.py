@@ -42,9 +42,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine, affine_backward, drop, joined, project
+from throughtime.cells.cell import Linearised, StepGradient, affine, affine_backward, drop, joined, project
 from throughtime.cells.layer_norm import normalise, normalise_backward
 from throughtime.shapes import StepCell, StepHidden, StepInput
+from throughtime.spec import Parameters
 
 
 class Saved(NamedTuple):

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import torch
 
-from throughtime.cells.cell import Linearised, Parameters, StepGradient, affine, affine_backward, drop, joined
+from throughtime.cells.cell import Linearised, StepGradient, affine, affine_backward, drop, joined
 from throughtime.shapes import StepHidden, StepInput
+from throughtime.spec import Parameters
 
 
 class Saved(NamedTuple):

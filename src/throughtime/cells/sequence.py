@@ -23,8 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import NO_MASKS, Cell, Masks, Parameters, StepGradient
+from throughtime.cells.cell import Cell, StepGradient
 from throughtime.shapes import Inputs, Lengths, Outputs, Reset, StepState
+from throughtime.spec import NO_MASKS, Masks, Parameters
 
 
 class SequenceResult(NamedTuple):
@@ -51,6 +52,7 @@ def forward(
     lengths: Lengths | None = None,
     reset: Reset | None = None,
     reverse: bool = False,
+    *,
     masks: Masks = NO_MASKS,
 ) -> SequenceResult:
     """Run `cell` over a sequence.
@@ -104,6 +106,7 @@ def backward(
     lengths: Lengths | None = None,
     reset: Reset | None = None,
     reverse: bool = False,
+    *,
     masks: Masks = NO_MASKS,
 ) -> SequenceGradient:
     """Backpropagate through time.

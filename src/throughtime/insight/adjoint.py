@@ -237,7 +237,7 @@ def _weight_gradients(lane: Lane, stack: StepState, t: int) -> Parameters:
     def one_row(*grad_state: Tensor) -> tuple[Tensor, ...]:
         return tuple(lane.cell.step_backward(grad_state, lane.saved[t], lane.parameters).parameters.to_list())
 
-    return Parameters.from_list(list(torch.func.vmap(one_row)(*stack)), lane.cell.extra)
+    return Parameters.from_list(list(torch.func.vmap(one_row)(*stack)), lane.cell.spec.variant_parameters)
 
 
 class Watch(NamedTuple):

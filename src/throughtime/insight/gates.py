@@ -53,7 +53,7 @@ def gate_use(lane: Lane) -> list[GateUse]:
     """
     used = []
     for field, name in GATES.items():
-        if field in lane.saved_fields and lane.cell.gates > 1:
+        if field in lane.saved_fields and lane.cell.spec.gates > 1:
             values = lane.saved_fields[field]
             values = values.flatten() if lane.active is None else values[lane.active].flatten()
             shares = values.mean(), (values < 0.1).float().mean(), (values > 0.9).float().mean()
@@ -218,7 +218,7 @@ def _minus(a: StepState, b: StepState) -> StepState:
 
 def _keeping_gate(lane: Lane) -> Float[Tensor, "T B H"]:
     """Return the gate that multiplies the state."""
-    field = KEEPING.get(lane.cell.name.split("+")[0])
+    field = KEEPING.get(lane.cell.spec.base)
     if field is None:
-        raise InputError(f"a {lane.cell.name} has no gate that keeps its state; expected an LSTM or a GRU")
+        raise InputError(f"a {lane.cell.spec.name} has no gate that keeps its state; expected an LSTM or a GRU")
     return lane.saved_fields[field]

@@ -483,7 +483,7 @@ def _weight_gradients(recording: Recording, grad_outputs: Outputs, lags: int, by
     shape = (steps, lags) if by_loss else (lags,)
     sums = {
         lane.name: Parameters.from_list(
-            [w.new_zeros(*shape, *w.shape) for w in lane.parameters.to_list()], lane.cell.extra
+            [w.new_zeros(*shape, *w.shape) for w in lane.parameters.to_list()], lane.cell.spec.variant_parameters
         )
         for lane in recording.lanes
     }

@@ -86,7 +86,7 @@ def reading_data(recorded: ModelRecording, texts: Sequence[str] | None, lags: in
 
 def _fields(lane: Lane) -> list[dict[str, Any]]:
     parts = dict(zip(("h", "c"), lane.states, strict=False))
-    if lane.cell.gates > 1:
+    if lane.cell.spec.gates > 1:
         parts |= {
             f"{name} gate": lane.saved_fields[field] for field, name in GATES.items() if field in lane.saved_fields
         }

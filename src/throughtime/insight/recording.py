@@ -230,7 +230,7 @@ def record(
         outputs = []
         for direction in range(directions):
             row = depth * directions + direction
-            parameters = Parameters.from_list([w.to(dtype) for w in weights[row]], cell.extra)
+            parameters = Parameters.from_list([w.to(dtype) for w in weights[row]], cell.spec.variant_parameters)
             initial = _initial_state(cell, hx, row, x, parameters)
             lane, output = _record_lane(cell, x, initial, parameters, lengths, reset, depth, direction == 1)
             lanes.append(lane)
@@ -419,5 +419,5 @@ def _initial_state(
     if hx is not None:
         return tuple(part[row].detach().to(x.dtype) for part in ((hx,) if isinstance(hx, Tensor) else hx))
     width = parameters.weight_hh.shape[1]
-    hidden = parameters.weight_hh.shape[0] // cell.gates
-    return tuple(x.new_zeros(x.shape[1], w) for w in (width, hidden)[: cell.state_size])
+    hidden = parameters.weight_hh.shape[0] // cell.spec.gates
+    return tuple(x.new_zeros(x.shape[1], w) for w in (width, hidden)[: len(cell.spec.states)])

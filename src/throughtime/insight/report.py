@@ -481,7 +481,7 @@ def _measure_lane(
     lane: Lane, lag: LagMatrix, kappa: Tensor | None, split: PathSplit | None, lags: int, window: int
 ) -> LaneReport:
     curve = lag.curve[lag.lags >= 0]
-    has_keeping_gate = lane.cell.name.split("+")[0] in KEEPING
+    has_keeping_gate = lane.cell.spec.base in KEEPING
     norm, radius = _step_size(lane)
     spectrum = _spectrum(lane)
     return LaneReport(
@@ -500,7 +500,7 @@ def _measure_lane(
         exponent_range=None if spectrum is None else (spectrum[:, 0].min().item(), spectrum[:, 0].max().item()),
         norm=norm,
         radius=radius,
-        bound=pascanu_bound(lane) if lane.cell.name in ("rnn_tanh", "rnn_relu") else None,
+        bound=pascanu_bound(lane) if lane.cell.spec.name in ("rnn_tanh", "rnn_relu") else None,
         gates=gate_use(lane),
         constants=_quantiles(time_constants(lane)) if has_keeping_gate else None,
         carousel=carousel(lane, lags).tolist() if has_keeping_gate else None,

@@ -209,8 +209,8 @@ def pascanu_bound(lane: Lane) -> SpectralBound:
         >>> round(insight.pascanu_bound(lane).bound, 4)
         0.9
     """
-    if not lane.cell.name.startswith("rnn"):
-        raise InputError(f"the bound is for a simple RNN; expected one, not {lane.cell.name!r}: see step_size")
+    if lane.cell.spec.base not in ("rnn_tanh", "rnn_relu"):
+        raise InputError(f"the bound is for a simple RNN; expected one, not {lane.cell.spec.name!r}: see step_size")
     weight = lane.parameters.weight_hh
     sigma = torch.linalg.matrix_norm(weight, ord=2).item()
     return SpectralBound(sigma, 1.0, sigma, torch.linalg.eigvals(weight).abs().max().item())

@@ -31,20 +31,8 @@ ADVICE = (
 INSTRUCTION_SET_VARIABLE = "THROUGHTIME_INSTRUCTION_SET"
 
 CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _LARGE = 1 << 20  # bytes from which memory is pooled
-
-
-def refusal(cell: str, input: Tensor) -> str | None:
-    """Return why the native kernels can't serve a request, or `None` where they can."""
-    base, *variants = cell.split("+")
-    if base not in CELLS:
-        return f"they have no {base} cell"
-    if variants and input.dtype == torch.bfloat16:
-        return f"they compute {', '.join(variants).replace('_', ' ')} in float32 and float64, not in bfloat16"
-    if input.device.type != "cpu" or input.dtype not in _DTYPES:
-        return f"they compute float32, float64 and bfloat16 on the CPU, not {input.dtype} on {input.device.type}"
-    return missing
 
 
 def description() -> str:
@@ -152,7 +140,7 @@ def kind(dtype: torch.dtype) -> Any:
 def new(like: Tensor, *shape: int) -> Tensor:
     """Return an array of arbitrary content, as `like.new_empty`, but in pooled memory if it is large."""
     count = math.prod(shape)
-    if count * like.element_size() < _LARGE or like.dtype not in _DTYPES:
+    if count * like.element_size() < _LARGE or like.dtype not in DTYPES:
         return like.new_empty(shape)
     own = kind(like.dtype)
     if like.dtype == torch.bfloat16:  # whose arrays come as floats of half the number
@@ -171,7 +159,7 @@ def new_zeros(like: Tensor, *shape: int) -> Tensor:
     return tensor
 
 
-def plain(tensor: Tensor) -> Tensor:
+def contiguous(tensor: Tensor) -> Tensor:
     """Return the tensor as it is read by address: without gaps, and its elements' signs in its memory."""
     return tensor.resolve_neg().contiguous()
 

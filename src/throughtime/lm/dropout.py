@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.layers import Recurrent
-from throughtime.ops import draw_mask
+from throughtime.stack import draw_mask
 
 
 class Dropout(nn.Module):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import product
 
+import passes
 import pytest
 import torch
 from comparison import (
@@ -21,9 +22,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from throughtime import InputError
+from throughtime.backend import native as backend
 from throughtime.cells import CELLS, Parameters, sequence
-from throughtime.kernels import cpu, native
-from throughtime.kernels import request as request_module
+from throughtime.kernels import layout, native
+from throughtime.request import Request as Asked
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -68,14 +71,14 @@ class Request:
         reverse=False,
         tokens=False,
     ):
-        width, rows = projection or hidden, CELLS[cell].gates * hidden
+        width, rows = projection or hidden, CELLS[cell].spec.gates * hidden
         shapes = [(rows, inputs), (rows, width)] + [(rows,), (rows,)] * bias + [(projection, hidden)] * (projection > 0)
         draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
         self.cell, self.reverse = cell, reverse
         self.parameters = [draw(*shape) / shape[-1] ** 0.5 for shape in shapes]
         self.ids = torch.randint(0, inputs, (steps, batch)) if tokens else None
         self.input = draw(steps, batch, inputs) if self.ids is None else one_hot(self.ids, inputs).double()
-        self.initial = [draw(batch, width), draw(batch, hidden)][: CELLS[cell].state_size]
+        self.initial = [draw(batch, width), draw(batch, hidden)][: len(CELLS[cell].spec.states)]
         self.lengths = torch.randint(0, steps + 1, (batch,)) if ragged else None
         self.reset = torch.rand(steps, batch) < 0.3 if resets else None
         self.grad_output = draw(steps, batch, width)
@@ -85,11 +88,9 @@ class Request:
         """Outputs with final state, and gradients of input (token ids have none), initial state and parameters."""
         cast = lambda tensors: [t.to(dtype) for t in tensors]  # noqa: E731
         given = (self.input.to(dtype) if self.ids is None else self.ids, cast(self.initial), cast(self.parameters))
-        rest = (self.lengths, self.reset, self.reverse)
-        output, final, saved = cpu.forward(self.cell, *given, *rest)
-        gradient = cpu.backward(
-            self.cell, self.grad_output.to(dtype), cast(self.grad_final), *given, output, saved, *rest
-        )
+        given = (self.cell, *given, self.lengths, self.reset, self.reverse)
+        output, final, saved = passes.forward(*given)
+        gradient = passes.backward(given, self.grad_output.to(dtype), cast(self.grad_final), output, saved)
         assert (gradient.input is None) == (self.ids is not None)
         inputs = [] if gradient.input is None else [gradient.input]
         return [output, *final], [*inputs, *gradient.initial, *gradient.parameters]
@@ -157,7 +158,7 @@ def assert_accurate(request: Request, dtype: torch.dtype = torch.float32) -> Non
     seed=st.integers(0, 99),
 )
 @settings(max_examples=200)
-def test_float64_is_exact(cell, steps, batch, hidden, project, bias, ragged, resets, reverse, tokens, threads, seed):
+def test_float64_is_exact(*, cell, steps, batch, hidden, project, bias, ragged, resets, reverse, tokens, threads, seed):
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     projection = (hidden + 1) // 2 if project and cell == "lstm" else 0
@@ -203,7 +204,7 @@ def test_every_instruction_set(cell, instruction_set):
 
 @pytest.mark.parametrize("steps", [1, 700])
 def test_long_sequences_cross_the_stretches(monkeypatch, steps):
-    monkeypatch.setattr(request_module, "_STRETCH", 1000)
+    monkeypatch.setattr(layout, "_STRETCH", 1000)
     for cell, ragged, reverse, tokens in product(("lstm", "gru"), (False, True), (False, True), (False, True)):
         assert_exact(Request(cell, min(steps, 40), 3, 5, ragged=ragged, resets=ragged, reverse=reverse, tokens=tokens))
 
@@ -271,11 +272,9 @@ def test_bfloat16_takes_float32_parameters(cell):
     low, low_gradients = request.by_kernels(torch.bfloat16)
     request.parameters = [p.bfloat16().float() for p in request.parameters]
     cast = lambda tensors: [t.bfloat16() for t in tensors]  # noqa: E731
-    given = (request.input.bfloat16(), cast(request.initial), request.parameters)
-    output, final, saved = cpu.forward(cell, *given, request.lengths)
-    gradient = cpu.backward(
-        *(cell, request.grad_output.bfloat16(), cast(request.grad_final), *given, output, saved, request.lengths)
-    )
+    given = (cell, request.input.bfloat16(), cast(request.initial), request.parameters, request.lengths)
+    output, final, saved = passes.forward(*given)
+    gradient = passes.backward(given, request.grad_output.bfloat16(), cast(request.grad_final), output, saved)
     high = [gradient.input, *gradient.initial, *gradient.parameters]
     assert all(map(torch.equal, low, [output, *final]))
     assert [t.dtype for t in gradient.parameters] == [torch.float32] * len(gradient.parameters)
@@ -291,10 +290,10 @@ def test_bfloat16_rounds_to_nearest_even(instruction_set):
     x, h = torch.ones(1, 1, 1).bfloat16(), torch.zeros(1, len(weight)).bfloat16()
     expected = weight.bfloat16().mT[None]
     no_recurrence = torch.zeros(len(weight), len(weight))
-    output, _, _ = cpu.forward("rnn_relu", x, [h], [weight, no_recurrence])
+    output, _, _ = passes.forward("rnn_relu", x, [h], [weight, no_recurrence])
     assert torch.equal(output.nan_to_num(-1), expected.nan_to_num(-1))
     bias = weight[:, 0]  # never rounded before the output is
-    output, _, _ = cpu.forward(
+    output, _, _ = passes.forward(
         "rnn_relu", x, [h], [0 * weight.nan_to_num(0, 0), no_recurrence, bias, 0 * bias.nan_to_num(0, 0)]
     )
     assert torch.equal(output.nan_to_num(-1), expected.nan_to_num(-1))
@@ -304,7 +303,7 @@ def test_bfloat16_carries_its_state_in_float32():
     """c grows by 0.001 a step with i = f = 1; in bfloat16 it would stop at 0.25."""
     steps, bias = 1000, torch.tensor([50, 50, 0.001, 50])
     x, state = torch.zeros(steps, 1, 1).bfloat16(), [torch.zeros(1, 1).bfloat16()] * 2
-    _, (_, c), _ = cpu.forward("lstm", x, state, [torch.zeros(4, 1), torch.zeros(4, 1), bias, torch.zeros(4)])
+    _, (_, c), _ = passes.forward("lstm", x, state, [torch.zeros(4, 1), torch.zeros(4, 1), bias, torch.zeros(4)])
     torch.testing.assert_close(c, torch.tensor([[1.0]]).bfloat16())
 
 
@@ -399,13 +398,13 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(cell, dtype, two
     request = Request(cell, 5, 23, 40, inputs=8)
     x, state = request.input.to(dtype), [s.to(dtype) for s in request.initial]
     parameters = [p.to(dtype) for p in request.parameters]
-    _, together, _ = cpu.forward(cell, x, state, parameters)
+    _, together, _ = passes.forward(cell, x, state, parameters)
     for rows in ([4], [7, 4], [20, 4, 1, 0, 2, 3, 5]):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             lengths = torch.full((len(rows),), 5)
             lengths[rows.index(4) - 1] = 5 if len(rows) == 1 else 3
-            _, final, _ = cpu.forward(cell, x[:, rows], [s[rows] for s in state], parameters, lengths)
+            _, final, _ = passes.forward(cell, x[:, rows], [s[rows] for s in state], parameters, lengths)
             for a, e in zip(final, together, strict=True):
                 assert torch.equal(a[rows.index(4)], e[4])
 
@@ -426,11 +425,11 @@ def test_strides_do_not_matter(cell, dtype):
 
 def test_saved_tensors_survive_a_backward_pass():
     request = Request("lstm", 4, 3, 6)
-    output, final, saved = cpu.forward("lstm", request.input, request.initial, request.parameters)
+    given = ("lstm", request.input, request.initial, request.parameters)
+    output, final, saved = passes.forward(*given)
     before = [t.clone() for t in (output, *final, *saved)]
-    given = (request.input, request.initial, request.parameters, output, saved)
-    first = cpu.backward("lstm", request.grad_output, request.grad_final, *given)
-    again = cpu.backward("lstm", request.grad_output, request.grad_final, *given, needs_input=False)
+    made = (request.grad_output, request.grad_final, output, saved)
+    first, again = passes.backward(given, *made), passes.backward(given, *made, needs_input=False)
     assert all(map(torch.equal, before, (output, *final, *saved)))
     assert again.input is None
     assert all(map(torch.equal, first.parameters, again.parameters))
@@ -480,8 +479,8 @@ def test_idle_memory_is_handed_back_in_the_end(monkeypatch):
 def test_without_keep_the_answer_is_the_same(cell):
     request = Request(cell, 6, 4, 20, ragged=True)
     arguments = (cell, request.input, request.initial, request.parameters, request.lengths)
-    output, final, _ = cpu.forward(*arguments)
-    lean, lean_final, saved = cpu.forward(*arguments, keep=False)
+    output, final, _ = passes.forward(*arguments)
+    lean, lean_final, saved = passes.forward(*arguments, keep=False)
     assert not saved
     assert all(map(torch.equal, (output, *final), (lean, *lean_final)))
 
@@ -498,15 +497,15 @@ def test_nothing_to_do(steps, batch):
 def test_special_values_pass_through():
     x = torch.tensor([0.0, -0.0, 1e-30, 50, -50, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])[None, :, None]
     ones, zero, h = torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(10, 1)
-    output, _, _ = cpu.forward("rnn_tanh", x, [h], [ones, zero])
+    output, _, _ = passes.forward("rnn_tanh", x, [h], [ones, zero])
     torch.testing.assert_close(output, torch.tanh(x), rtol=3e-7, atol=0, equal_nan=True)
-    output, _, _ = cpu.forward("rnn_relu", x, [h], [ones, zero])
+    output, _, _ = passes.forward("rnn_relu", x, [h], [ones, zero])
     torch.testing.assert_close(output, torch.relu(x), rtol=0, atol=0, equal_nan=True)
 
 
 def test_tanh_is_accurate_everywhere():
     x = torch.cat([torch.linspace(-12, 12, 20_001), torch.logspace(-20, 0, 2_000)])
-    output, _, _ = cpu.forward(
+    output, _, _ = passes.forward(
         "rnn_tanh", x[None, :, None], [torch.zeros(len(x), 1)], [torch.ones(1, 1), torch.zeros(1, 1)]
     )
     exact = torch.tanh(x.double())
@@ -560,12 +559,17 @@ def test_mixed_dtypes_are_refused():
     with pytest.raises(
         ValueError, match=r"weight_ih is \(20, 3\) torch.float32 on cpu; expected \(20, 3\) torch.float64"
     ):
-        cpu.forward("lstm", request.input, request.initial, request.parameters)
+        passes.forward("lstm", request.input, request.initial, request.parameters)
 
 
 def test_refusals(monkeypatch):
-    assert native.refusal("lstm", torch.zeros(1)) is None
-    assert "no transformer cell" in str(native.refusal("transformer", torch.zeros(1)))
-    assert "float16" in str(native.refusal("lstm", torch.zeros(1, dtype=torch.float16)))
+    def asked(cell: str, dtype: torch.dtype = torch.float32) -> Asked:
+        tensors = [torch.zeros(1, dtype=dtype)] * 2
+        return Asked.read(cell, tensors[0], tensors, tensors)
+
+    assert backend.refusal(asked("lstm")) is None
+    assert "float16" in str(backend.refusal(asked("lstm", torch.float16)))
     monkeypatch.setattr(native, "missing", "not built")
-    assert native.refusal("lstm", torch.zeros(1)) == "not built"
+    assert backend.refusal(asked("lstm")) == "not built"
+    with pytest.raises(InputError, match="unknown cell 'transformer'"):
+        asked("transformer")

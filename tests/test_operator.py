@@ -8,9 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from variants import mask_names, random_masks, random_parameters
 
 import throughtime
+from throughtime.backend import native
 from throughtime.cells import CELLS, Parameters, find
-from throughtime.kernels import native, request
-from throughtime.ops import Stack, choose_backend
+from throughtime.kernels import layout
+from throughtime.request import Request
+from throughtime.stack import choose_backend
 
 LAYERS = {
     "rnn": lambda **k: throughtime.RNN(3, 4, **k),
@@ -24,12 +26,14 @@ def arguments(
     name: str, backend: str, requires_grad: bool = True, ragged: bool = True, hidden: int = 4, tokens: bool = False
 ) -> tuple:
     cell = CELLS[name]
-    rows = cell.gates * hidden
+    rows = cell.spec.gates * hidden
     shapes = [(rows, 3), (rows, hidden), (rows,), (rows,)]
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=requires_grad) for s in shapes]
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=requires_grad)
     x = torch.randint(0, 3, (5, 2)) if tokens else x
-    state = [torch.randn(2, hidden, dtype=torch.float64, requires_grad=requires_grad) for _ in range(cell.state_size)]
+    state = [
+        torch.randn(2, hidden, dtype=torch.float64, requires_grad=requires_grad) for _ in range(len(cell.spec.states))
+    ]
     lengths = torch.tensor([5, 3]) if ragged else None
     reset = torch.rand(5, 2) < 0.3 if ragged else None
     return x, state, tensors, lengths, reset, [], name, False, True, backend
@@ -164,13 +168,18 @@ def test_token_ids_compile_and_export(name, embedded):
 
 def test_auto_takes_the_fastest_that_is_right(monkeypatch):
     x, reset = torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool)
+
+    def chosen(cell: str, backend: str = "auto", **more: Tensor) -> str:
+        states = [x] * len(find(cell).spec.states)
+        return choose_backend(backend, Request.read(cell, x, states, [x, x], **more))
+
     if HAS_NATIVE:
-        assert choose_backend(Stack("lstm"), x) == "native"
-    monkeypatch.setattr(native, "refusal", lambda cell, input: "not here")
-    assert choose_backend(Stack("lstm"), x) == "torch"
-    assert choose_backend(Stack("lstm"), x, reset=reset) == "reference"
-    assert choose_backend(Stack("gru_reset_before"), x) == "reference"
-    assert choose_backend(Stack("gru", backend="reference"), x) == "reference"
+        assert chosen("lstm") == "native"
+    monkeypatch.setattr(native, "refusal", lambda request: "not here")
+    assert chosen("lstm") == "torch"
+    assert chosen("lstm", reset=reset) == "reference"
+    assert chosen("gru_reset_before") == "reference"
+    assert chosen("gru", "reference") == "reference"
 
 
 VARIANTS = ["lstm+coupled+peepholes+layer_norm", "gru+layer_norm", "gru_reset_before+layer_norm", "rnn_tanh+layer_norm"]
@@ -210,7 +219,7 @@ def packed_arguments(name: str, backend: str, recompute_every: int, tokens: bool
     """As `variant_arguments`, of 8 packed rows."""
     kind = find(name)
     x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True) if not tokens else torch.randint(0, 3, (8,))
-    state = [torch.randn(3, hidden, dtype=torch.float64, requires_grad=True) for _ in range(kind.state_size)]
+    state = [torch.randn(3, hidden, dtype=torch.float64, requires_grad=True) for _ in range(len(kind.spec.states))]
     parameters = [p.requires_grad_() for p in random_parameters(name, 3, hidden)]
     masks = random_masks(name, 4, 3, hidden)
     return x, state, parameters, None, None, masks, name, True, True, backend, BATCH_SIZES, recompute_every
@@ -234,7 +243,7 @@ def test_packed_rows_and_recomputation_keep_torchs_rules(name, backend, recomput
 @pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
 def test_derivatives_of_packed_rows_of_first_and_second_order(name, backend, monkeypatch):
-    monkeypatch.setattr(request, "_STRETCH", 100)  # so that there is a segment for each step
+    monkeypatch.setattr(layout, "_STRETCH", 100)  # so that there is a segment for each step
     x, state, parameters, *rest = packed_arguments(name, backend, 1, False, hidden=2)
 
     def run(x: Tensor, *tensors: Tensor):

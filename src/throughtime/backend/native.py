@@ -1,0 +1,87 @@
+"""The backend of the C++ kernels: what they refuse, and which of their two loops computes a request."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from throughtime.kernels import native as kernels
+from throughtime.kernels import plain, variants
+from throughtime.kernels.native import arithmetic_of
+from throughtime.request import Gradient, Request, Result, check, check_kinds
+
+
+def refusal(request: Request) -> str | None:
+    """Return why the kernels can't serve a request, or `None` where they can."""
+    said, dtype, device = request.spec, request.dtype, request.input.device.type
+    if said.variants and dtype == torch.bfloat16:
+        return f"they compute {', '.join(said.variants).replace('_', ' ')} in float32 and float64, not in bfloat16"
+    if device != "cpu" or dtype not in kernels.DTYPES:
+        return f"they compute float32, float64 and bfloat16 on the CPU, not {dtype} on {device}"
+    if said.variants and len(request.directions) > 1:
+        return (
+            f"they run a {said.name} one way at a time, and bidirectional is true; call it with reverse false and true"
+        )
+    return kernels.missing
+
+
+def forward(request: Request, keep: bool) -> Result:
+    """Compute a layer; `saved` is empty unless `keep`, which says that a backward pass will follow."""
+    _check(request)
+    if request.spec.variants:
+        return variants.forward(request, keep)
+    return plain.Plan(request).forward(request, keep)
+
+
+def backward(
+    request: Request,
+    grad_output: Tensor | None,
+    grad_final: Sequence[Tensor | None],
+    output: Tensor,
+    saved: Sequence[Tensor],
+    needs_input: bool = True,
+) -> Gradient:
+    """Backpropagate through time.
+
+    Args:
+        request: What `forward` was given.
+        grad_output: ∂L/∂output, or `None` for zero; its values past a row's end don't matter.
+        grad_final: Gradients of the final states; each may be `None` for zero.
+        output: What `forward` returned.
+        saved: What `forward` returned; it isn't changed.
+        needs_input: Whether the input's gradient is wanted; token ids have none.
+    """
+    _check(request)
+    given = request, grad_output, grad_final, output, saved, needs_input
+    return variants.backward(*given) if request.spec.variants else plain.Plan(request).backward(*given)
+
+
+def shared_plan(request: Request) -> plain.Plan | None:
+    """Return what both passes over a request can share, or `None` for a cell with variants, where there is no such thing."""
+    if request.spec.variants:
+        return None
+    _check(request)
+    return plain.Plan(request)
+
+
+def fake_saved(request: Request) -> list[Tensor]:
+    """Return tensors like those that `forward` saves, for a request whose tensors have no values."""
+    loop = variants if request.spec.variants else plain
+    parameters = request.directions[0].parameters
+    widths = loop.saved_widths(request.spec, hidden := parameters.weight_hh.shape[0] // request.spec.gates)
+    if not widths:
+        return []
+    if request.recompute_every:
+        count = loop.segment_count(request, hidden)
+        return [s.new_empty((count, *s.shape), dtype=arithmetic_of(s.dtype)) for s in request.initial]
+    *places, _ = request.output_shape
+    rows = torch.library.get_ctx().new_dynamic_size() if request.lengths is not None else math.prod(places)
+    return [request.like.new_empty((rows, width)) for _ in request.directions for width in widths]
+
+
+def _check(request: Request) -> None:
+    check_kinds(request)
+    if (reason := refusal(request)) is not None:
+        raise NotImplementedError(f"backend 'native' can't serve this request: {reason}")
+    check(request, (request.dtype, arithmetic_of(request.dtype)))

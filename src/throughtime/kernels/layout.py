@@ -1,0 +1,279 @@
+"""One direction of a request, laid out as the kernels read it.
+
+Rows are sorted by length, and only real steps have a place in the arrays (torch's PackedSequence order): time and memory are
+proportional to the sum of the lengths. Steps are cut in stretches, in which the time loop and the products around it take turns.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.kernels import native
+from throughtime.kernels.native import address, arithmetic_of, contiguous, kind, new, new_zeros
+from throughtime.request import Direction, Request
+from throughtime.spec import Parameters
+
+_STRETCH = 4 << 20  # bytes of gates that the cache holds from one pass over them to the next
+
+
+def count_segments(steps: int, batch: int, width: int, dtype: torch.dtype, every: int) -> int:
+    """Return how many segments of at least `every` steps there are, with so many values a step in the backward pass."""
+    larger: Any = torch.sym_max
+    stretch = larger(1, _STRETCH // larger(1, batch * width * arithmetic_of(dtype).itemsize))
+    stretches = larger(1, -(-steps // stretch))
+    return -(-stretches // -(-every // stretch))
+
+
+class Stretch(NamedTuple):
+    """Some steps of the sequence and where their rows lie in packed arrays."""
+
+    begin: int
+    end: int
+    first_row: int
+    last_row: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows take part in which step, longest first; with every row in every step, nothing need be said.
+
+    Where `batch_sizes` say it, arrays come and go packed.
+    """
+
+    steps: int
+    batch: int
+    lengths: Tensor | None
+    batch_sizes: Tensor | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> "Rows":
+        """Return those of a request."""
+        steps, batch, lengths, batch_sizes = request.steps, request.batch, request.lengths, request.batch_sizes
+        if lengths is not None and bool((lengths == steps).all()):
+            lengths = None
+        if batch_sizes is not None:
+            batch_sizes = None if int(batch_sizes[-1]) == batch else batch_sizes.clone()
+        return cls(steps, batch, lengths, batch_sizes)
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        assert self.lengths is not None
+        lengths = self.lengths.contiguous()
+        sizes = self.batch, self.steps, self.steps, int(lengths.sum())
+        found = order, rows, first_row, index = tuple(lengths.new_empty(size) for size in sizes)
+        native.module.plan_rows(lengths.data_ptr(), self.batch, self.steps, *(tensor.data_ptr() for tensor in found))
+        return order, rows, first_row, index
+
+    @property
+    def order(self) -> Tensor | None:
+        """Column of the batch, for each rank (B,)."""
+        return None if self.lengths is None else self._sorted[0]
+
+    @property
+    def rows(self) -> Tensor | None:
+        """How many take part in each step (T,)."""
+        return self.batch_sizes if self.lengths is None else self._sorted[1]
+
+    @cached_property
+    def first_row(self) -> Tensor | None:
+        """Where a step's rows begin in packed arrays (T,)."""
+        if self.batch_sizes is not None:
+            return self.batch_sizes.cumsum(0) - self.batch_sizes
+        return None if self.lengths is None else self._sorted[2]
+
+    @property
+    def index(self) -> Tensor:
+        """Row of the padded (T · B, ·) array, for each row of the packed one."""
+        return self._sorted[3]
+
+    @cached_property
+    def count(self) -> int:
+        """Rows of a packed array: the sum of the lengths."""
+        if self.batch_sizes is not None:
+            return int(self.batch_sizes.sum())
+        return self.steps * self.batch if self.lengths is None else len(self.index)
+
+    def compact(self, input: Tensor) -> Tensor:
+        """(T, B, ·), or ids (T, B), to packed; what is packed stays so."""
+        is_packed = input.dim() == (2 if input.is_floating_point() else 1)
+        flat = input.resolve_neg() if is_packed else input.resolve_neg().flatten(0, 1)
+        if self.lengths is not None:
+            return torch.index_select(flat, 0, self.index, out=new(flat, self.count, *flat.shape[1:]))
+        return flat if flat.stride(-1) == 1 else flat.contiguous()  # the products step over rows, not within one
+
+    def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
+        """Packed to (T, B, ·), with zeros elsewhere, or to what is packed itself."""
+        if self.lengths is None:
+            return packed.view(shape)
+        padded = new_zeros(packed, self.steps * self.batch, shape[-1])
+        return padded.index_copy_(0, self.index, packed).view(shape)
+
+    def stretches(self, width: int, element_size: int) -> Iterator[Stretch]:
+        """Cut the steps into stretches whose gates fit the cache."""
+        steps = max(1, _STRETCH // max(1, self.batch * width * element_size))
+        ends = [*range(steps, self.steps, steps), self.steps]
+        if self.first_row is None:
+            last_rows = [end * self.batch for end in ends]
+        else:
+            last_rows = [*self.first_row[ends[:-1]].tolist(), self.count]
+        yield from map(Stretch, [0, *ends], ends, [0, *last_rows], last_rows)
+
+
+class Layout:
+    """One direction of a request that has been checked.
+
+    Attributes:
+        spec: What the cell's name says.
+        rows: Which rows take part in which step.
+        like: A tensor of the request's dtype.
+        initial: The state that it begins with, as it is read by address.
+        weights: The parameters likewise, in the dtype of arithmetic.
+        native: The native layout, which knows arrays by address only.
+    """
+
+    def __init__(self, request: Request, direction: Direction, rows: Rows) -> None:
+        self.spec, self.rows, self.reverse = request.spec, rows, direction.reverse
+        self.reads_ids, self.dtype, self.directions = request.reads_ids, request.dtype, len(request.directions)
+        self.arithmetic = arithmetic_of(self.dtype)
+        self.reset = None if request.reset is None else request.reset.contiguous()
+        self._is_packed = request.batch_sizes is not None
+        self._hold(request, direction)
+        check_memory(input=[request.input], initial=self.initial, parameters=self.weights)
+        self.native = self._lay_out()
+
+    def _hold(self, request: Request, direction: Direction) -> None:
+        given = direction.parameters
+        self.like, self.weights_dtype = request.like, given.weight_ih.dtype
+        self.initial = [contiguous(s) for s in direction.initial]
+        # Columns of a table may lie together: that is how token ids will read it.
+        weight_ih = given.weight_ih.resolve_neg() if self.reads_ids else contiguous(given.weight_ih)
+        weights = [weight_ih, *[None if p is None else contiguous(p) for p in given[1:]]]
+        if self.weights_dtype != self.arithmetic:
+            weights = [None if p is None else p.to(self.arithmetic) for p in weights]
+        self.weights = Parameters(*weights)
+        self.hidden = given.weight_hh.shape[0] // self.spec.gates
+        self.projected = 0 if given.weight_hr is None else given.weight_hr.shape[0]
+
+    def _lay_out(self) -> Any:
+        return kind(self.dtype)(
+            *(native.CELLS[self.spec.base], self.reverse, torch.get_num_threads(), self.rows.steps, self.rows.batch),
+            *(self.hidden, self.projected),
+            *(address(t) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
+            *(self.rows.batch_sizes is not None, self.directions * self.width),
+        )
+
+    def let_go(self) -> None:
+        """Drop input, state and parameters; who takes part when, and the resets, stay."""
+        del self.like, self.initial, self.weights, self.native
+
+    def take_up(self, request: Request, direction: Direction) -> "Layout":
+        """Return the same layout for tensors like those which it was made of."""
+        layout = object.__new__(Layout)
+        layout.__dict__ |= self.__dict__
+        layout._hold(request, direction)
+        layout.native = layout._lay_out()
+        return layout
+
+    @property
+    def width(self) -> int:
+        """P, the width of h."""
+        return self.projected or self.hidden
+
+    @property
+    def gates_width(self) -> int:
+        """G · H."""
+        return self.spec.gates * self.hidden
+
+    def where_input_is(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Address, width and stride of packed rows, and address of packed ids; one of the two is there."""
+        width = self.weights.weight_ih.shape[1]
+        return (0, width, 0, x.data_ptr()) if self.reads_ids else (x.data_ptr(), width, x.stride(0), 0)
+
+    def stretches(self, width: int) -> list[Stretch]:
+        """Cut the steps into stretches whose gates fit the cache."""
+        return list(self.rows.stretches(width, self.arithmetic.itemsize))
+
+    def segments(self, width: int, every: int) -> list[list[Stretch]]:
+        """Group the stretches of a backward pass such that each has `every` steps at least; 0 makes one segment of them all."""
+        stretches = self.stretches(width)
+        count = -(-every // max(1, stretches[0].end)) if every else len(stretches)
+        return [stretches[first : first + count] for first in range(0, len(stretches), count)]
+
+    def forward_order(self, parts: list[Any]) -> list[tuple[int, Any]]:
+        """Number stretches or segments, in the order in which the forward pass runs through them."""
+        return [*enumerate(parts)][:: -1 if self.reverse else 1]
+
+    def backward_order(self, parts: list[Any]) -> list[tuple[int, Any]]:
+        """Number them in the order of the backward pass."""
+        return self.forward_order(parts)[::-1]
+
+    def with_c_before(self, own_c: Tensor, segment: list[Stretch], c: Tensor) -> Tensor:
+        """Return a place for a segment's c, in memory whose rows beside it hold the c before: (B, H), of each row of that step."""
+        step = segment[-1].end if self.reverse else segment[0].begin - 1
+        if not 0 <= step < self.rows.steps:
+            return own_c
+        count = self.rows.batch if self.rows.rows is None else int(self.rows.rows[step])
+        before = c if self.rows.order is None else c[self.rows.order[:count]]
+        both = new(own_c, len(own_c) + count, own_c.shape[1])
+        beside, own = both.split([len(own_c), count])[::-1] if self.reverse else both.split([count, len(own_c)])
+        beside.copy_(before[:count])
+        return own
+
+    def new_output(self) -> Tensor:
+        """A place for the output; what lies past a row's end is zero, and the kernels don't write there."""
+        width = self.directions * self.width
+        if self._is_packed:
+            return new(self.like, self.rows.count, width)
+        shape = (self.rows.steps, self.rows.batch, width)
+        return new(self.like, *shape) if self.rows.lengths is None else new_zeros(self.like, *shape)
+
+    def table(self) -> Tensor:
+        """Return W_ih x of each token id (V, G·H): the transposed weights, rounded as for the product with one-hot vectors."""
+        weight = self.weights.weight_ih
+        return weight.to(self.dtype).to(weight.dtype).t().contiguous()
+
+    def new_input_sum(self) -> Tensor:
+        """Return zeros to which the gradient of W_ih is added; token ids choose rows of its transpose."""
+        gate_rows, columns = self.weights.weight_ih.shape
+        shape = (columns, gate_rows) if self.reads_ids else (gate_rows, columns)
+        return new_zeros(self.weights.weight_ih, *shape)
+
+    def as_weight(self, sum: Tensor) -> Tensor:
+        """Return what was added up in `new_input_sum` in the shape of W_ih: a gradient has its weight's layout."""
+        if not self.reads_ids:
+            return sum
+        return sum.t().contiguous() if self.weights.weight_ih.is_contiguous() else sum.t()
+
+
+def lay_out(request: Request) -> list[Layout]:
+    """Lay out each direction of a request; they share their rows."""
+    rows = Rows.of(request)
+    return [Layout(request, direction, rows) for direction in request.directions]
+
+
+def joined(lists: list[list[Tensor]]) -> list[Tensor]:
+    """Put lists one after the other."""
+    return list(chain.from_iterable(lists))
+
+
+def expected_saved(
+    layouts: list[Layout], widths: list[int], segments: list[Any] | None
+) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Return shapes and dtypes of what a forward pass saves: the states before each of `segments`, or rows of these widths."""
+    first = layouts[0]
+    if segments is not None:
+        return [((len(segments), *s.shape), first.arithmetic) for layout in layouts for s in layout.initial]
+    return [((first.rows.count, width), first.dtype) for _ in layouts for width in widths]
+
+
+def check_memory(**tensors: Sequence[Tensor | None]) -> None:
+    """Refuse tensors that only stand for others: a subclass's wrapper, torch's own way to say zero."""
+    for name, group in tensors.items():
+        for tensor in group:
+            if tensor is not None and tensor.numel() and not tensor.data_ptr():
+                raise TypeError(f"{name}: a {type(tensor).__name__} without memory of its own; expected a plain tensor")

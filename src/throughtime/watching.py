@@ -1,0 +1,60 @@
+"""Who watches torch's operators: the one place for torch's private names.
+
+Where a version of torch has one of them no more, the answer is the careful one: watched, and transformed. Calls then go by torch's
+dispatcher, or are computed by the equations, and are right.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def _private(module: str, name: str, otherwise: Any) -> Callable[..., Any]:
+    """Return a function of torch's, or one that returns `otherwise` where it isn't there."""
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        return lambda *_: otherwise
+
+
+_are_transforms_on = _private("torch._C", "_are_functorch_transforms_active", True)
+_count_dispatch_modes = _private("torch._C", "_len_torch_dispatch_stack", 1)
+_count_function_modes = _private("torch._C", "_len_torch_function_stack", 1)
+_tracing_state = _private("torch._C", "_get_tracing_state", True)
+_is_profiled = _private("torch._C._autograd", "_profiler_enabled", True)
+_is_batched = _private("torch._C._functorch", "is_legacy_batchedtensor", True)
+_knows_forward_mode = hasattr(forward_ad, "_current_level")
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+
+# Within it, torch's operators are called below autograd; `None` where this version of torch has no such thing.
+below_autograd: Callable[[], contextlib.AbstractContextManager[Any]] | None = getattr(
+    torch._C, "_AutoDispatchBelowAutograd", None
+)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is on."""
+    return _are_transforms_on() or not _knows_forward_mode or forward_ad._current_level >= 0
+
+
+def is_watched(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call must go by torch's dispatcher: it is traced, recorded or profiled, or tensors only stand for others."""
+    return (
+        torch.compiler.is_compiling()
+        or _count_dispatch_modes() > 0
+        or _count_function_modes() > 0
+        or _are_transforms_on()
+        or _tracing_state() is not None
+        or _is_profiled()
+        or not _PLAIN.issuperset(map(type, tensors))
+    )
+
+
+def are_batched(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether these are many gradients each, as `torch.autograd.grad(is_grads_batched=True)` gives them."""
+    return any(gradient is not None and _is_batched(gradient) for gradient in gradients)
