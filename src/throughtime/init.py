@@ -1,5 +1,6 @@
 """Initialisations that change how far gradients reach. Each works in place and returns its layer."""
 
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -104,19 +105,14 @@ def initialise_(layer: Layer, names: str) -> Layer:
         [1.0, 1.0, 1.0, 1.0]
     """
     for part in names.split("+"):
-        name, _, given = part.partition(":")
+        name = part.partition(":")[0]
         if name not in _NAMED:
             raise unknown_name("initialisation", name, _NAMED)
         kinds, apply, value = _NAMED[name]
         if not isinstance(layer, kinds):
             fitting = " and ".join(kind.__name__ for kind in kinds)
             raise InputError(f"initialisation {part!r} is for {fitting}, not for {type(layer).__name__}")
-        try:
-            apply(layer, float(given) if given else value)
-        except (ValueError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"initialisation {part!r}: expected a number after the colon, as in {name}:1") from error
+        apply(layer, _number_of(part) if ":" in part or name == "chrono" else value)
     return layer
 
 
@@ -128,6 +124,18 @@ def initialise_model_(model: nn.Module, names: str) -> nn.Module:
     return model
 
 
+def _number_of(part: str) -> float:
+    """Return the number of an initialisation's name, as in "forget:1"."""
+    name, _, given = part.partition(":")
+    with contextlib.suppress(ValueError):
+        if abs(value := float(given)) <= _LARGEST:  # neither infinity nor NaN is
+            return value
+    raise InputError(
+        f"initialisation {part!r}: expected a number after the colon, of at most {_LARGEST:g}, as in {name}:3"
+    )
+
+
+_LARGEST = 1e9
 _NAMED: dict[str, tuple[tuple[type[Recurrent], ...], Callable[..., object], float | None]] = {
     "default": ((Recurrent,), lambda layer, _: layer, None),
     "orthogonal": ((Recurrent,), orthogonal_, 1.0),

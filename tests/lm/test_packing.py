@@ -187,7 +187,10 @@ def test_a_newer_format_that_this_throughtime_is_said_to_have_written_is_damage(
         open_run(tmp_path / "run")
 
 
-@pytest.mark.parametrize("versions", [3, [], {"format": "1"}, {"format": -1}, {"format": True}, {"format": 1.5}])
+@pytest.mark.parametrize(
+    "versions",
+    [3, [], *[{"format": value} for value in ("1", -1, True, 1.5)], *[{"torch": value} for value in ("\ud800", None)]],
+)
 def test_versions_that_are_none_are_refused(folders, tmp_path, versions):
     """They are refused where a run is read by itself; in an opened run the digest refuses them first."""
     from throughtime.lm.config import read_config

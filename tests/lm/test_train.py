@@ -14,9 +14,19 @@ from tensorboardX.proto import event_pb2
 
 import throughtime
 from throughtime import InputError
-from throughtime.lm import LanguageModel, TrainingOptions, evaluate, generate, open_run, resume, train
+from throughtime.lm import (
+    LanguageModel,
+    ModelConfig,
+    TrainingOptions,
+    evaluate,
+    for_minutes,
+    generate,
+    open_run,
+    resume,
+    train,
+)
 from throughtime.lm.stored_tokens import StoredTokens
-from throughtime.training import NonFiniteError
+from throughtime.training import Budget, NonFiniteError
 from throughtime.training.checkpoint import load
 
 SMALL = {"hidden": 16, "batch": 4, "bptt": 16, "steps": 30}
@@ -505,3 +515,77 @@ def test_a_regularised_training_is_resumed_to_the_bit(text, tmp_path, cell):
     found, _ = load(tmp_path / "cut" / "checkpoint" / "latest.safetensors")
     assert wanted.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
+
+
+NOT_OF_ITS_TYPE = [
+    *[{"steps": value} for value in (1.5, 2.0, "8", True, 10**400)],
+    *[{"clip": value} for value in (True, "8", None)],
+    *[
+        {name: None}
+        for name in ("lr", "seed", "split", "eval_every", "ema", "momentum", "weight_decay", "min_count", "final_lr")
+    ],
+    *[{name: 5} for name in ("level", "cell", "sequence", "mode", "init", "device", "tied", "locked", "freeze")],
+    *[{"preset": ["awd-lstm"]}, {"include": ["*.txt"]}, {"include": "caf\udce9*"}, {"nonmonotone": object()}],
+    *[{"tensorboard": "no"}, {"split_punctuation": 1}, {"min_count": math.nan}, {"hidden": 2**70}],
+]
+
+
+@pytest.mark.parametrize("values", NOT_OF_ITS_TYPE, ids=str)
+def test_an_option_is_of_its_type(values):
+    """What is taken here is written to config.json, and has to be taken when that is read."""
+    (name,) = values
+    for make in (lambda: TrainingOptions(**values), lambda: TrainingOptions.from_values(values)):
+        with pytest.raises(InputError, match=rf"^{name} = .*: expected "):
+            make()
+
+
+def test_numbers_of_numpy_are_numbers(text, tmp_path):
+    values = {
+        "batch": np.int64(4),
+        "steps": np.int32(2),
+        "dropout": np.float32(0.5),
+        "tied": np.bool_(False),
+        "seed": np.uint8(3),
+    }
+    options = TrainingOptions(**SMALL | values)
+    assert {type(getattr(options, name)) for name in values} == {int, float, bool}
+    assert open_run(train([text], tmp_path / "run", options).run).options["dropout"] == 0.5
+    assert ModelConfig(np.int64(5), dropout=np.float32(0.5)).vocabulary_size == 5
+
+
+BEYOND = [
+    *[
+        {"minutes": 1e308},
+        {"epochs": 1e308},
+        {"steps": 2**62},
+        {"init_range": 1e39},
+        {"clip_value": 1e39},
+        {"clip": 1e308},
+    ],
+    *[{"init": name} for name in ("chrono:1e308", "forget:1e39", "forget:nan", "forget:", "orthogonal:1e39", "chrono")],
+]
+
+
+@pytest.mark.parametrize("values", BEYOND, ids=str)
+def test_numbers_beyond_what_can_be_computed_are_refused(values):
+    with pytest.raises(InputError, match="expected"):
+        TrainingOptions(**values)
+
+
+def test_a_time_without_end_is_refused_however_it_is_chosen_for():
+    with pytest.raises(InputError, match="minutes = 1e\\+308: expected a number above 0, at most 1e12"):
+        TrainingOptions.from_values(for_minutes({"minutes": 1e308}, 1000).options)
+
+
+def test_nothing_is_trained_on_a_device_that_computes_nothing(text, tmp_path):
+    with pytest.raises(InputError, match="--device meta: can't be used here"):
+        train([text], tmp_path / "run", TrainingOptions(**SMALL | {"device": "meta"}))
+
+
+def test_what_a_last_step_spoils_is_no_run(text, tmp_path):
+    with pytest.raises(NonFiniteError, match="--lr, --clip"):
+        train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1, "lr": 1e38}))
+    train([text], tmp_path / "good", TrainingOptions(**SMALL | {"steps": 3}))
+    with pytest.raises(NonFiniteError):
+        resume(tmp_path / "good", longer=Budget(steps=1), learning_rate=1e38)
+    assert resume(tmp_path / "good", longer=Budget(steps=1), learning_rate=1e-3).steps == 4  # from where it was good

@@ -61,5 +61,5 @@ def test_a_norm_that_is_no_number_is_reported():
 
 @pytest.mark.parametrize("bounds", [{"norm": -1.0}, {"value": float("inf")}, {"norm": float("nan")}])
 def test_bounds_must_be_numbers_above_zero(bounds):
-    with pytest.raises(InputError, match="expected a bound above 0, or 0 for none"):
+    with pytest.raises(InputError, match="expected a bound above 0, at most 1e30, or 0 for none"):
         Clipping(**bounds)

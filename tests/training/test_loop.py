@@ -78,6 +78,7 @@ def test_state_is_carried_detached_and_renewed_each_epoch():
     forward = model.forward
     model.forward = lambda ids, state=None: (seen.append(state), forward(ids, state))[1]
     loop.run()
+    *seen, _ = seen  # at the end somebody looks at the loss once more
     assert [state is None for state in seen] == [step % 8 == 0 for step in range(9)]
     assert not any(tensor.requires_grad for state in seen if state for tensor in state)
 
@@ -462,3 +463,40 @@ def test_a_probe_sees_the_windows_that_are_trained_on_and_changes_nothing() -> N
     assert [first for first, _ in seen] == [probed.windows.window_at(step)[0][0, 0].item() for step in (4, 9)]
     assert seen[0][1] is not None
     assert torch.equal(seen[0][1], carried[4])  # what the window starts from
+
+
+def test_weights_that_the_last_step_made_none_are_taken_back():
+    """A step looks at the loss before it; nobody looked after the last one, and its weights were saved."""
+    loop = make_loop(steps=4, optimizer=sgd, rollbacks=3)
+    honest, steps = loop.optimizer.step, []
+
+    def step(closure=None):
+        honest(closure)
+        steps.append(loop.step + 1)
+        if len(steps) == 4:
+            loop.model.output.bias.data.fill_(float("inf"))
+
+    loop.optimizer.step = step
+    happened = []
+    assert loop.run(on_event=happened.append)
+    assert steps == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert [(event.step, event.to_step) for event in happened] == [(5, 0)]
+    assert all(torch.isfinite(parameter).all() for parameter in loop.model.parameters())
+
+
+@pytest.mark.parametrize(("value", "save_every"), [(float("nan"), 0), (3e38, 1e9)])
+def test_weights_that_are_none_reach_no_checkpoint_and_no_end(value, save_every):
+    """Neither those that aren't finite nor, at the end, those of which the loss isn't."""
+    loop = make_loop(steps=3, optimizer=sgd, rollbacks=0)
+    honest, saved = loop.optimizer.step, []
+
+    def step(closure=None):
+        honest(closure)
+        if loop.step == 2:
+            loop.model.output.weight.data.fill_(value)
+            loop.model.output.weight.data[0].neg_()
+
+    loop.optimizer.step = step
+    with pytest.raises(NonFiniteError):
+        loop.run(save=lambda: saved.append(loop.step), save_every=save_every)
+    assert max(saved) == (0 if save_every else 2)

@@ -34,6 +34,8 @@ def read_prompt(given: str, file: Path | None, tokenizer: "Tokenizer") -> str:
         return given if tokenizer.level == "byte" else decode_text("--prompt", to_bytes(given))
     if given:
         raise InputError("--prompt and --prompt-file both give the prompt; expected one of them")
+    if str(file) == "-" and sys.stdin is None:
+        raise InputError("--prompt-file -: standard input is closed; expected a prompt there")
     if str(file) == "-":
         name, data = "standard input", sys.stdin.buffer.read()
     else:

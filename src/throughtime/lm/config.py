@@ -97,8 +97,10 @@ def read_config(folder: Path) -> RunConfig:
     check_options(training, f"{folder / CONFIG}")
     written_by, packed = config.get("versions", {}), config.get("packed")
     is_written = isinstance(written_by, dict) and _are_counts({"format": FORMAT} | written_by, ("format",))
+    is_written = is_written and all(_is_count(value) or _is_text(value) for value in written_by.values())
     origin = config.get("origin")
     is_from = origin is None or (isinstance(origin, dict) and _are_counts({"new_tokens": -1} | origin, ("new_tokens",)))
+    is_from = is_from and (origin is None or _is_text(origin.get("run", "")))
     if not is_written or not is_from or not (packed is None or _are_counts(packed)):
         raise CheckpointError(f"{folder / CONFIG}: not a run's configuration (versions, packed or origin); restore it")
     return RunConfig(training, model, written_by, packed, origin)
@@ -109,4 +111,13 @@ def _are_counts(values: Any, names: tuple[str, ...] | None = None) -> bool:
     if not isinstance(values, dict):
         return False
     counts = values.values() if names is None else [values[name] for name in names]
-    return all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+    return all(_is_count(count) for count in counts)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value of JSON is text that can be written again; half of a surrogate pair can't."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

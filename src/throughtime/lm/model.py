@@ -14,8 +14,9 @@ from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
 from throughtime.lm.dropout import Dropout, LockedDropout, LockedStack, embedding_mask
 from throughtime.lm.fixed_window import FixedWindow
+from throughtime.lm.kinds import settled
 from throughtime.lm.loss import linear_cross_entropy
-from throughtime.lm.options import ABOUT, REGULARISATION, flag
+from throughtime.lm.options import ABOUT, AT_LEAST_1, REGULARISATION, flag
 from throughtime.shapes import Lengths, Logits, Outputs, TokenIds
 
 State = tuple[Tensor, ...]
@@ -74,8 +75,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.cell not in cell_names():
             raise unknown_name("cell", self.cell, cell_names())
-        if not isinstance(self.vocabulary_size, int) or self.vocabulary_size < 1:
-            raise InputError(f"vocabulary size {self.vocabulary_size}: expected a whole number, at least 1")
+        for each in fields(self):
+            object.__setattr__(self, each.name, settled(each.name, getattr(self, each.name), each.type))
+        AT_LEAST_1.check("vocabulary_size", self.vocabulary_size)
         for option, field in OPTIONS_OF_SHAPE.items():
             if (allowed := ABOUT[option].range) is not None:
                 allowed.check(field, getattr(self, field))
@@ -330,6 +332,8 @@ def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "meta":
+            raise RuntimeError("nothing can be computed there")
     except (RuntimeError, AssertionError) as error:
         here = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         raise InputError(f"--device {name}: can't be used here; expected one of {', '.join(here)}") from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from throughtime.errors import FieldError, InputError, unknown_name
+from throughtime.lm.kinds import settled
 
 MODEL, REGULARISATION, DATA, BUDGET = "Model", "Regularisation", "Data", "Budget (one of them)"
 OPTIMISATION, RATE, WATCHING, MACHINE = "Optimisation", "Learning rate", "Watching and saving", "Machine"
@@ -39,8 +40,7 @@ class Range(NamedTuple):
         Raises:
             FieldError: It isn't.
         """
-        kinds = int if self.whole else (int, float)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        is_number = isinstance(value, int if self.whole else (int, float)) and not isinstance(value, bool)
         if is_number and self.least <= value < self.below and not (self.open and value == self.least):
             return
         raise FieldError(name, value, self.expected)
@@ -129,7 +129,7 @@ class Options:
     init_range: float = _option(
         *(0.0, MODEL, "R"),
         "Start every weight from U(−R, R), as in Zaremba et al. (2014); 0 is our own way.",
-        range=Range(0, "a number above 0, or 0 for off"),
+        range=Range(0, "a number above 0, below 1e6, or 0 for off", 1e6),
     )
     freeze: str | None = _option(
         None, MODEL, "PARTS", "With --from: hold embedding, layers (by number) or output still, as in 1,2.", ""
@@ -217,8 +217,10 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            about, value = each.metadata["about"], getattr(self, each.name)
+        for each in fields(Options):
+            about: About = each.metadata["about"]
+            value = settled(each.name, getattr(self, each.name), each.type)
+            object.__setattr__(self, each.name, value)
             if about.range is not None and value is not None:
                 about.range.check(each.name, value)
             if about.names and value not in about.names:

@@ -1,5 +1,6 @@
 """What to train: published recipes by name, and what a budget of minutes is best spent on."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -185,7 +186,7 @@ def for_minutes(given: Mapping[str, Any], text_bytes: int) -> Choice:
     dtype, because = _fastest_dtype()
     pace = size.pace[fixed["dtype"] if fixed.get("dtype") in size.pace else dtype]
     passes = 60 * minutes * pace / max(text_bytes * fixed.get("split", 0.9), 1)
-    dropout = next(dropout for most, dropout in DROPOUTS if passes < most)
+    dropout = next(dropout for most, dropout in DROPOUTS if passes < most or most == math.inf)
     chosen = _RECIPE | {
         "layers": size.layers,
         "hidden": size.hidden,

@@ -8,7 +8,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,10 @@ from throughtime.lm.config import RunConfig, versions
 from throughtime.lm.corpus import Corpus, build_corpus
 from throughtime.lm.encoding import Known, Tokenization
 from throughtime.lm.evaluation import Evaluation, evaluate, validation_loss
-from throughtime.lm.fields import describe, fits
 from throughtime.lm.memory import check_fits
 from throughtime.lm.metrics import line_of, open_metrics
 from throughtime.lm.model import ADJUSTABLE, OPTIONS_OF_SHAPE, LanguageModel, ModelConfig, cell_names, device_named
-from throughtime.lm.options import ABOUT, BUDGETS, Options, as_options, attributes, check_budgets, flag
+from throughtime.lm.options import ABOUT, BUDGETS, Options, as_options, attributes, check_budgets
 from throughtime.lm.presets import WINDOW, Window, preset, window_for
 from throughtime.lm.run import (
     BEST,
@@ -180,22 +179,20 @@ class TrainingOptions(Options):
         Raises:
             InputError: A name is unknown, a value of the wrong type or out of range.
         """
-        prefix = f"{source}: " if source else ""
-        kinds = {field.name: field.type for field in fields(cls)}
-        for name, value in values.items():
-            if name not in kinds:
-                raise InputError(f"{prefix}{unknown_name('option', name, kinds)}")
-            if not fits(value, kinds[name]):
-                given = f"{source}: {name} = {value!r}" if source else f"{flag(name)} {value}"
-                allowed = ABOUT[name].range
-                expected = allowed.expected if allowed and allowed.below < math.inf else describe(kinds[name], value)
-                raise InputError(f"{given}: expected {expected}")
-        if (name := values.get("preset")) is not None:
+        for name in values:
+            if name not in ABOUT:
+                raise InputError(f"{f'{source}: ' if source else ''}{unknown_name('option', name, ABOUT)}")
+        if isinstance(name := values.get("preset"), str):
             recipe = preset(name)
             if any(values.get(budget) is not None for budget in BUDGETS):
                 recipe = {name: value for name, value in recipe.items() if name not in BUDGETS}
             values = recipe | values
-        return cls(**values)
+        try:
+            return cls(**values)
+        except InputError as error:
+            if not source:
+                raise
+            raise InputError(f"{source}: {error}") from error
 
     @classmethod
     def from_toml(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> "TrainingOptions":

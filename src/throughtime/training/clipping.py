@@ -43,8 +43,8 @@ class Clipping:
 
     def __post_init__(self) -> None:
         for field, bound in (("norm", self.norm), ("value", self.value)):
-            if not 0 <= bound < float("inf"):
-                raise FieldError(field, bound, "a bound above 0, or 0 for none")
+            if not 0 <= bound <= 1e30:  # float32 ends at 3e38
+                raise FieldError(field, bound, "a bound above 0, at most 1e30, or 0 for none")
 
     def apply(self, parameters: Iterable[Tensor]) -> ClipReport:
         """Clip the gradients in place. A norm that is not finite is reported, not repaired.

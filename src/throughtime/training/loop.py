@@ -316,10 +316,14 @@ class Loop:
                     if validation is not None and on_event is not None:
                         on_event(validation)
                     continue
-                if self.is_finished:
-                    break
                 try:
+                    if self.is_finished:
+                        self._check_weights(and_loss=True)
+                        break
                     report = self._step()
+                    is_due = save is not None and self.seconds - saved_at >= save_every
+                    if is_due:
+                        self._check_weights()
                 except NonFiniteError as error:
                     rollback = self._roll_back(error)
                     if on_event is not None:
@@ -327,10 +331,10 @@ class Loop:
                     continue
                 if observer is not None:
                     observer(report)
-                if save is not None and self.seconds - saved_at >= save_every:
+                if save is not None and is_due:
                     save()
                     saved_at = self.seconds
-            if save is not None:
+            if save is not None and self._weights_are_finite():
                 save()
         self.signal = interrupted.signal
         return self.is_finished and not self._validation_is_due()
@@ -397,6 +401,26 @@ class Loop:
     @property
     def _peak(self) -> float:
         return self.stage.learning_rate * self._rate_factor
+
+    def _weights_are_finite(self) -> bool:
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+
+    @torch.no_grad()
+    def _check_weights(self, and_loss: bool = False) -> None:
+        """Raise unless the weights are finite, which a step doesn't look at after it; and the loss that they have, too.
+
+        Raises:
+            NonFiniteError: They aren't.
+        """
+        loss = 0.0 if self._weights_are_finite() else math.nan
+        if and_loss and not math.isnan(loss):
+            inputs, targets, *lengths = (tensor.to(self.device) for tensor in self.windows.window_at(self.step))
+            self.model.eval()  # so that nothing is drawn
+            with self._autocast():
+                output, _ = (self.forward or self.model)(inputs, None, *lengths)
+                loss = self.loss(output, targets).item()
+            self.model.train()
+        check_finite(loss, 0.0, self.step)
 
     @flush_denormals()
     def _step(self) -> StepReport:

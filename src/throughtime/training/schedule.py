@@ -62,6 +62,9 @@ class Schedule:
         return decayed * (self.final + (1 - self.final) * down)
 
 
+_MOST = 1e12  # minutes, epochs or steps: beyond all patience, and within what is counted exactly
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long to train: exactly one of three.
@@ -85,8 +88,8 @@ class Budget:
             names = " and ".join(given) or "none"
             raise InputError(f"a budget of {names}: expected exactly one of minutes, epochs and steps")
         for name, value in given.items():
-            if not 0 < value < float("inf"):
-                raise FieldError(name, value, "a number above 0")
+            if not 0 < value <= _MOST:
+                raise FieldError(name, value, "a number above 0, at most 1e12")
 
     def describe(self) -> str:
         """Return the budget in words.
