@@ -13,6 +13,7 @@ from throughtime.lm import TrainingOptions, open_run, pack, resume, train
 from throughtime.lm.config import FORMAT
 from throughtime.lm.packing import PRIVATE
 from throughtime.training import Budget
+from throughtime.training.checkpoint import load_json, save_json
 
 LINES = [f"the secret number {n} is kept by agent {n * 7919 % 1000} of house {n * 31 % 97}" for n in range(300)]
 SMALL = {"steps": 4, "hidden": 12, "batch": 3, "bptt": 12}
@@ -206,3 +207,14 @@ def test_the_options_of_a_pack_train_another_run(folders, tmp_path):
     options = TrainingOptions.from_toml(tmp_path / "shared" / "config.toml")
     assert options.budget == Budget(steps=4)
     assert options.tied
+
+
+def test_what_a_strangers_run_says_stands_in_its_card_as_it_can_be_read(folders, tmp_path):
+    shutil.copytree(folders / "char", tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    results = load_json(path, sealed=True)
+    results["held_out"]["method"] = "half of a pair \ud800, \x1b[31m and \u202e"
+    save_json(path, results, sealed=True)
+    pack(open_run(tmp_path / "run"), tmp_path / "shared")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert r"half of a pair \ud800, \x1b[31m and \u202e" in card

@@ -11,6 +11,7 @@ from throughtime.lm.card import model_card
 from throughtime.lm.config import CONFIG, RunConfig, versions
 from throughtime.lm.run import DATA, GENERATION, Run, create_run
 from throughtime.lm.training import TrainingOptions
+from throughtime.plain import printable
 from throughtime.training.checkpoint import save_json, write_atomically
 
 CARD = "README.md"
@@ -65,7 +66,8 @@ def _write(run: Run, folder: Path, name: str) -> None:
     if results is not None:
         packed.save_results(results)
     packed.save_model(run.load_model("cpu"))
-    write_atomically(folder / CARD, model_card(name, config, run.tokenizer, results).encode())
+    card = printable(model_card(name, config, run.tokenizer, results), keep="\n")
+    write_atomically(folder / CARD, card.encode())
 
 
 def _counts(run: Run) -> dict[str, int]:
