@@ -525,7 +525,7 @@ NOT_OF_ITS_TYPE = [
         for name in ("lr", "seed", "split", "eval_every", "ema", "momentum", "weight_decay", "min_count", "final_lr")
     ],
     *[{name: 5} for name in ("level", "cell", "sequence", "mode", "init", "device", "tied", "locked", "freeze")],
-    *[{"preset": ["awd-lstm"]}, {"include": ["*.txt"]}, {"include": "caf\udce9*"}, {"nonmonotone": object()}],
+    *[{"preset": ["awd-lstm"]}, {"include": ["*.txt"]}, {"include": "caf\udce9*"}, {"nonmonotone": []}],
     *[{"tensorboard": "no"}, {"split_punctuation": 1}, {"min_count": math.nan}, {"hidden": 2**70}],
 ]
 
