@@ -113,7 +113,7 @@ def test_a_step_of_the_loop_flushes_and_what_is_called_between_does_not(threads)
 
     loop = make_loop(loss, validate=lambda *_: between.append(are_kept()) or 1.0, validate_every=5)
     assert loop.run(lambda _: between.append(are_kept()), save=lambda: between.append(are_kept()))
-    assert inside == [[False, False]] * 24
+    assert inside == [[False, False]] * 25  # one for each step, and one at the end
     assert between == [[True, True]] * len(between)
     assert len(between) > 24
 

@@ -219,7 +219,13 @@ class Options:
     def __post_init__(self) -> None:
         for each in fields(Options):
             about: About = each.metadata["about"]
-            value = settled(each.name, getattr(self, each.name), each.type)
+            value = getattr(self, each.name)
+            try:
+                value = settled(each.name, value, each.type)
+            except FieldError as error:
+                if about.range is None or math.isinf(about.range.below):
+                    raise
+                raise FieldError(each.name, value, about.range.expected) from error
             object.__setattr__(self, each.name, value)
             if about.range is not None and value is not None:
                 about.range.check(each.name, value)

@@ -405,6 +405,7 @@ class Loop:
     def _weights_are_finite(self) -> bool:
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
+    @flush_denormals()
     @torch.no_grad()
     def _check_weights(self, and_loss: bool = False) -> None:
         """Raise unless the weights are finite, which a step doesn't look at after it; and the loss that they have, too.
