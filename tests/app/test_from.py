@@ -50,3 +50,19 @@ def test_what_cannot_be_is_refused_in_a_line(throughtime, run, other, tmp_path, 
 def test_what_needs_trained_weights_says_so(throughtime, other, tmp_path):
     ended = throughtime("train", other, "--out", tmp_path / "b", "--freeze", "1")
     assert (ended.code, "expected --from RUN" in ended.err) == (2, True)
+
+
+def test_a_short_text_gets_a_smaller_window_than_the_runs_unless_one_is_given(throughtime, run, other, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text(other.read_text()[:60])
+    ended = throughtime("train", "--from", run, short, "--out", tmp_path / "b", "--steps", 3)
+    assert (ended.code, "the text is short, 54 tokens to train on: chosen --batch" in ended.err) == (0, True), ended.err
+    ended = throughtime("train", "--from", run, short, "--out", tmp_path / "c", "--steps", 3, "--batch", 8)
+    assert (ended.code, "54 tokens to train on, but a batch of 8 windows" in ended.err) == (2, True), ended.err
+
+
+def test_the_window_is_the_runs_where_the_text_is_long_enough(throughtime, run, other, tmp_path):
+    ended = throughtime("train", "--from", run, other, "--out", tmp_path / "b", "--steps", 3)
+    assert (ended.code, "the text is short" in ended.err) == (0, False)
+    ours, theirs = (throughtime("info", folder, "--json").json["options"] for folder in (tmp_path / "b", run))
+    assert [ours[name] for name in ("batch", "bptt")] == [theirs[name] for name in ("batch", "bptt")]

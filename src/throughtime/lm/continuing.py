@@ -17,13 +17,15 @@ _OF_THE_TEXT = (
     "tensorboard",
 )  # and of this training alone; so they aren't inherited
 _NEW = ("preset", "from_weights", "grow_vocabulary", "freeze", "init", "init_range", *BUDGETS, *_OF_THE_TEXT)
+_WINDOW = ("batch", "bptt")  # of a stream, which hangs on the length of the text too
 
 
 def options_from(run: Run, given: Mapping[str, Any] | None = None, source: str = "") -> TrainingOptions:
     """Return the options of a training that goes on from a run's weights.
 
     What gives the weights their shapes and the tokens their meaning is the run's. The budget is three minutes if nothing is said;
-    all else that isn't given is as the run was trained.
+    all else that isn't given is as the run was trained. Of `batch` and `bptt`, where neither is given, `train` takes the run's too,
+    or smaller ones if the text is a stream that is too short for them; they are `None` until then.
 
     Args:
         run: Whose weights are gone on from.
@@ -56,7 +58,9 @@ def options_from(run: Run, given: Mapping[str, Any] | None = None, source: str =
                 f"{flag(name)} {value}: the weights of {run.folder} are of {flag(name)} {shape[name]}, which can't be "
                 "changed; leave it out"
             )
-    inherited = {name: value for name, value in run.options.items() if name not in _NEW and value is not None}
+    is_window_kept = run.tokenizer.sequences is not None or any(name in asked for name in _WINDOW)
+    new = _NEW if is_window_kept else (*_NEW, *_WINDOW)
+    inherited = {name: value for name, value in run.options.items() if name not in new and value is not None}
     digest = asked.get("from_weights", run.weights_digest)
     return TrainingOptions.from_values(inherited | shape | asked | {"from_weights": digest}, source)
 

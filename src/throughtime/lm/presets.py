@@ -132,7 +132,7 @@ WINDOW = Window(32, 64)
 _STREAM = 128  # tokens of each stream of a text that is too short for that window
 
 
-def window_for(tokens: int) -> Window:
+def window_for(tokens: int, usual: Window = WINDOW) -> Window:
     """Return a window for a stream of so many tokens, at least 2: the usual one, or one that a short text fills to its end.
 
     Example:
@@ -140,11 +140,11 @@ def window_for(tokens: int) -> Window:
         (Window(batch=32, bptt=64), Window(batch=7, bptt=47), Window(batch=1, bptt=1))
     """
     predicted = tokens - 1
-    if predicted >= WINDOW.batch * WINDOW.bptt:
-        return WINDOW
-    batch = max(predicted // _STREAM, 1)
+    if predicted >= usual.batch * usual.bptt:
+        return usual
+    batch = max(min(predicted // _STREAM, usual.batch), 1)
     length = predicted // batch
-    return Window(batch, length // -(-length // WINDOW.bptt))
+    return Window(batch, length // -(-length // usual.bptt))
 
 
 class Choice(NamedTuple):

@@ -349,7 +349,7 @@ def train(
                 known=known,
                 on_progress=on_encoding,
             )
-            options = _with_window(options, corpus, on_event)
+            options = _with_window(options, corpus, source, on_event)
             config = options.model_config(corpus.tokenizer.vocabulary_size)
             windows = _make_windows(corpus, options)
             if device.type == "cpu":
@@ -486,13 +486,18 @@ def _restored(run: Run, probe: Probe | None) -> tuple[TrainingOptions, Loop, Cor
     return options, loop, corpus
 
 
-def _with_window(options: TrainingOptions, corpus: Corpus, on_event: OnEvent | None) -> TrainingOptions:
+def _with_window(
+    options: TrainingOptions, corpus: Corpus, source: Run | None, on_event: OnEvent | None
+) -> TrainingOptions:
     """Return options that say which window is trained with; where nobody gave one, it is small enough for the text."""
     window = options.training_window
-    if options.batch is options.bptt is None and corpus.tokenizer.eos_id is None:
-        window = window_for(len(corpus.train))
-        if window != WINDOW and on_event is not None:
-            on_event(ShortText(len(corpus.train), window))
+    if options.batch is options.bptt is None:
+        if source is not None:
+            window = TrainingOptions.from_values(source.options, str(source.folder)).training_window
+        if corpus.tokenizer.eos_id is None and (chosen := window_for(len(corpus.train), window)) != window:
+            window = chosen
+            if on_event is not None:
+                on_event(ShortText(len(corpus.train), window))
     return replace(options, batch=window.batch, bptt=window.bptt)
 
 
