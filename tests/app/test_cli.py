@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -765,3 +766,22 @@ def test_the_options_that_info_tells_are_taken_by_train(throughtime: Call, text:
     options = throughtime("info", tmp_path / "run", "--json").json["options"]
     for name in ("split_punctuation", "include", "clip_value", "tensorboard", "lr", "batch"):
         assert parsed[name] == options[name]
+
+
+@pytest.mark.parametrize("columns", [8, 20, 30, 41])
+def test_a_narrow_console_loses_nothing_of_what_info_tells(
+    throughtime: Call, run: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    wide = throughtime("info", run).out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = throughtime("info", run).out
+    assert "".join(narrow.split()) == "".join(wide.split())
+    assert max(map(len, narrow.splitlines())) <= columns
+
+
+def test_info_breaks_no_line_between_a_flag_and_its_value(throughtime: Call, run: Path) -> None:
+    lines = throughtime("info", run).out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("--init default" in line for line in lines)
+    assert not [line for line in lines if re.search(r"--(init|bptt|lr-decay|weight-decay|dtype)\s*$", line)]

@@ -652,7 +652,7 @@ def task(
 @app.command(epilog="[dim]Example[/]  throughtime info run")
 def info(run: RunArgument, as_json: Json = False) -> None:
     """Tell what a run is: sizes, parameters, data, results."""
-    from throughtime.app.reports import run_record, run_rows, table
+    from throughtime.app.reports import Facts, run_record, run_rows
     from throughtime.app.terminal import print_json, results
     from throughtime.lm.run import open_run
 
@@ -660,7 +660,7 @@ def info(run: RunArgument, as_json: Json = False) -> None:
     if as_json:
         print_json(run_record(opened))
     else:
-        results().print(table(str(run), run_rows(opened)))
+        results().print(Facts(str(run), run_rows(opened)))
 
 
 @app.command(epilog="[dim]Example[/]  throughtime pack run shakespeare-lstm")
@@ -756,7 +756,7 @@ def _resume(run: Path, longer: dict[str, Any]) -> "TrainingSummary":
 
 
 def _report_training(summary: "TrainingSummary", as_json: bool) -> None:
-    from throughtime.app.reports import table, training_record, training_rows
+    from throughtime.app.reports import Facts, training_record, training_rows
     from throughtime.app.terminal import note, print_json, results
     from throughtime.plain import shell_word
 
@@ -764,7 +764,7 @@ def _report_training(summary: "TrainingSummary", as_json: bool) -> None:
         if as_json:
             print_json(training_record(summary))
         else:
-            results().print(table(str(summary.run), training_rows(summary)))
+            results().print(Facts(str(summary.run), training_rows(summary)))
     except OSError:
         if not summary.interrupted:
             raise

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from throughtime.app.reports import UNITS, Row, evaluation_record, evaluation_rows, table
+from throughtime.app.reports import UNITS, Facts, Row, evaluation_record, evaluation_rows
 from throughtime.app.terminal import results, under_way
 from throughtime.errors import InputError
 from throughtime.lm.adaptive import DynamicEvaluation, NeuralCache, evaluate_adaptively
@@ -121,10 +121,10 @@ def print_measured(measured: Measured, title: str) -> None:
     if measured.baseline is not None:
         order, nats = measured.baseline
         rows.append((f"{order}-gram model", f"{nats:.4f} nats per token (Kneser–Ney, the run's training text)"))
-    results().print(table(title, rows))
+    results().print(Facts(title, rows))
     if measured.positions is not None:
         results().print()
-        results().print(table("loss by position: tokens since a fresh state, nats", position_rows(measured.positions)))
+        results().print(Facts("loss by position: tokens since a fresh state, nats", position_rows(measured.positions)))
 
 
 def position_rows(positions: PositionLoss) -> list[Row]:

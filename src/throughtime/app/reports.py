@@ -1,9 +1,12 @@
 """What the commands print when they are done: the same facts as a table for a reader and as a record for a script."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -309,19 +312,64 @@ def _unknown_rows(held_out: dict[str, Any]) -> list[Row]:
     return [("unknown", f"{held_out['unknown']:,} of {held_out['tokens']:,} tokens, {share:.2%}"), *without]
 
 
-def table(title: str, rows: list[Row]) -> Table:
-    """Lay out facts under a title: what it is, and the figure."""
-    laid_out = Table(
-        box=None,
-        show_header=False,
-        pad_edge=False,
-        padding=(0, 3, 0, 0),
-        title=Text(printable(title), "bold"),
-    )
-    laid_out.title_justify = "left"
-    laid_out.title_style = ""
-    laid_out.add_column(style="dim", no_wrap=True)
-    laid_out.add_column(overflow="fold")
-    for name, figure in rows:
-        laid_out.add_row(Text(printable("  " + name)), Text(printable(figure)))
-    return laid_out
+@dataclass(frozen=True)
+class Facts:
+    """Facts to print under a title: what each is, and beside it the figure, or under it where the console is narrow.
+
+    Figures are broken where there are two spaces, and elsewhere only if a part is longer than a line.
+
+    Attributes:
+        title: What they are of.
+        rows: Each with its name.
+    """
+
+    title: str
+    rows: list[Row]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lay them out in the width that there is."""
+        names = [Text(printable("  " + name), "dim") for name, _ in self.rows]
+        beside = options.max_width - max((name.cell_len for name in names), default=0) - _GAP
+        is_wide = beside >= _NARROW
+        width = beside if is_wide else max(options.max_width - _INDENT, 1)
+        figures = [Text(_broken(printable(figure), width), overflow="fold") for _, figure in self.rows]
+        if not is_wide:
+            yield Text(printable(self.title), "bold", overflow="fold")
+            for name, figure in zip(names, figures, strict=True):
+                name.overflow = "fold"
+                yield name
+                if figure.plain:
+                    yield Padding(figure, (0, 0, 0, options.max_width - width))
+            return
+        laid_out = Table(
+            box=None,
+            show_header=False,
+            pad_edge=False,
+            padding=(0, _GAP, 0, 0),
+            title=Text(printable(self.title), "bold"),
+        )
+        laid_out.title_justify = "left"
+        laid_out.title_style = ""
+        laid_out.add_column(no_wrap=True)
+        laid_out.add_column(overflow="fold")
+        for name, figure in zip(names, figures, strict=True):
+            laid_out.add_row(name, figure)
+        yield laid_out
+
+
+_GAP, _NARROW, _INDENT = (
+    3,
+    20,
+    4,
+)  # columns: between a name and its figure; fewer than this is no room; of a figure below
+
+
+def _broken(figure: str, width: int) -> str:
+    """Return a figure in lines of some width, where two spaces let it be broken."""
+    lines: list[str] = []
+    for part in figure.split("  "):
+        if lines and cell_len(lines[-1]) + 2 + cell_len(part) <= width:
+            lines[-1] += "  " + part
+        else:
+            lines.append(part)
+    return "\n".join(lines)
