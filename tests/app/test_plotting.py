@@ -1,5 +1,7 @@
 import errno
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -131,3 +133,11 @@ def test_a_picture_that_cant_be_written_leaves_the_one_that_is_there(
     assert throughtime("plot", run, "--out", link).code == 0
     assert link.is_symlink()
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_matplotlib_notes_of_its_folders_is_not_said(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    command = [sys.executable, "-m", "throughtime", "plot", str(run), "--out", str(tmp_path / "loss.png")]
+    settings = os.environ | {"MPLCONFIGDIR": str(tmp_path / "file")}
+    ended = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -440,3 +440,18 @@ def test_a_bpe_that_is_something_else_is_refused(part, entry, value):
     place[entry] = value
     with pytest.raises(InputError, match="a bpe tokenizer's description is damaged"):
         tokenizer_from_json(described)
+
+
+def test_a_run_that_is_moved_while_it_trains_says_what_to_do(run, tmp_path):
+    def move(report):
+        if report.step == 8:
+            run.rename(tmp_path / "moved")
+
+    with pytest.raises(InputError, match=r"run: the run was moved or removed while it was trained.*--resume"):
+        resume(run, move)
+    assert resume(tmp_path / "moved").steps == SMALL["steps"]
+
+
+def test_a_toml_file_may_begin_with_a_mark(tmp_path):
+    (tmp_path / "options.toml").write_bytes(b"\xef\xbb\xbfhidden = 5\n")
+    assert TrainingOptions.from_toml(tmp_path / "options.toml").hidden == 5

@@ -125,3 +125,15 @@ def test_missing_and_unwritable_files(tmp_path):
         open_to_append(tmp_path / "none" / "file")
     with pytest.raises(CheckpointError, match="can't be written: No such file"):
         write_atomically(tmp_path / "none" / "file", b"")
+
+
+def test_nothing_is_said_to_be_kept_where_nothing_was(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(CheckpointError, match=r"file: can't be written: No space left on device$"):
+        write_atomically(tmp_path / "file", b"ours")
+    (tmp_path / "file").write_bytes(b"before")
+    with pytest.raises(CheckpointError, match=r"No space left on device; what was saved before is still there$"):
+        write_atomically(tmp_path / "file", b"ours")

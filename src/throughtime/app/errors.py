@@ -1,6 +1,7 @@
 """What becomes of an exception: one clear line on stderr, and an exit code. Of a warning of ours: the line."""
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -47,8 +48,15 @@ def report(error: Exception, *, command: str, with_traceback: bool = False) -> i
 
 @contextlib.contextmanager
 def warnings_in_a_line(command: str) -> Iterator[None]:
-    """Say a warning of our own as an error is said, without the place in the code that Python shows with it."""
-    with warnings.catch_warnings():
+    """Say a warning of our own as an error is said, without the place in the code that Python shows with it.
+
+    What matplotlib notes of its own folders is left out; a figure is drawn all the same.
+    """
+    drawing = logging.getLogger("matplotlib")
+    level = drawing.level
+    drawing.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(drawing.setLevel, level)
         otherwise = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -1,7 +1,7 @@
 """Text from a language model: sampled token by token, or the likeliest by beam search."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from throughtime.errors import InputError
+from throughtime.errors import FieldError, InputError
 from throughtime.lm.bpe import BpeTokenizer
+from throughtime.lm.kinds import settled
 from throughtime.lm.model import LanguageModel
 from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer, line_end_ids, to_bytes
 
@@ -36,7 +37,7 @@ class Sampling:
         greedy: Always the likeliest token.
 
     Raises:
-        InputError: A value is out of its range.
+        InputError: A value is of another type, or out of its range.
     """
 
     temperature: float = 1.0
@@ -49,6 +50,8 @@ class Sampling:
     greedy: bool = False
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, settled(each.name, getattr(self, each.name), each.type))
         if not 0 < self.temperature < float("inf"):
             raise InputError(
                 f"--temperature {self.temperature}: expected a number above 0; for the likeliest token, --greedy"
@@ -160,13 +163,15 @@ def generate(
         alphabet: The only characters that may be generated; see `allowed_tokens`. Where penalties leave none, the text ends.
 
     Raises:
-        InputError: `length` is below 1, a stop text is empty, or the alphabet allows nothing.
+        InputError: `length` is below 1, `seed` below 0, one of them no whole number; a stop text is empty, or the alphabet
+            allows nothing.
 
     Example:
         >>> from throughtime.lm import ByteTokenizer, LanguageModel, ModelConfig
         >>> model = LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=8))
         >>> text = "".join(generate(model, ByteTokenizer(), "To be", length=20, seed=1))
     """
+    _check_seed(seed)
     opening = _checked_opening(tokenizer, prompt, length, stop, alphabet)
     pieces = opening.continued(_tokens(model, tokenizer, opening, length, sampling, seed), tokenizer)
     return _until(pieces, stop) if stop else pieces
@@ -190,6 +195,7 @@ def generate_bytes(
         >>> len(b"".join(generate_bytes(model, ByteTokenizer(), "caf\udce9", length=20, seed=1)))
         20
     """
+    _check_seed(seed)
     opening = _checked_opening(tokenizer, prompt, length, stop, alphabet)
     pieces = map(tokenizer.token_bytes, _tokens(model, tokenizer, opening, length, sampling, seed))
     return _until(pieces, [to_bytes(text) for text in stop]) if stop else pieces
@@ -200,6 +206,7 @@ def seed_of_sample(seed: int | None, number: int) -> int | None:
 
     The first has the seed itself; those of the others are drawn from it, so that no two seeds have a sample in common.
     """
+    _check_seed(seed)
     if seed is None or number == 0:
         return seed
     drawn = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(4)
@@ -256,8 +263,13 @@ def _forbidden(tokenizer: Tokenizer, alphabet: str | None) -> Tensor:
 
 
 def _check_length(length: int) -> None:
-    if length < 1:
+    if settled("length", length, int) < 1:
         raise InputError(f"--length {length}: expected at least 1")
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+        raise FieldError("seed", seed, "a whole number, at least 0")
 
 
 class Opening(NamedTuple):

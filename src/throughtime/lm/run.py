@@ -107,12 +107,22 @@ class Run:
 
     def save_model(self, model: LanguageModel, *, since: bool = False) -> None:
         """Write the weights, bound to the configuration and the tokenizer beside them; or the best since it is trained longer."""
+        self._check_there()
         save(self.folder / (BEST if since else MODEL), model.state_dict(), self._digests(OF_MODEL))
 
     def save_checkpoint(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write what a loop's `checkpoint` returned, bound to the configuration, the tokenizer and the encoded text."""
+        self._check_there()
         (self.folder / CHECKPOINT).parent.mkdir(exist_ok=True)
         save(self.folder / CHECKPOINT, tensors, state | {_BOUND: self._digests(OF_CHECKPOINT)})
+
+    def _check_there(self) -> None:
+        """Raise if the folder was moved or removed since it was opened."""
+        if not os.path.lexists(self.folder / CONFIG):
+            raise InputError(
+                f"{self.folder}: the run was moved or removed while it was trained, and nothing more is saved; if it was moved, go "
+                "on with what was saved before: throughtime train --resume, and its new place"
+            )
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read what a loop's `restore` takes.

@@ -215,7 +215,7 @@ def read_toml(path: str | Path, overrides: dict[str, Any] | None = None) -> dict
     """
     path = Path(path)
     try:
-        values = tomllib.loads(read(path).decode())
+        values = tomllib.loads(read(path).decode("utf-8-sig"))  # some editors begin a file with a mark
     except CheckpointError as error:
         raise InputError(f"--config {error}") from error
     except (ValueError, RecursionError) as error:

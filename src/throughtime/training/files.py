@@ -154,9 +154,8 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             beside.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: can't be written: {error.strerror}; what was saved before is still there"
-        ) from error
+        kept = "; what was saved before is still there" if os.path.lexists(path) else ""
+        raise CheckpointError(f"{path}: can't be written: {error.strerror}{kept}") from error
 
 
 def put_in_place(beside: Path, path: Path) -> None:
