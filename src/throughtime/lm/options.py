@@ -50,6 +50,7 @@ AT_LEAST_1 = Range(1, "a whole number, at least 1", whole=True)
 AT_LEAST_0 = Range(0, "a whole number, at least 0", whole=True)
 OR_OFF = Range(0, "a whole number, or 0 for off", whole=True)
 PROBABILITY, SHARE = Range(0, "a probability from 0 to below 1", 1), Range(0, "a share from 0 to below 1", 1)
+PART = Range(0, "a share above 0, below 1", 1, open=True)
 POSITIVE, PENALTY = Range(0, "a number above 0", open=True), Range(0, "a weight of 0 or more; 0 is off")
 
 
@@ -107,7 +108,7 @@ class Options:
         True, DATA, "", "With --from: do characters or words that are new become tokens? Else they are unknown."
     )
     include: str = _option("*", DATA, "GLOB", "Which files of a folder to read.")
-    split: float = _option(0.9, DATA, "P", "Share to train on, from the start; the rest is held out.", range=SHARE)
+    split: float = _option(0.9, DATA, "P", "Share to train on, from the start; the rest is held out.", range=PART)
     preset: str | None = _option(
         *(None, MODEL, "NAME"),
         "A recipe: char-rnn, zaremba-small, -medium, -large, awd-lstm or nanogpt-cpu; flags override it.",
