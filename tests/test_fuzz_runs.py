@@ -30,7 +30,7 @@ def _hang(_):
 @pytest.mark.parametrize(
     ("wrong_command", "reason"),
     [
-        (lambda _: os.kill(os.getpid(), 11), "exit code -11"),
+        (lambda _: os.kill(os.getpid(), 9), "exit code -9"),
         (lambda _: 1 / 0, "exit code 1"),
         (lambda _: 1, "exit code 1"),
         (lambda _: os.write(1, b"Traceback (most recent call last)") and 0, "Traceback"),
