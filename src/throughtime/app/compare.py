@@ -99,6 +99,9 @@ def print_comparison(reports: "dict[str, GradientReport]", console: Console) -> 
         kind = report.verdict.kind
         line = f"{mark}  {_fitted(name, width):{width}}  {kind:10}{report.need.steps:>7}{_figures(report)}"
         console.print(Text(line, "green" if kind == "healthy" else ""), soft_wrap=True)
+    for mark, name in zip(MARKS, reports, strict=False):
+        if len(printable(name)) > width:  # whole, where the table has only its end
+            console.print(Text(f"{mark}  {printable(name)}"), soft_wrap=True)
     for mark, report in zip(MARKS, reports.values(), strict=False):
         if report.fresh is not None:
             console.print(f"{mark}  {seeds_told(report.fresh, report.lags)}", soft_wrap=True)
