@@ -67,7 +67,7 @@ def test_what_needs_more_is_refused_in_a_line(throughtime, packed, text, command
 
 def test_a_newer_format_is_refused_by_every_command(throughtime, packed, text):
     config = json.loads((packed / "config.json").read_text())
-    config["versions"]["format"] += 1
+    config["versions"] |= {"format": config["versions"]["format"] + 1, "throughtime": "9.0"}
     (packed / "config.json").write_text(json.dumps(config))
     for command in (["info", packed], ["sample", packed], ["eval", packed, text], ["score", packed, text], ["plot", packed],
                     ["gradients", packed], ["pack", packed, packed / "x"], ["train", "--resume", packed]):  # fmt: skip

@@ -51,7 +51,8 @@ def saved_widths(spec: Spec, hidden: int) -> list[int]:
 def segment_count(request: Request, hidden: int) -> int:
     """Return how many states `Plan.forward` saves with `recompute_every`; sizes may be symbolic."""
     width = _gradient_width(request.spec, hidden)
-    return count_segments(request.steps, request.batch, width, request.dtype, request.recompute_every)
+    batch = request.initial[0].shape[0]  # a fake `batch_sizes` has no values to be asked for
+    return count_segments(request.steps, batch, width, request.dtype, request.recompute_every)
 
 
 class Plan:

@@ -38,7 +38,8 @@ def _has_kept(spec: Spec) -> bool:
 def segment_count(request: Request, hidden: int) -> int:
     """Return how many states `forward` saves with `recompute_every`; sizes may be symbolic."""
     width = 2 * request.spec.gates * hidden
-    return count_segments(request.steps, request.batch, width, request.dtype, request.recompute_every)
+    batch = request.initial[0].shape[0]  # a fake `batch_sizes` has no values to be asked for
+    return count_segments(request.steps, batch, width, request.dtype, request.recompute_every)
 
 
 def forward(request: Request, keep: bool) -> Result:
