@@ -66,6 +66,8 @@ def test_files_are_written(throughtime, tmp_path, monkeypatch):
         (("lstm", "lstn@forget:1"), "did you mean 'lstm'"),
         (("lstm", "gru@forget:1"), "is for LSTM, not for GRU"),
         (("lstm", "gru", "--lags", 0), "--lags 0: expected a whole number, at least 1"),
+        (("lstm", "gru", "--seeds", 1000), "--seeds 1000: expected a whole number from 1 to 100; for more, call again"),
+        (("lstm", "gru", "--layers", 1000), "--layers 1000: expected a whole number from 1 to 100"),
         (("lstm", "gru", "--text", "nowhere.txt"), "nowhere.txt"),
     ],
 )

@@ -146,7 +146,9 @@ def test_the_json_is_written_without_matplotlib(throughtime, tmp_path, monkeypat
         (("--cell", "lstm", "--lags", 0), "--lags 0: expected a whole number, at least 1"),
         (("--cell", "lstm", "--probe", -1), "--probe -1: expected a whole number, at least 1"),
         (("--cell", "lstm", "--within", 0), "--within 0: expected a whole number, at least 1"),
-        (("--cell", "lstm", "--seeds", 0), "--seeds 0: expected a whole number, at least 1"),
+        (("--cell", "lstm", "--seeds", 0), "--seeds 0: expected a whole number from 1 to 100"),
+        (("nowhere", "--seeds", 101), "--seeds 101: expected a whole number from 1 to 100; for more, call again"),
+        (("--cell", "lstm", "--layers", 101), "--layers 101: expected a whole number from 1 to 100"),
     ],
 )
 def test_mistakes_are_answered_in_a_line(throughtime, arguments, said):

@@ -55,6 +55,13 @@ def test_a_prompt_from_a_file_or_standard_input(throughtime, run, tmp_path, monk
         assert code == 0 or ended.err.startswith("throughtime sample: standard input")
 
 
+def test_nothing_is_written_of_a_sample_that_is_refused(throughtime, run, of_bytes):
+    for given in (("--length", 0), ("--length", 2**63), ("--samples", 2**63), ("--alphabet", "")):
+        for folder in (run, of_bytes):
+            ended = throughtime("sample", folder, "--prompt", "the ", *given)
+            assert (ended.code, ended.out) == (2, ""), given
+
+
 def test_a_stop_text_is_taken_as_it_is_and_as_its_escapes_mean():
     assert stop_texts([r"\n", "end"]) == [r"\n", "\n", "end"]
     assert stop_texts([r"\\n"]) == [r"\\n", r"\n"]

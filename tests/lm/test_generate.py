@@ -346,7 +346,7 @@ def test_bytes_come_out_as_they_are(monkeypatch):
 
 
 def test_length_is_checked_before_anything_runs(model, tokenizer):
-    with pytest.raises(InputError, match="--length 0: expected at least 1"):
+    with pytest.raises(InputError, match="--length 0: expected a number of tokens from 1 to 1,000,000,000"):
         generate(model, tokenizer, length=0)
 
 

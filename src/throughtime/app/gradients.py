@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
+from throughtime.app.counts import check_counts
 from throughtime.app.terminal import Show, number, under_way, visible
 from throughtime.errors import InputError
 from throughtime.plain import printable, to_json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     Fresh = Callable[[str, str, "Window"], Recorder]
 
+COPIES_OF_NORMS = 6  # of how much of a loss is left at a lag in a row, while its report is made
 PLOT_ROWS, PLOT_COLUMNS, LOWEST_DECADE = 8, 60, -6
 NAME_WIDTH = 10
 FIRST_WORD = 2.0  # seconds after which it is said what is being measured
@@ -48,7 +50,7 @@ class Subject:
         seeds: How many fresh networks are measured, of `seed` and the numbers after it.
 
     Raises:
-        InputError: Neither a run nor a cell is given, or both; or a run and a size, which it has already; or a count below 1.
+        InputError: Neither a run nor a cell is given, or both; or a run and a size, which it has already; or a count can't be.
     """
 
     run: Path | None = None
@@ -73,16 +75,14 @@ class Subject:
                 raise InputError(
                     f"--{flag} {getattr(self, flag)}: {self.run} has its own; expected it with --cell only, for a fresh network"
                 )
-        for flag, value in (
-            ("--lags", self.lags),
-            ("--probe", self.probe),
-            ("--within", self.within),
-            ("--seeds", self.seeds),
-            ("--hidden", self.hidden),
-            ("--layers", self.layers),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{flag} {value}: expected a whole number, at least 1")
+        check_counts(
+            lags=self.lags,
+            probe=self.probe,
+            within=self.within,
+            seeds=self.seeds,
+            hidden=self.hidden,
+            layers=self.layers,
+        )
 
     def followed(self, need: "Need") -> int:
         """Return K, over how many steps each loss is followed where `need` steps are needed."""
@@ -101,8 +101,9 @@ def check_size(subject: Subject, lags: int, hidden: int, layers: int) -> None:
     from throughtime.lm.memory import check_free
 
     weights, activity = 4 * hidden * (2 * hidden + 2), (lags + subject.probe) * ROWS * 12 * hidden
+    norms = COPIES_OF_NORMS * lags * subject.probe * ROWS
     check_free(
-        4 * layers * (weights + activity),
+        4 * layers * (weights + activity + norms),
         f"{layers} {'layers' if layers > 1 else 'layer'} of {hidden} over --lags {lags} and --probe {subject.probe}",
         "--lags or --probe" if subject.run else "--hidden, --layers, --lags or --probe",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from throughtime.app.terminal import Output, note, visible
 from throughtime.errors import InputError
-from throughtime.lm.generation import Beam, Sampling, generate, generate_bytes, seed_of_sample
+from throughtime.lm.generation import MOST_TOKENS, Beam, Sampling, generate, generate_bytes, seed_of_sample
 from throughtime.lm.reading import decode_text, read_bytes
 from throughtime.lm.tokenizer import ByteTokenizer, to_bytes
 from throughtime.lm.words import WordTokenizer, cut
@@ -16,6 +16,8 @@ from throughtime.lm.words import WordTokenizer, cut
 if TYPE_CHECKING:
     from throughtime.lm.run import Run
     from throughtime.lm.tokenizer import Tokenizer
+
+MOST_SAMPLES = MOST_TOKENS
 
 
 def read_prompt(given: str, file: Path | None, tokenizer: "Tokenizer") -> str:
@@ -90,10 +92,10 @@ def stream(
         alphabet: The only characters that may be written.
 
     Raises:
-        InputError: A number is below 1, or the run is damaged.
+        InputError: A number is out of its range, or the run is damaged.
     """
-    if samples < 1:
-        raise InputError(f"--samples {samples}: expected at least 1")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise InputError(f"--samples {samples}: expected a whole number from 1 to {MOST_SAMPLES:,}")
     tokenizer = run.tokenizer
     _say_unknown(prompt, tokenizer)
     model = run.load_model(last=last)
@@ -104,11 +106,15 @@ def stream(
             output.write("\n")
         how = (prompt, length, sampling, seed_of_sample(seed, number), stop, alphabet)
         if isinstance(tokenizer, ByteTokenizer):
+            continuation = generate_bytes(
+                model, tokenizer, *how
+            )  # which refuses what can't be, before anything is written
             output.write(to_bytes(prompt))
-            output.write_all(generate_bytes(model, tokenizer, *how))
+            output.write_all(continuation)
         else:
+            continued = generate(model, tokenizer, *how)
             output.write(prompt)
-            output.write_all(generate(model, tokenizer, *how))
+            output.write_all(continued)
         if not is_bare or sys.stdout.isatty():
             output.end_line()
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from throughtime.app.counts import check_counts
 from throughtime.app.terminal import Show, duration, number, under_way
-from throughtime.errors import InputError
 
 if TYPE_CHECKING:
     from throughtime.insight.tasks import Result, Task
@@ -44,14 +44,12 @@ def check_sizes(task: "Task", hidden: int, steps: int, seeds: int) -> None:
     """Refuse what can't be trained.
 
     Raises:
-        InputError: A number is below 1, or there is not enough memory for it.
+        InputError: A number is out of its range, or there is not enough memory for it.
     """
     from throughtime.insight.tasks import TEST_ROWS
     from throughtime.lm.memory import check_free
 
-    for flag, value in (("--hidden", hidden), ("--steps", steps), ("--seeds", seeds)):
-        if value < 1:
-            raise InputError(f"{flag} {value}: expected a whole number, at least 1")
+    check_counts(hidden=hidden, steps=steps, seeds=seeds)
     weights, activity = 4 * hidden * (hidden + task.inputs + 2), task.length * TEST_ROWS * (6 * hidden + task.inputs)
     check_free(
         4 * (4 * weights + activity), f"{task.name} with T {task.length} and --hidden {hidden}", "--length or --hidden"

@@ -15,6 +15,7 @@ from throughtime.lm.kinds import settled
 from throughtime.lm.model import LanguageModel
 from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer, line_end_ids, to_bytes
 
+MOST_TOKENS = 10**9  # beyond all patience: what is meant by more is a slip, or no end at all
 Piece = TypeVar("Piece", str, bytes)
 
 
@@ -156,14 +157,14 @@ def generate(
         tokenizer: Its tokenizer.
         prompt: What to continue; it is not repeated. Characters unknown to the model are read as its unknown token. At level
             "byte", what isn't UTF-8 is given as `os.fsdecode` gives it.
-        length: How many tokens to generate at most, at least 1.
+        length: How many tokens to generate at most, from 1 to `MOST_TOKENS`.
         sampling: How to choose.
         seed: Makes the text reproducible.
         stop: Texts before which to stop; they are not part of what is yielded.
         alphabet: The only characters that may be generated; see `allowed_tokens`. Where penalties leave none, the text ends.
 
     Raises:
-        InputError: `length` is below 1, `seed` below 0, one of them no whole number; a stop text is empty, or the alphabet
+        InputError: `length` is out of its range, `seed` below 0, one of them no whole number; a stop text is empty, or the alphabet
             allows nothing.
 
     Example:
@@ -262,9 +263,9 @@ def _forbidden(tokenizer: Tokenizer, alphabet: str | None) -> Tensor:
     return forbidden
 
 
-def _check_length(length: int) -> None:
-    if settled("length", length, int) < 1:
-        raise InputError(f"--length {length}: expected at least 1")
+def _check_length(length: int, most: int, of_what: str = "") -> None:
+    if not 1 <= settled("length", length, int) <= most:
+        raise InputError(f"--length {length}: expected a number of tokens from 1 to {most:,}{of_what}")
 
 
 def _check_seed(seed: int | None) -> None:
@@ -334,7 +335,7 @@ def open_with(tokenizer: Tokenizer, prompt: str, alphabet: str | None = None) ->
 def _checked_opening(
     tokenizer: Tokenizer, prompt: str, length: int, stop: Sequence[str], alphabet: str | None
 ) -> Opening:
-    _check_length(length)
+    _check_length(length, MOST_TOKENS)
     if not all(stop):
         raise InputError("--stop '': expected a text that isn't empty")
     return open_with(tokenizer, prompt, alphabet)
@@ -386,7 +387,7 @@ def _until(pieces: Iterator[Piece], stop: Sequence[Piece]) -> Iterator[Piece]:
         yield held
 
 
-MOST_BEAMS = 1000
+MOST_BEAMS, MOST_BEAM_TOKENS = 1000, 10_000  # nothing is written before the end, and each step copies every beam
 
 
 @dataclass(frozen=True)
@@ -422,13 +423,13 @@ def beam_search(
         model: The language model, on any device.
         tokenizer: Its tokenizer.
         prompt: What to continue.
-        length: Most tokens.
+        length: Most tokens, from 1 to `MOST_BEAM_TOKENS`.
         beams: How many unfinished continuations are followed, and most that are returned.
         length_penalty: α: continuations are compared by ln p / tokens^α. 0 compares ln p itself. From −10 to 10.
         alphabet: The only characters that may be generated; see `allowed_tokens`. p is then of what is allowed.
 
     Raises:
-        InputError: `length` is below 1, `beams` or the penalty out of range, or the alphabet allows nothing.
+        InputError: `length`, `beams` or the penalty is out of range, or the alphabet allows nothing.
 
     Example:
         >>> from throughtime.lm import ByteTokenizer, LanguageModel, ModelConfig
@@ -437,7 +438,7 @@ def beam_search(
         >>> len(others), best.tokens
         (2, 5)
     """
-    _check_length(length)
+    _check_length(length, MOST_BEAM_TOKENS, " of a beam search")
     if not 1 <= beams <= MOST_BEAMS:
         raise InputError(f"--beams {beams}: expected from 1 to {MOST_BEAMS:,}")
     if not -10 <= length_penalty <= 10:
