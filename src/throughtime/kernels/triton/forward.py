@@ -1,0 +1,331 @@
+"""The forward pass: a program owns some rows, some hidden units and one direction, and takes them through all steps.
+
+Places: step t of row b stands at `offsets[t] + b` in all arrays of steps, whether padded or packed. Directions stand side by side there.
+Columns: a program's units times four, the gates of a unit beside each other; of an RNN, its units.
+
+| cell | W_hh h | W_ih x |
+|---|---|---|
+| RNN | a | a |
+| LSTM | i f g o, or f g o | i f g o, or f g o |
+| GRU | r z n | r z · n |
+| GRU, reset before | r z | r z n |
+"""
+
+import triton
+import triton.language as tl
+
+from throughtime.kernels.triton.arithmetic import cut, paste, product, sigmoid, standardised, tanh
+from throughtime.kernels.triton.exchange import arrived_rows, publish
+
+
+@triton.jit
+def load_rows(weight, row, is_row, chunk, hidden, PIECES: tl.constexpr, CHUNK: tl.constexpr):
+    """Load rows of W_hh, transposed and a chunk of the depth at a time, cut in pieces: (PIECES, CHUNK / PIECES, rows)."""
+    DEPTH: tl.constexpr = CHUNK // PIECES
+    depth = chunk * CHUNK + (tl.arange(0, PIECES)[:, None] * DEPTH + tl.arange(0, DEPTH)[None, :])[:, :, None]
+    return tl.load(
+        weight + row[None, None, :] * hidden + depth, mask=is_row[None, None, :] & (depth < hidden), other=0.0
+    )
+
+
+@triton.jit
+def forward_loop(
+    x,  # W_ih x (rows, D, G, H), or such rows for each token
+    ids,  # which of them (places,), or None
+    bias,  # (D, 4, H), or (D, 1, H), or None
+    weight,  # W_hh (D, G, H, H)
+    weight_ch,  # (D, G − 1, H) or None
+    gain_hh,  # (D, G, H) or None
+    gain_c,  # (D, H) or None
+    shift_c,
+    h_0,  # (D, B, H)
+    c_0,
+    zoneout_h,  # (T, B, H) or None; there is one direction
+    zoneout_c,
+    dropped,  # recurrent dropout (B, H) or None
+    offsets,  # (T,), or None where it is t B
+    order,  # which row of the batch each row is (B,), or None
+    lengths,  # of the rows in that order, (B,), or None
+    begins,  # (D, T, B) or None
+    h_in,  # (places · D + D · B, H): h_t as it enters W_hh, unset; then h_0 as it does
+    words,  # the same, as integers that are exchanged
+    second,  # (places, D, H), unset: r h_in, or None
+    second_words,
+    sums,  # (places, D, phases, parts, 2), unset, or None
+    output,  # (places, D, H), or None where it is h_in
+    saved,  # (places, D, S, H) or None
+    cells,  # c_t (places, D, H) or None
+    scales,  # (places, D, 3) or None
+    h_n,  # (D, B, H)
+    c_n,
+    places,
+    first_row,
+    batch,
+    steps,
+    hidden,
+    share_h,
+    share_c,
+    BASE: tl.constexpr,
+    COUPLED: tl.constexpr,
+    EXPECTED_H: tl.constexpr,  # zoneout's expectation, share_h, stands for a mask
+    EXPECTED_C: tl.constexpr,
+    WAYS: tl.constexpr,
+    REVERSE: tl.constexpr,
+    GATES: tl.constexpr,
+    SLOTS: tl.constexpr,  # S
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    PARTS: tl.constexpr,  # programs that share a row's units, at least
+    COPIES: tl.constexpr,
+    PIECES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    KIND: tl.constexpr,  # dtype of what is multiplied
+    HALVES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    way = tl.program_id(2)
+    parts = tl.num_programs(0)
+    is_reverse = way + REVERSE
+    ahead = 1 - 2 * is_reverse
+    rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    is_row = rows < batch
+    b = rows
+    if order is not None:
+        b = tl.load(order + rows, mask=is_row, other=0)
+    length = tl.where(is_row, steps, 0)
+    if lengths is not None:
+        length = tl.load(lengths + rows, mask=is_row, other=0)
+    last = tl.max(length)
+
+    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    is_unit = units < hidden
+    is_owned = is_row[:, None] & is_unit[None, :]
+    SIDE: tl.constexpr = 4 if GATES > 1 else 1
+    column = tl.arange(0, SIDE * UNITS)
+    gate = column % SIDE
+    unit = tl.program_id(0) * UNITS + column // SIDE
+    FED: tl.constexpr = 2 if BASE == "gru_reset_before" else GATES
+    is_fed = (gate < FED) & (unit < hidden)
+    of_fed = gate * hidden + unit
+    is_read = (gate < GATES) & (unit < hidden)
+    of_read = of_fed
+    if BASE == "gru":
+        is_read = (gate != 2) & (unit < hidden)
+        of_read = tl.where(gate == 3, 2, gate) * hidden + unit
+    WIDTH: tl.constexpr = 2 if HALVES else 1
+    width = hidden // WIDTH
+
+    own = (way * batch + b)[:, None] * hidden + units[None, :]
+    h_start = tl.load(h_0 + own, mask=is_owned, other=0.0).to(tl.float32)
+    h = h_start
+    c_start = h_start
+    if BASE == "lstm":
+        c_start = tl.load(c_0 + own, mask=is_owned, other=0.0).to(tl.float32)
+    c = c_start
+    if dropped is not None:
+        drop = tl.load(dropped + b[:, None] * hidden + units[None, :], mask=is_owned, other=0.0).to(tl.float32)
+
+    own_weight = weight + way * GATES * hidden * hidden
+    w_0 = load_rows(own_weight, of_fed, is_fed, 0, hidden, PIECES, CHUNK)
+    w_1 = w_0
+    w_2 = w_0
+    w_3 = w_0
+    if CHUNKS > 1:
+        w_1 = load_rows(own_weight, of_fed, is_fed, 1, hidden, PIECES, CHUNK)
+    if CHUNKS > 2:
+        w_2 = load_rows(own_weight, of_fed, is_fed, 2, hidden, PIECES, CHUNK)
+    if CHUNKS > 3:
+        w_3 = load_rows(own_weight, of_fed, is_fed, 3, hidden, PIECES, CHUNK)
+    if BASE == "gru_reset_before":
+        n_0 = load_rows(own_weight, 2 * hidden + units, is_unit, 0, hidden, PIECES, CHUNK)
+        n_1 = n_0
+        n_2 = n_0
+        n_3 = n_0
+        if CHUNKS > 1:
+            n_1 = load_rows(own_weight, 2 * hidden + units, is_unit, 1, hidden, PIECES, CHUNK)
+        if CHUNKS > 2:
+            n_2 = load_rows(own_weight, 2 * hidden + units, is_unit, 2, hidden, PIECES, CHUNK)
+        if CHUNKS > 3:
+            n_3 = load_rows(own_weight, 2 * hidden + units, is_unit, 3, hidden, PIECES, CHUNK)
+
+    if bias is not None:
+        b_x = tl.load(bias + (way * SIDE + gate) * hidden + unit, mask=unit < hidden, other=0.0)[None, :]
+    if gain_hh is not None:
+        gain = tl.load(gain_hh + way * GATES * hidden + of_fed, mask=is_fed, other=0.0)[None, :]
+        if BASE == "gru_reset_before":
+            gain_n = tl.load(gain_hh + (way * GATES + 2) * hidden + units, mask=is_unit, other=0.0)[None, :]
+    if gain_c is not None:
+        g_c = tl.load(gain_c + way * hidden + units, mask=is_unit, other=0.0)[None, :]
+        s_c = tl.load(shift_c + way * hidden + units, mask=is_unit, other=0.0)[None, :]
+    if weight_ch is not None:
+        peep = weight_ch + way * (GATES - 1) * hidden + units
+        p_f = tl.load(peep + (GATES - 3) * hidden, mask=is_unit, other=0.0)[None, :]
+        p_o = tl.load(peep + (GATES - 2) * hidden, mask=is_unit, other=0.0)[None, :]
+        if not COUPLED:
+            p_i = tl.load(peep, mask=is_unit, other=0.0)[None, :]
+    PHASES: tl.constexpr = 2 if BASE == "lstm" or BASE == "gru_reset_before" else 1
+
+    for step in range(last):
+        t = is_reverse * (last - 1) + step * ahead
+        active = t < length
+        begin = t == is_reverse * (length - 1)
+        if begins is not None:
+            begin |= tl.load(begins + (way * steps + t).to(tl.int64) * batch + b, mask=active, other=0) != 0
+        if offsets is not None:
+            place = tl.load(offsets + t) + b
+            before = tl.load(offsets + tl.minimum(tl.maximum(t - ahead, 0), steps - 1)) + b
+        else:
+            place = t.to(tl.int64) * batch + b
+            before = place - ahead * batch
+        at = place * WAYS + way
+        stored = active[:, None] & is_unit[None, :]
+        source = place
+        if ids is not None:
+            source = tl.load(ids + place, mask=active, other=0)
+        a = tl.load(
+            x + ((source * WAYS + way) * GATES * hidden)[:, None] + of_read[None, :],
+            mask=active[:, None] & is_read[None, :],
+            other=0.0,
+        )
+        h_before = tl.where(begin[:, None], h_start, h)
+        c_before = tl.where(begin[:, None], c_start, c)
+
+        source_row = tl.where(begin, places * WAYS + way * batch + b, before * WAYS + way)
+        t_0, t_1, t_2, t_3 = arrived_rows(
+            words + source_row * width, width, active, PIECES, ROWS, CHUNK // WIDTH, CHUNKS, HALVES
+        )
+        u = product(t_0, t_1, t_2, t_3, w_0, w_1, w_2, w_3, CHUNKS, KIND, HALVES, PRECISION)
+        if gain_hh is not None:
+            is_in = is_row[:, None] & is_fed[None, :]
+            base = sums + at * PHASES * parts * 2
+            u, mean, scale = standardised(base, u, is_in, FED, active, hidden, parts, ROWS, UNITS, PARTS, COPIES)
+            if saved is not None:
+                tl.store(scales + at * 3, scale, mask=active)
+                tl.store(
+                    saved + ((at * SLOTS + SLOTS - GATES) * hidden)[:, None] + of_fed[None, :],
+                    u.to(saved.dtype.element_ty),
+                    mask=active[:, None] & is_fed[None, :],
+                )
+            u *= gain
+        a += u
+        if bias is not None:
+            a += b_x
+
+        if BASE == "lstm":
+            if COUPLED:
+                a_f, a_g, a_o, a_i = cut(a, ROWS, UNITS)
+            else:
+                a_i, a_f, a_g, a_o = cut(a, ROWS, UNITS)
+            if weight_ch is not None:
+                a_f += p_f * c_before
+            f = sigmoid(a_f)
+            g = tanh(a_g)
+            if COUPLED:
+                i = 1.0 - f
+            else:
+                if weight_ch is not None:
+                    a_i += p_i * c_before
+                i = sigmoid(a_i)
+            c_new = f * c_before + i * g
+            if weight_ch is not None:
+                a_o += p_o * c_new
+            o = sigmoid(a_o)
+            n = c_new
+            if gain_c is not None:
+                base = sums + (at * PHASES + 1) * parts * 2
+                n, mean, scale = standardised(
+                    base, c_new, is_owned, 1, active, hidden, parts, ROWS, UNITS, PARTS, COPIES
+                )
+                if saved is not None:
+                    tl.store(scales + at * 3 + 1, mean, mask=active)
+                    tl.store(scales + at * 3 + 2, scale, mask=active)
+                n = n * g_c + s_c
+            h_new = o * tanh(n)
+            if EXPECTED_C:
+                c_new = share_c * c_before + (1.0 - share_c) * c_new
+            elif zoneout_c is not None:
+                keeps = tl.load(
+                    zoneout_c + (t.to(tl.int64) * batch + b)[:, None] * hidden + units[None, :], mask=stored, other=0
+                )
+                c_new = tl.where(keeps != 0, c_before, c_new)
+            c = tl.where(active[:, None], c_new, c)
+            if COUPLED:
+                k_0, k_1, k_2, k_3 = f, g, o, o
+            else:
+                k_0, k_1, k_2, k_3 = i, f, g, o
+        elif BASE == "gru":
+            a_r, a_z, u_n, x_n = cut(a, ROWS, UNITS)
+            r = sigmoid(a_r)
+            z = sigmoid(a_z)
+            n = tanh(x_n + r * u_n)
+            h_new = (1.0 - z) * n + z * h_before
+            k_0, k_1, k_2, k_3 = r, z, n, u_n
+        elif BASE == "gru_reset_before":
+            a_r, a_z, x_n, nothing = cut(a, ROWS, UNITS)
+            r = sigmoid(a_r)
+            z = sigmoid(a_z)
+            v = r * h_before
+            if dropped is not None:
+                v *= drop
+            publish(second + (at * hidden)[:, None] + units[None, :], v, stored, KIND)
+            t_0, t_1, t_2, t_3 = arrived_rows(
+                second_words + at * width, width, active, PIECES, ROWS, CHUNK // WIDTH, CHUNKS, HALVES
+            )
+            u_n = product(t_0, t_1, t_2, t_3, n_0, n_1, n_2, n_3, CHUNKS, KIND, HALVES, PRECISION)
+            if gain_hh is not None:
+                base = sums + (at * PHASES + 1) * parts * 2
+                u_n, mean, scale = standardised(
+                    base, u_n, is_owned, 1, active, hidden, parts, ROWS, UNITS, PARTS, COPIES
+                )
+                if saved is not None:
+                    tl.store(scales + at * 3 + 2, scale, mask=active)
+                    tl.store(
+                        saved + ((at * SLOTS + SLOTS - 1) * hidden)[:, None] + units[None, :],
+                        u_n.to(saved.dtype.element_ty),
+                        mask=stored,
+                    )
+                u_n *= gain_n
+            n = tanh(x_n + u_n)
+            h_new = (1.0 - z) * n + z * h_before
+            k_0, k_1, k_2, k_3 = r, z, n, n
+        else:
+            if BASE == "rnn_relu":
+                h_new = tl.where(a < 0, 0.0, a)
+            else:
+                h_new = tanh(a)
+            k_0 = h_new
+
+        if EXPECTED_H:
+            h_new = share_h * h_before + (1.0 - share_h) * h_new
+        elif zoneout_h is not None:
+            keeps = tl.load(
+                zoneout_h + (t.to(tl.int64) * batch + b)[:, None] * hidden + units[None, :], mask=stored, other=0
+            )
+            h_new = tl.where(keeps != 0, h_before, h_new)
+        h = tl.where(active[:, None], h_new, h)
+        own_place = (at * hidden)[:, None] + units[None, :]
+        if dropped is not None:
+            publish(h_in + own_place, h * drop, stored, KIND)
+            tl.store(output + own_place, h.to(output.dtype.element_ty), mask=stored)
+        else:
+            publish(h_in + own_place, h, stored, KIND)
+
+        # What only the backward pass reads is stored when the others have what they wait for.
+        if saved is not None:
+            KEPT: tl.constexpr = saved.dtype.element_ty
+            if GATES > 1:
+                SAVED: tl.constexpr = 4 if BASE == "gru" else GATES
+                tl.store(
+                    saved + (at * SLOTS * hidden)[:, None] + of_fed[None, :],
+                    paste(k_0, k_1, k_2, k_3, ROWS, UNITS).to(KEPT),
+                    mask=active[:, None] & ((gate < SAVED) & (unit < hidden))[None, :],
+                )
+            else:
+                tl.store(saved + (at * SLOTS * hidden)[:, None] + units[None, :], k_0.to(KEPT), mask=stored)
+            if BASE == "lstm":
+                tl.store(cells + own_place, c.to(KEPT), mask=stored)
+
+    tl.store(h_n + own, h.to(h_n.dtype.element_ty), mask=is_owned)
+    if BASE == "lstm":
+        tl.store(c_n + own, c.to(c_n.dtype.element_ty), mask=is_owned)
