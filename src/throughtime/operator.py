@@ -1,6 +1,6 @@
 """The recurrence as a torch operator: schema, fake rule, derivatives of first and second order, and transforms.
 
-`torch.ops.throughtime.recurrence` is one layer in one direction, or, by the plain native kernels, in both at once, for every
+`torch.ops.throughtime.recurrence` is one layer in one direction, or, by kernels that can, in both at once, for every
 cell. It has autograd rules (differentiable twice and more), and a fake rule, so that `torch.compile` and `torch.export` see one
 opaque node whatever T is. In its schema a request stands flat; inside it is a `Request`.
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from throughtime import watching
-from throughtime.backend import native, reference
+from throughtime.backend import native, reference, triton
 from throughtime.errors import unknown_name
 from throughtime.request import Request, Result, check_devices
 
@@ -33,7 +33,7 @@ _library.define(
     "bool needs_input, str backend, Tensor? batch_sizes, int recompute_every, bool bidirectional) "
     "-> (Tensor grad_input, Tensor[] grad_initial, Tensor[] grad_parameters)"
 )
-_BACKENDS = {"native": native, "reference": reference}
+_BACKENDS = {"native": native, "triton": triton, "reference": reference}
 
 
 def run(request: Request, backend: str) -> tuple[Tensor, list[Tensor]]:

@@ -10,7 +10,7 @@ from torch.nn.functional import embedding as look_up
 
 from throughtime import operator, watching
 from throughtime.arguments import check_token_ids
-from throughtime.backend import check_backend, fused, native
+from throughtime.backend import check_backend, fused, native, triton
 from throughtime.kernels import native as kernels
 from throughtime.request import Direction, Request, Sequences, Stack, split
 from throughtime.spec import Masks, Parameters
@@ -38,12 +38,16 @@ def choose_backend(backend: str, request: Request) -> str:
     if is_auto and torch.compiler.is_compiling():
         # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
         is_ragged = request.lengths is not None or request.batch_sizes is not None
-        return "native" if not is_ragged and not refusals["native"] else "reference"
+        if not is_ragged and not refusals["native"]:
+            return "native"
+        return "reference" if triton.refusal(request) else "triton"
     if is_auto and not refusals["native"]:
         return "native"
     if is_auto and is_transformed:
         return "reference"
-    refusals["torch"] = fused.refusal(request)
+    refusals |= {"triton": _NO_RULE if is_transformed else triton.refusal(request), "torch": fused.refusal(request)}
+    if is_auto and not refusals["triton"] and (refusals["torch"] or triton.is_faster(request)):
+        return "triton"
     if is_auto:
         return "reference" if refusals["torch"] else "torch"
     check_backend(backend)
@@ -89,7 +93,7 @@ def _read_tokens(
     a product of V columns in place of one of T · B rows, so it is done where V is the smaller.
     """
     ids, lengths, embedding = sequences.input, sequences.lengths, sequences.embedding
-    if embedding is not None and backend == "native" and _is_small(embedding, ids):
+    if embedding is not None and backend in ("native", "triton") and _is_small(embedding, ids):
         first, others = directions[: stack.directions], directions[stack.directions :]
         return ids, [*(_with_table(direction, embedding) for direction in first), *others]
     if embedding is None and backend != "torch":
@@ -123,7 +127,8 @@ def _run_layers(
     input, lengths, reset, batch_sizes, order, _ = sequences
     # In a graph that is being traced the number of segments would fix the number of steps: there all is kept.
     recompute_every = 0 if torch.compiler.is_compiling() else stack.recompute_every
-    at_once = 2 if stack.bidirectional and backend == "native" and not stack.spec.variants else 1
+    runs_both = (backend == "native" and not stack.spec.variants) or (backend == "triton" and not stack.spec.masks)
+    at_once = 2 if stack.bidirectional and runs_both else 1
     finals: list[list[Tensor]] = []
     for layer in range(stack.num_layers):
         outputs: list[Tensor] = []

@@ -4,9 +4,10 @@
 |---|---|
 | `native` | the C++ kernels: float32, float64 and bfloat16 on the CPU, every cell, lengths and resets at no detour |
 | `reference` | the equations in `throughtime.cells`, step by step in plain torch: any device, any floating dtype |
+| `triton` | Triton kernels: float32, bfloat16 and float16 on an NVIDIA GPU, every cell without a projection, lengths and resets at no detour |
 | `torch` | torch's own fused call (oneDNN, cuDNN): no resets, no reset-before GRU |
 
-All have `refusal(request)`: the reason why they can't serve a request, or `None`. `native` and `reference` compute a layer:
+All have `refusal(request)`: the reason why they can't serve a request, or `None`. `native`, `triton` and `reference` compute a layer:
 
 - `forward(request, keep)` returns a `Result`; without `keep`, no backward pass will follow and nothing is saved;
 - `backward(request, grad_output, grad_final, output, saved, needs_input)` returns a `Gradient`;
@@ -17,21 +18,23 @@ All have `refusal(request)`: the reason why they can't serve a request, or `None
 
 import torch
 
-from throughtime.backend import fused, native, reference
+from throughtime.backend import fused, native, reference, triton
 from throughtime.errors import InputError, unknown_name
 from throughtime.kernels import native as kernels
 
-MODULES = {"native": native, "reference": reference, "torch": fused}
+MODULES = {"native": native, "triton": triton, "reference": reference, "torch": fused}
 
 
 def backends() -> dict[str, str]:
-    """Say which backends can compute here and what each is; without a compiled module there is no "native".
+    """Say which backends can compute here and what each is; without a compiled module there is no "native", without a GPU no "triton".
 
     Example:
         >>> print(backends()["reference"])
         the equations, step by step in plain torch
     """
     found = {} if kernels.missing else {"native": kernels.description()}
+    if triton.missing() is None:
+        found["triton"] = triton.description()
     return found | {
         "reference": "the equations, step by step in plain torch",
         "torch": f"torch {torch.__version__}'s own fused call",
@@ -49,5 +52,7 @@ def check_backend(name: str) -> None:
     """
     if name == "native" and kernels.missing:
         raise InputError(f"backend 'native' can't be had: {kernels.missing}; use backend='auto', or {kernels.ADVICE}")
+    if name == "triton" and (reason := triton.missing()):
+        raise InputError(f"backend 'triton' can't be had: {reason}; use backend='auto'")
     if name not in ("auto", *MODULES):
         raise unknown_name("backend", name, ["auto", *backends()])

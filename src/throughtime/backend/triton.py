@@ -19,13 +19,27 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @lru_cache
 def missing() -> str | None:
-    """Return why there are no Triton kernels in this installation, or `None` where there are."""
-    return None if importlib.util.find_spec("triton") else "Triton isn't installed"
+    """Return why the kernels can't be had, or `None` where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton isn't installed"
+    if is_interpreted():
+        return None
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "there is no NVIDIA GPU here that torch can use"
+    if (capability := torch.cuda.get_device_capability()) < (8, 0):
+        return f"they need an NVIDIA GPU of compute capability 8.0 or newer, and this one has {'.'.join(map(str, capability))}"
+    return None
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's interpreter stands for a GPU, as in tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def description() -> str:
-    """Say what computes."""
-    return "Triton kernels for NVIDIA GPUs"
+    """Say what computes, and for which GPU."""
+    gpu = "its interpreter" if is_interpreted() else torch.cuda.get_device_name()
+    return f"Triton kernels, on {gpu}"
 
 
 def refusal(request: Request) -> str | None:
@@ -33,7 +47,7 @@ def refusal(request: Request) -> str | None:
     said, dtype, device = request.spec, request.dtype, request.input.device.type
     if dtype not in _DTYPES:
         return f"they compute float32, bfloat16 and float16, not {dtype}"
-    if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+    if device != "cuda" and not (device == "cpu" and is_interpreted()):
         return f"they compute on an NVIDIA GPU, not on {device}"
     if request.directions[0].parameters.weight_hr is not None:
         return "they have no projection"
@@ -45,12 +59,20 @@ def refusal(request: Request) -> str | None:
         )
     if (reason := missing()) is not None:
         return reason
-    from throughtime.kernels.triton.plan import tilings
+    from throughtime.kernels.triton.plan import fits
 
-    if tilings(request) is None:
-        hidden = request.directions[0].initial[0].shape[1]
-        return f"a part of W_hh of {hidden} units doesn't fit into a multiprocessor of this GPU"
+    if not fits(request):
+        hidden = request.directions[0].parameters.weight_hh.shape[1]
+        return f"W_hh of {hidden} units doesn't fit into the multiprocessors of this GPU"
     return None
+
+
+def is_faster(request: Request) -> bool:
+    """Whether the kernels are faster than cuDNN for a stack that both can serve (`benchmarks/gpu`, docs/gpu.md).
+
+    cuDNN has a kernel that keeps its weights on the chip for float16 alone; what is ragged it takes step by step.
+    """
+    return request.dtype != torch.float16 or request.lengths is not None or request.batch_sizes is not None
 
 
 def forward(request: Request, keep: bool) -> Result:

@@ -92,20 +92,30 @@ def tiling(depth: int, hidden: int, columns: int, batch: int, ways: int, element
             # A step waits for the L2 cache, loads its rows at some 60 bytes a cycle, and multiplies them.
             cost = launches * (2000 + loaded / 60 + rows / 16 * units * columns * padded / 2048)
             # Each thread has an element of a tile of its own, of four bytes.
-            warps = max(1, min(8 if loaded <= 65536 else 16, rows * chunk * min(element, 4) // 4 // 32))
+            warps = max(1, min(4 if loaded <= 65536 else 8, rows * chunk * element // 4 // 32))
             if best is None or cost < best[0]:
                 best = cost, Tiling(rows, units, chunk, warps, min(groups, at_once))
     return None if best is None else best[1]
 
 
-def tilings(request: Request) -> tuple[Tiling, Tiling] | None:
-    """Return how both passes over a request are cut, or `None` where a multiprocessor can't hold its part."""
-    hidden, gates, ways = request.directions[0].initial[0].shape[1], request.spec.gates, len(request.directions)
-    rest = max(request.batch, 1), ways, request.dtype.itemsize, programs_at_once(request.input.device)
+def tilings(request: Request, batch: int | None = None) -> tuple[Tiling, Tiling] | None:
+    """Return how both passes over a request, of `batch` rows or of its own, are cut; or `None` where they can't be."""
+    hidden, gates, ways = (
+        request.directions[0].parameters.weight_hh.shape[1],
+        request.spec.gates,
+        len(request.directions),
+    )
+    rows = max(request.batch if batch is None else batch, 1)
+    rest = rows, ways, request.dtype.itemsize, programs_at_once(request.input.device)
     is_before = request.spec.base == "gru_reset_before"
     forward = tiling(hidden, hidden, (5 if is_before else 4) if gates > 1 else 1, *rest)
     backward = tiling((2 if is_before else gates) * hidden, hidden, 2 if is_before else 1, *rest)
     return None if forward is None or backward is None else (forward, backward)
+
+
+def fits(request: Request) -> bool:
+    """Whether each multiprocessor can hold its part; how many rows there are doesn't matter, since they can be taken in turn."""
+    return tilings(request, 1) is not None
 
 
 def is_exact(dtype: torch.dtype) -> bool:
