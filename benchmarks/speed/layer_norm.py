@@ -33,16 +33,28 @@ class LayerNormLSTM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (T, B, H) for x (T, B, H)."""
-        gates, hidden = (4 * self.hidden,), (self.hidden,)
+        return self.loop(x, self.step)
+
+    def loop(self, x: Tensor, step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """Do the same with another function in place of `step`."""
         h = c = x.new_zeros(x.shape[1], self.hidden)
         outputs = []
-        for through in layer_norm(linear(x, self.weight_ih_l0), gates, self.gain_ih_l0, self.bias_ih_l0).unbind():
-            a = through + layer_norm(linear(h, self.weight_hh_l0), gates, self.gain_hh_l0, self.bias_hh_l0)
-            i, f, g, o = a.chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * layer_norm(c, hidden, self.gain_c_l0, self.shift_c_l0).tanh()
+        for through in self.of_input(x).unbind():
+            h, c = step(through, h, c)
             outputs.append(h)
         return torch.stack(outputs)
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """Return what the input adds to the gates in all steps, (T, B, 4 H)."""
+        return layer_norm(linear(x, self.weight_ih_l0), (4 * self.hidden,), self.gain_ih_l0, self.bias_ih_l0)
+
+    def step(self, through: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance (h, c), both (B, H), by a step to whose gates the input adds `through` (B, 4 H)."""
+        gates, hidden = (4 * self.hidden,), (self.hidden,)
+        a = through + layer_norm(linear(h, self.weight_hh_l0), gates, self.gain_hh_l0, self.bias_hh_l0)
+        i, f, g, o = a.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * layer_norm(c, hidden, self.gain_c_l0, self.shift_c_l0).tanh(), c
 
 
 def by_torch(problem: Problem, dtype: torch.dtype = torch.float32, compiled: bool = False) -> Callable[[], Results]:

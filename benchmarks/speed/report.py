@@ -18,7 +18,7 @@ from benchmarks.speed.case import Figure
 from benchmarks.speed.timing import quartiles
 from throughtime.kernels import native
 
-_PACKAGES = ("torch", "onnxruntime", "jax", "numpy")
+_PACKAGES = ("torch", "triton", "onnxruntime", "jax", "torchrl", "flashrnn", "numpy")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "instruction_set": native.instruction_set(),
+        "instruction_set": None if native.missing else native.instruction_set(),
         "throughtime": throughtime.__version__,
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},

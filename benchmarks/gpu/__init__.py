@@ -1,0 +1,1 @@
+"""throughtime's layers on a GPU against everything else that computes them there: `python -m benchmarks.gpu`."""
