@@ -1,7 +1,9 @@
 """The GPU benchmark, tried without a GPU: who is left out says why, who is wrong isn't timed, and the rest goes on."""
 
 import json
+import re
 import sys
+import time
 
 import pytest
 import torch
@@ -61,7 +63,7 @@ def altered(original, change):
 
 
 def spoil_a_gradient(results):
-    results[2] = results[2] * 1.01
+    results[2] = results[2] * 1.5
     return results
 
 
@@ -80,11 +82,10 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch, capsys):
 
 def test_a_failure_of_ours_is_one_line_and_the_rest_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(Problem, "by_us", altered(Problem.by_us, fail))
-    code, out = run(capsys, "--case", "ragged", "plain")
+    code, out = run(capsys, "--case", "ragged", "long")
     assert code == 1
-    assert "throughtime, bfloat16           bfloat16  failed: ValueError: out of luck\n" in out
-    assert "9 not timed" in out or "2 not timed" in out
-    assert "failed: 19 of ours, 0 peers" in out
+    assert len(re.findall(r"^  throughtime, bfloat16 +bfloat16  failed: ValueError: out of luck$", out, re.M)) == 2
+    assert "failed: 2 of ours, 0 peers" in out
 
 
 def test_a_failing_peer_does_not_end_the_run(monkeypatch, capsys):
@@ -112,8 +113,8 @@ def test_ours_may_err_three_times_its_judges_error_and_no_more():
 @pytest.mark.parametrize(("numerics", "error"), [(FLOAT32, 2e-3), (TF32, 4e-2), (BFLOAT16, 0.3)])
 def test_a_peer_need_only_be_sane(numerics: Numerics, error):
     peer = Contestant("peer", numerics, lambda: pytest.fail("is not run"))
-    assert judge(peer, [error], None, ["output"]).wrong
-    assert judge(peer, [error / 3], None, ["output"]).wrong is None
+    assert judge(peer, [error] * 2, None, ["output"]).wrong
+    assert judge(peer, [error / 3] * 2, None, ["output"]).wrong is None
 
 
 def test_errors_are_relative_and_see_what_is_no_number():
@@ -126,8 +127,14 @@ def test_errors_are_relative_and_see_what_is_no_number():
         errors([], [right])
 
 
-def contest_of(*contestants: Contestant, exact=torch.ones(3)) -> Contest:  # noqa: B008 is not changed
-    return Contest("title", contestants, lambda: of(exact.double()), ["output"], [Figure("throughtime", ["peer"], 2.0)])
+def contest_of(*contestants: Contestant) -> Contest:
+    return Contest(
+        "title",
+        contestants,
+        lambda: of(torch.ones(3).double()),
+        lambda: ["output"],
+        [Figure("throughtime", ["peer"], 2.0)],
+    )
 
 
 def of(result: torch.Tensor) -> Passes:
@@ -150,8 +157,7 @@ def test_who_was_not_compiled_in_time_is_left_out_but_ours_tries():
 
 def test_what_takes_too_long_is_ended():
     with pytest.raises(TooSlowError, match="its check took more than 0 s"), at_most(0.05, "its check"):
-        while True:
-            pass
+        time.sleep(20)
     with at_most(CHECK_LIMIT, "nothing"):
         pass
 
@@ -179,7 +185,10 @@ def test_a_figure_is_against_the_fastest_peer_and_knows_its_target():
     shown = table("title", rows, [above, below])
     assert "quick / ours: forward 3.00, forward and backward 2.50   ≥ 2.6 MISSED" in shown
     assert "ours / quick: forward 0.33, forward and backward 0.40   ≤ 0.5 reached" in shown
-    assert "5.00" in plain_table({"LSTM TF32 H8 B4": Line("", "", 1.0, 5.0, "", None)}, {"LSTM TF32 H8 B16": "over"})
+    ratio = Line("", "", 1.0, 5.0, "", None)
+    shown = plain_table({"LSTM TF32 H8 B4": ratio}, {"LSTM TF32 H8 B16": "over", "LSTM TF32 H9 B4": "over"})
+    assert re.search(r"^  LSTM TF32 H8 +5\.00 +– +1\.00 +–$", shown, re.M)
+    assert shown.endswith("  2 not timed: over")
 
 
 def test_tf32_is_allowed_only_while_it_is_in_force():

@@ -128,7 +128,7 @@ def _held(
     """Hold a contest where there is time for it, and free what it leaves."""
     if time.monotonic() > end:
         return [Row(one.name, one.numerics.name, one.is_ours, reason="time is over") for one in contest.contestants]
-    rows = hold(contest, setting.device, turns, limit, unprepared, block)
+    rows = hold(contest, setting.device, turns, limit, unprepared, 0.0 if setting.is_quick else block)
     gc.collect()
     return rows
 

@@ -111,14 +111,14 @@ class Contest:
         title: What is computed.
         contestants: In the order of their turns.
         exact: The answer in float64.
-        names: What the results of training are called: output, gradients of input and parameters.
+        names: Say what the results of training are called: output, gradients of input and parameters.
         figures: Ratios, of those that were timed.
     """
 
     title: str
     contestants: Sequence[Contestant]
     exact: Callable[[], Passes]
-    names: Sequence[str]
+    names: Callable[[], Sequence[str]]
     figures: Sequence[Figure]
 
 

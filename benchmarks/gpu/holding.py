@@ -114,7 +114,7 @@ def hold(
             row.status = LEFT_OUT if isinstance(error, NotImplementedError | TooSlowError) else FAILED
             row.reason = reason(error)
             continue
-        _pronounce(row, one, found, contest.names)
+        _pronounce(row, one, found, contest.names())
     exact.cache_clear()
     contestants = [one for one in contest.contestants if rows[one.name].status == RIGHT]
     for mode in ("forward", "training"):

@@ -65,9 +65,8 @@ class Problem:
         grad = torch.randn(self.steps, self.batch, width, device=self.device)
         return self._rounded(x), self._rounded(grad)
 
-    @property
     def names(self) -> list[str]:
-        """What the results of training are called."""
+        """Say what the results of training are called."""
         return ["output", "∂input", *(f"∂{name}" for name in self.weights)]
 
     def by_us(self, numerics: Numerics, backend: str) -> Passes:
