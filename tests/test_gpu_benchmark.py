@@ -11,10 +11,10 @@ import torch
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import cases, peers, preparation
 from benchmarks.gpu.contest import BFLOAT16, FLOAT32, TF32, Contest, Contestant, Figure, Numerics, Passes, errors, judge
-from benchmarks.gpu.holding import CHECK_LIMIT, Line, Row, hold, lines
+from benchmarks.gpu.holding import Line, Row, hold, lines
 from benchmarks.gpu.problem import DOUBLE, Problem
 from benchmarks.gpu.report import plain_table, table
-from benchmarks.gpu.timing import TooSlowError, at_most, take_turns
+from benchmarks.gpu.timing import Pace, TooSlowError, at_most, take_turns
 
 CPU = torch.device("cpu")
 QUICK = cases.Setting(CPU, "auto", is_quick=True)
@@ -148,7 +148,7 @@ def test_who_was_not_compiled_in_time_is_left_out_but_ours_tries():
     ours = Contestant("throughtime", FLOAT32, lambda: of(torch.ones(3)), "peer", compiles="slow")
     refused = Contestant("throughtime, another", FLOAT32, refuse, "peer")
     peer = Contestant("peer", FLOAT32, lambda: of(torch.ones(3)), compiles="slow")
-    rows = hold(contest_of(ours, refused, peer), CPU, 1, 0.1, {"slow": "not compiled within 70 s"})
+    rows = hold(contest_of(ours, refused, peer), CPU, Pace(1, 0.1, 0.0), {"slow": "not compiled within 70 s"})
     assert [(row.status, row.judged_by) for row in rows] == [("right", ""), ("left out", ""), ("left out", "")]
     assert "no float16" in rows[1].reason
     assert rows[2].reason == "not compiled within 70 s"
@@ -158,17 +158,17 @@ def test_who_was_not_compiled_in_time_is_left_out_but_ours_tries():
 def test_what_takes_too_long_is_ended():
     with pytest.raises(TooSlowError, match="its check took more than 0 s"), at_most(0.05, "its check"):
         time.sleep(20)
-    with at_most(CHECK_LIMIT, "nothing"):
+    with at_most(20, "nothing"):
         pass
 
 
 def test_turns_alternate_and_the_slow_have_fewer():
     order = []
     runs = {name: (lambda name=name: order.append(name), FLOAT32) for name in "ab"}
-    times = take_turns(runs, CPU, turns=5, limit=1.0, block=0.0)
+    times = take_turns(runs, CPU, Pace(turns=5, limit=1.0, block=0.0))
     assert "".join(order) == "ab" * 6
     assert [len(taken) for taken in times.values()] == [5, 5]
-    times = take_turns(runs, CPU, turns=5, limit=0.0, block=0.0)
+    times = take_turns(runs, CPU, Pace(turns=5, limit=0.0, block=0.0))
     assert [len(taken) for taken in times.values()] == [3, 3]
 
 

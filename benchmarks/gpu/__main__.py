@@ -4,7 +4,7 @@
 
 Every contestant's output and gradients are compared with float64 before it is timed: a peer's have to be sane, ours may err
 three times what a named peer errs in the same numerics. Times are medians over turns that alternate. What can't take part says
-why, and the rest goes on. On an H100 all of it takes less than four minutes, compilation included; leave the GPU alone
+why, and the rest goes on. By default no contest begins after 235 s, compilation included; leave the GPU alone
 meanwhile. Peers that aren't installed (torchrl, flashrnn) are left out.
 Exit code 1: an answer was wrong, or ours failed. `--device cpu --quick` tries the program without a GPU.
 """
@@ -14,6 +14,7 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from benchmarks.gpu import report
 from benchmarks.gpu.cases import Setting, cases
 from benchmarks.gpu.contest import FAILED, LEFT_OUT, RIGHT, WRONG, Contest
 from benchmarks.gpu.holding import Row, hold, lines
-from benchmarks.gpu.preparation import compile_quietly, prepare, run_once
+from benchmarks.gpu.preparation import prepare, run_once
+from benchmarks.gpu.timing import Pace
 
 PLAIN = "plain"
 PLAIN_LIMIT = 80.0  # seconds for all of its sizes
@@ -60,7 +62,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parsed = _arguments(given)
     setting = Setting(torch.device(parsed.device), parsed.backend, parsed.quick)
     if parsed.once:
-        compile_quietly()
+        torch.set_num_threads(1)  # the others compile beside it
         run_once(setting, *parsed.once)
         return 0
     described = report.machine(setting.device, setting.backend)
@@ -70,27 +72,28 @@ def main(given: Sequence[str] | None = None) -> int:
         options = ["--device", parsed.device, "--backend", parsed.backend, *(["--quick"] if parsed.quick else [])]
         unprepared = prepare(setting, parsed.case, parsed.prepare, options)
         print(f"compilation beforehand took {time.monotonic() - began:.0f} s\n", flush=True)
+    end = began + parsed.limit
+    pace = Pace(parsed.turns, limit=0.1, block=0.0) if parsed.quick else Pace(parsed.turns)
     contests, rows = [], []
     for name in parsed.case:
-        limit = 0.1 if parsed.quick else 1.5
         if name == PLAIN:
-            made = _plain(setting, parsed.turns, began + parsed.limit)
+            made = _plain(setting, pace, min(end, time.monotonic() + PLAIN_LIMIT))
         else:
-            made = _case(name, setting, parsed.turns, limit, began + parsed.limit, unprepared.get(name, {}))
+            made = _case(name, setting, pace, end, unprepared.get(name, {}))
         contests += made[0]
         rows += made[1]
-    if parsed.json:
-        report.write(parsed.json, described | {"seconds": round(time.monotonic() - began, 1)}, contests)
+        if parsed.json:
+            report.write(parsed.json, described | {"seconds": round(time.monotonic() - began, 1)}, contests)
     return _conclude(rows, contests, began)
 
 
 def _case(
-    name: str, setting: Setting, turns: int, limit: float, end: float, unprepared: dict[str, str]
+    name: str, setting: Setting, pace: Pace, end: float, unprepared: dict[str, str]
 ) -> tuple[list[dict[str, Any]], list[Row]]:
     """Hold a case's contests and print their tables; return what is kept, and the rows."""
     kept, rows = [], []
     for contest in cases(setting)[name]():
-        found = _held(contest, setting, turns, limit, end, unprepared)
+        found = _held(contest, setting, pace, end, unprepared)
         made = lines(found, contest.figures, setting.has_targets)
         print(report.table(f"{name}: {contest.title}", found, made), "", sep="\n", flush=True)
         kept.append(report.record(name, contest.title, found, made))
@@ -98,12 +101,12 @@ def _case(
     return kept, rows
 
 
-def _plain(setting: Setting, turns: int, end: float) -> tuple[list[dict[str, Any]], list[Row]]:
+def _plain(setting: Setting, pace: Pace, end: float) -> tuple[list[dict[str, Any]], list[Row]]:
     """Hold the many small contests of "auto"'s choice; print one table of them all."""
-    end = min(end, time.monotonic() + PLAIN_LIMIT)
+    pace = replace(pace, turns=min(pace.turns, 4), limit=0.1, block=min(pace.block, 4.0), check=10.0)
     kept, rows, ratios, reasons = [], [], {}, {}
     for contest in cases(setting)[PLAIN]():
-        found = _held(contest, setting, min(turns, 4), 0.1, end, {}, block=4.0)
+        found = _held(contest, setting, pace, end, {})
         made = lines(found, contest.figures, setting.has_targets)
         if made:
             ratios[contest.title] = made[0]
@@ -116,19 +119,12 @@ def _plain(setting: Setting, turns: int, end: float) -> tuple[list[dict[str, Any
     return kept, rows
 
 
-def _held(
-    contest: Contest,
-    setting: Setting,
-    turns: int,
-    limit: float,
-    end: float,
-    unprepared: dict[str, str],
-    block: float = 10.0,
-) -> list[Row]:
+def _held(contest: Contest, setting: Setting, pace: Pace, end: float, unprepared: dict[str, str]) -> list[Row]:
     """Hold a contest where there is time for it, and free what it leaves."""
-    if time.monotonic() > end:
+    left = end - time.monotonic()
+    if left <= 0:
         return [Row(one.name, one.numerics.name, one.is_ours, reason="time is over") for one in contest.contestants]
-    rows = hold(contest, setting.device, turns, limit, unprepared, 0.0 if setting.is_quick else block)
+    rows = hold(contest, setting.device, replace(pace, check=min(pace.check, max(left, 1.0))), unprepared)
     gc.collect()
     return rows
 

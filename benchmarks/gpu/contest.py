@@ -22,12 +22,14 @@ class Numerics:
         dtype: Of parameters, input and output.
         tf32: Whether products of float32 may be taken in TF32, by cuDNN, cuBLAS and whoever asks torch.
         worst: Relative error from which a peer computes something else.
+        floor: Relative error that is forgiven where the judge errs by less; 0 for two units in the last place of `dtype`.
     """
 
     name: str
     dtype: torch.dtype = torch.float32
     tf32: bool = False
     worst: float = 1e-3
+    floor: float = 0.0
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -41,7 +43,7 @@ class Numerics:
 
 
 FLOAT32 = Numerics("float32")
-TF32 = Numerics("TF32", tf32=True, worst=3e-2)
+TF32 = Numerics("TF32", tf32=True, worst=3e-2, floor=2**-11)  # a judge who may use it needn't do so
 BFLOAT16 = Numerics("bfloat16", torch.bfloat16, worst=0.2)
 FLOAT16 = Numerics("float16", torch.float16, worst=3e-2)
 
@@ -152,8 +154,8 @@ def errors(given: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
 
 
 def judge(one: Contestant, own: Sequence[float], judges: Sequence[float] | None, names: Sequence[str]) -> Verdict:
-    """Judge a contestant's errors by its judge's, which are floored at two units in the last place; a peer's by what is sane."""
-    floor = 2 * torch.finfo(one.numerics.dtype).eps
+    """Judge a contestant's errors by its judge's, which have a floor; a peer's by what is sane."""
+    floor = one.numerics.floor or 2 * torch.finfo(one.numerics.dtype).eps
     labels = [f"{names[0]} without gradients", *names]
     if judges is None:
         allowed, times = [one.numerics.worst] * len(own), None

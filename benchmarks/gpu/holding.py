@@ -22,9 +22,7 @@ from benchmarks.gpu.contest import (
     judge,
 )
 from benchmarks.gpu.problem import DOUBLE
-from benchmarks.gpu.timing import TooSlowError, at_most, reason, synchronise, take_turns
-
-CHECK_LIMIT = 45.0  # seconds in which a contestant is to be made, compiled where it wasn't prepared, and checked
+from benchmarks.gpu.timing import Pace, TooSlowError, at_most, reason, synchronise, take_turns
 
 
 @dataclass
@@ -77,23 +75,14 @@ class Line:
     reached: bool | None
 
 
-def hold(
-    contest: Contest,
-    device: torch.device,
-    turns: int,
-    limit: float,
-    unprepared: Mapping[str, str] | None = None,
-    block: float = 10.0,
-) -> list[Row]:
+def hold(contest: Contest, device: torch.device, pace: Pace, unprepared: Mapping[str, str] | None = None) -> list[Row]:
     """Check a contest's contestants, then time those who are right.
 
     Args:
         contest: Who computes what.
         device: Where.
-        turns: The most turns.
-        limit: Seconds for a contestant's turns in each of the two modes.
-        unprepared: Which peers' compilation was given up, and why.
-        block: Milliseconds that a turn of one of them takes at least.
+        pace: How much time is spent.
+        unprepared: Under which names peers' compilation was given up, and why.
     """
     rows = {one.name: Row(one.name, one.numerics.name, one.is_ours) for one in contest.contestants}
     passes: dict[str, Passes] = {}
@@ -105,7 +94,7 @@ def hold(
         if row.reason:
             continue
         try:
-            with at_most(CHECK_LIMIT, "its check"), one.numerics.in_force():
+            with at_most(pace.check, "its check"), one.numerics.in_force():
                 right = exact(one.exact or contest.exact)
                 passes[one.name] = one.build()
                 found[one.name] = errors(answer(passes[one.name]), right)
@@ -119,7 +108,7 @@ def hold(
     contestants = [one for one in contest.contestants if rows[one.name].status == RIGHT]
     for mode in ("forward", "training"):
         runs = {one.name: (getattr(passes[one.name], mode), one.numerics) for one in contestants}
-        for name, times in take_turns(runs, device, turns, limit, block).items():
+        for name, times in take_turns(runs, device, pace).items():
             if isinstance(times, str):
                 rows[name].status, rows[name].reason = FAILED, times
             else:

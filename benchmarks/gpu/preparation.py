@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from benchmarks.gpu.cases import Setting, cases
 from benchmarks.gpu.contest import Contestant, answer
 from benchmarks.gpu.timing import synchronise
@@ -101,8 +99,3 @@ def _note_failure(child: _Child) -> None:
     if child.process.returncode:
         last = child.said.read_text("utf-8", "replace").strip().splitlines()[-1:]
         print(f"preparing {child.case}, {child.key}: {''.join(last)[:200]}", flush=True)
-
-
-def compile_quietly() -> None:
-    """Leave the processor to the others: one thread for torch's own operators."""
-    torch.set_num_threads(1)

@@ -7,12 +7,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from benchmarks.gpu.contest import Numerics
 
 Run = tuple[Callable[[], object], Numerics]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much time is spent.
+
+    Attributes:
+        turns: The most turns of a contestant.
+        limit: Seconds for its turns; whoever has used them up sits out the rest, after three of them.
+        block: Milliseconds that a turn takes at least.
+        check: Seconds in which a contestant is to be made, compiled where it wasn't prepared, and checked.
+    """
+
+    turns: int = 20
+    limit: float = 1.5
+    block: float = 10.0
+    check: float = 45.0
 
 
 class TooSlowError(Exception):
@@ -63,18 +81,8 @@ def milliseconds(run: Run, repeats: int, device: torch.device) -> float:
         return begin.elapsed_time(end) / repeats
 
 
-def take_turns(
-    runs: Mapping[str, Run], device: torch.device, turns: int, limit: float, block: float = 10.0
-) -> dict[str, list[float] | str]:
-    """Time all runs turn after turn; return each one's ms a run, one entry a turn, or why it failed.
-
-    Args:
-        runs: Who; each has run before.
-        device: Where they compute.
-        turns: The most turns.
-        limit: Seconds for each of them; whoever has used them up sits out the rest, after three turns.
-        block: Milliseconds that a turn of one of them takes at least.
-    """
+def take_turns(runs: Mapping[str, Run], device: torch.device, pace: Pace) -> dict[str, list[float] | str]:
+    """Time all runs, which have run before, turn after turn; return each one's ms a run in each turn, or why it failed."""
     times: dict[str, list[float] | str] = {}
     repeats: dict[str, int] = {}
     gc.collect()
@@ -82,11 +90,11 @@ def take_turns(
     try:
         for name, run in runs.items():
             times[name] = []
-            repeats[name] = max(1, min(100, math.ceil(block / max(_guarded(times, name, run, 1, device), 1e-3))))
-        for turn in range(turns):
+            repeats[name] = max(1, min(100, math.ceil(pace.block / max(_guarded(times, name, run, 1, device), 1e-3))))
+        for turn in range(pace.turns):
             for name, run in runs.items():
                 taken = times[name]
-                if isinstance(taken, str) or (turn >= 3 and sum(taken) * repeats[name] > limit * 1000):
+                if isinstance(taken, str) or (turn >= 3 and sum(taken) * repeats[name] > pace.limit * 1000):
                     continue
                 value = _guarded(times, name, run, repeats[name], device)
                 if not isinstance(times[name], str):

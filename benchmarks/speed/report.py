@@ -139,7 +139,7 @@ def _commit() -> str | None:
     """Return the commit, marked if the tree differs from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=9"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     return done.stdout.strip() or None
