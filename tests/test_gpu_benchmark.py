@@ -110,6 +110,13 @@ def test_ours_may_err_three_times_its_judges_error_and_no_more():
     assert judge(ours, [float("inf"), 0.0, 0.0], [1e-6] * 3, names).wrong
 
 
+def test_a_judge_who_need_not_use_tf32_forgives_its_rounding_and_no_more():
+    ours = Contestant("throughtime", TF32, lambda: pytest.fail("is not run"), judged_by="peer")
+    assert judge(ours, [1.4e-3] * 2, [1e-7] * 2, ["output"]).wrong is None
+    assert judge(ours, [1.6e-3] * 2, [1e-7] * 2, ["output"]).wrong
+    assert judge(ours, [2.9e-3] * 2, [1e-3] * 2, ["output"]).wrong is None
+
+
 @pytest.mark.parametrize(("numerics", "error"), [(FLOAT32, 2e-3), (TF32, 4e-2), (BFLOAT16, 0.3)])
 def test_a_peer_need_only_be_sane(numerics: Numerics, error):
     peer = Contestant("peer", numerics, lambda: pytest.fail("is not run"))
