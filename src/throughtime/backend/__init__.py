@@ -4,10 +4,10 @@
 |---|---|
 | `native` | the C++ kernels: float32, float64 and bfloat16 on the CPU, every cell, lengths and resets at no detour |
 | `reference` | the equations in `throughtime.cells`, step by step in plain torch: any device, any floating dtype |
-| `triton` | Triton kernels: float32, bfloat16 and float16 on an NVIDIA GPU, every cell without a projection, lengths and resets at no detour |
+| `triton` | Triton kernels: float32, bfloat16, float16 on an NVIDIA GPU, every cell without a projection, lengths and resets |
 | `torch` | torch's own fused call (oneDNN, cuDNN): no resets, no reset-before GRU |
 
-All have `refusal(request)`: the reason why they can't serve a request, or `None`. `native`, `triton` and `reference` compute a layer:
+All have `refusal(request)`: the reason why they can't serve a request, or `None`. All but `torch` compute a layer:
 
 - `forward(request, keep)` returns a `Result`; without `keep`, no backward pass will follow and nothing is saved;
 - `backward(request, grad_output, grad_final, output, saved, needs_input)` returns a `Gradient`;
@@ -26,7 +26,7 @@ MODULES = {"native": native, "triton": triton, "reference": reference, "torch": 
 
 
 def backends() -> dict[str, str]:
-    """Say which backends can compute here and what each is; without a compiled module there is no "native", without a GPU no "triton".
+    """Say which backends can compute here and what each is; without a compiled module no "native", without a GPU no "triton".
 
     Example:
         >>> print(backends()["reference"])

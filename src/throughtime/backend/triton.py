@@ -18,15 +18,19 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @lru_cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def missing() -> str | None:
     """Return why the kernels can't be had, or `None` where they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _is_installed():
         return "Triton isn't installed"
     if is_interpreted():
         return None
     if not torch.cuda.is_available() or torch.version.cuda is None:
         return "there is no NVIDIA GPU here that torch can use"
-    if (capability := torch.cuda.get_device_capability()) < (8, 0):
+    if (capability := tuple(torch.cuda.get_device_capability())) < (8, 0):
         return f"they need an NVIDIA GPU of compute capability 8.0 or newer, and this one has {'.'.join(map(str, capability))}"
     return None
 
@@ -45,24 +49,25 @@ def description() -> str:
 def refusal(request: Request) -> str | None:
     """Return why the kernels can't serve a request, or `None` where they can."""
     said, dtype, device = request.spec, request.dtype, request.input.device.type
+    ways, parameters = len(request.directions), request.directions[0].parameters
     if dtype not in _DTYPES:
         return f"they compute float32, bfloat16 and float16, not {dtype}"
     if device != "cuda" and not (device == "cpu" and is_interpreted()):
         return f"they compute on an NVIDIA GPU, not on {device}"
-    if request.directions[0].parameters.weight_hr is not None:
+    if parameters.weight_hr is not None:
         return "they have no projection"
     if request.recompute_every:
         return "they keep all that their backward pass needs"
-    if said.masks and len(request.directions) > 1:
+    if said.masks and ways > 1:
         return (
             f"they run a {said.name} one way at a time, and bidirectional is true; call it with reverse false and true"
         )
     if (reason := missing()) is not None:
         return reason
-    from throughtime.kernels.triton.plan import fits
+    from throughtime.kernels.triton.plan import fits  # importing Triton takes half a second
 
     if not fits(request):
-        hidden = request.directions[0].parameters.weight_hh.shape[1]
+        hidden = parameters.weight_hh.shape[1]
         return f"W_hh of {hidden} units doesn't fit into the multiprocessors of this GPU"
     return None
 

@@ -1,4 +1,4 @@
-"""What a step computes for a tile of rows and units. The equations are those of `throughtime.cells`, which these are tested against."""
+"""What a step computes for a tile of rows and units: the equations of `throughtime.cells`, which these are tested against."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from throughtime.kernels.triton.exchange import joined
 
 @triton.jit
 def tanh(x):
-    """Return tanh(x), without losing what is small: a series below 0.3, where 1 − e^(−2|x|) would cancel."""
+    """Return the hyperbolic tangent, without losing what is small: a series below 0.3, where 1 − e^(−2|x|) would cancel."""
     magnitude = tl.abs(x)
     square = x * x
     series = -1382.0 / 155925.0 * square + 62.0 / 2835.0
@@ -34,8 +34,7 @@ def numbers(tile, KIND: tl.constexpr, HALVES: tl.constexpr):
         low = (bits & 0xFFFF).to(tl.uint16).to(KIND, bitcast=True)
         high = (bits >> 16).to(tl.uint16).to(KIND, bitcast=True)
         return tl.reshape(tl.join(low, high), [tile.shape[0], tile.shape[1], 2 * tile.shape[2]])
-    else:
-        return tile.to(KIND, bitcast=True)
+    return tile.to(KIND, bitcast=True)
 
 
 @triton.jit

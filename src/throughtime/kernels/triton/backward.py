@@ -1,7 +1,7 @@
 """The backward pass: the programs of the forward pass, from the last step to the first.
 
-A program turns the gradient of its units' h_t into those of what its gates are made of, which it publishes; then it takes all units'
-times its columns of W_hh, the gradient of its own units' h_{t−1}. Places and columns are those of the forward pass.
+A program turns the gradient of its units' h_t into those of what its gates are made of, which it publishes; then it takes all
+units' times its columns of W_hh, the gradient of its own units' h_{t−1}. Places and columns are those of the forward pass.
 """
 
 import triton
@@ -85,6 +85,7 @@ def backward_loop(
     HALVES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Take a program's rows and units from the last step to the first."""
     way = tl.program_id(2)
     parts = tl.num_programs(0)
     is_reverse = way + REVERSE

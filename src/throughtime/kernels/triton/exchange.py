@@ -1,13 +1,13 @@
 """How the programs of one launch hand numbers to each other: through memory that says of itself whether it has been written.
 
-The hidden units of a layer are divided among programs, each of which keeps its part of W_hh on its multiprocessor for all steps.
-What one of them computes in a step all others need in the next. A barrier would cost a round trip to the L2 cache before the data's
-own. So memory is filled with one bit pattern that no program stores, all ones, a NaN; and a program that needs a tile loads it again
-until no element of it looks so. Each element is written once in a launch, and by itself: it isn't there yet, or it is right. No
-fence is needed, and no number depends on who was first.
+The hidden units of a layer are divided among programs, each of which keeps its part of W_hh on its multiprocessor for all
+steps. What one of them computes in a step all others need in the next. A barrier would cost a round trip to the L2 cache before
+the data's own. So memory is filled with one bit pattern that no program stores, all ones, a NaN; and a program that needs a tile
+loads it again until no element of it looks so. Each element is written once in a launch, and by itself: it isn't there yet, or
+it is right. No fence is needed, and no number depends on who was first.
 
-That ends only if all programs run at the same time, which a cooperative launch ensures. And only what a thread has seen itself counts: a
-tile must have an element for each thread, or threads would hold copies of one that were loaded at different times.
+That ends only if all programs run at the same time, which a cooperative launch ensures. And only what a thread has seen itself
+counts: a tile must have an element for each thread, or threads would hold copies of one that were loaded at different times.
 """
 
 import torch
@@ -44,15 +44,14 @@ def any_missing(t_0, t_1, t_2, t_3, CHUNKS: tl.constexpr, HALVES: tl.constexpr):
             bits = t_3.to(tl.uint32, bitcast=True)
             top = tl.maximum(top, tl.maximum(bits, bits << 16))
         return tl.max(top) >= 0xFFFF0000
-    else:
-        is_unset = t_0 == -1
-        if CHUNKS > 1:
-            is_unset |= t_1 == -1
-        if CHUNKS > 2:
-            is_unset |= t_2 == -1
-        if CHUNKS > 3:
-            is_unset |= t_3 == -1
-        return tl.max(is_unset.to(tl.int32)) > 0
+    is_unset = t_0 == -1
+    if CHUNKS > 1:
+        is_unset |= t_1 == -1
+    if CHUNKS > 2:
+        is_unset |= t_2 == -1
+    if CHUNKS > 3:
+        is_unset |= t_3 == -1
+    return tl.max(is_unset.to(tl.int32)) > 0
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """The forward pass: a program owns some rows, some hidden units and one direction, and takes them through all steps.
 
-Places: step t of row b stands at `offsets[t] + b` in all arrays of steps, whether padded or packed. Directions stand side by side there.
+Places: step t of row b stands at `offsets[t] + b` in all arrays of steps, whether padded or packed. Directions stand side by
+side there.
 Columns: a program's units times four, the gates of a unit beside each other; of an RNN, its units.
 
 | cell | W_hh h | W_ih x |
@@ -84,6 +85,7 @@ def forward_loop(
     HALVES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Take a program's rows and units through all steps."""
     way = tl.program_id(2)
     parts = tl.num_programs(0)
     is_reverse = way + REVERSE
@@ -262,7 +264,7 @@ def forward_loop(
             h_new = (1.0 - z) * n + z * h_before
             k_0, k_1, k_2, k_3 = r, z, n, u_n
         elif BASE == "gru_reset_before":
-            a_r, a_z, x_n, nothing = cut(a, ROWS, UNITS)
+            a_r, a_z, x_n, _nothing = cut(a, ROWS, UNITS)
             r = sigmoid(a_r)
             z = sigmoid(a_z)
             v = r * h_before

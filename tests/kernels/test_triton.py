@@ -1,0 +1,294 @@
+"""The Triton kernels against the equations, in Triton's interpreter: outputs and every gradient."""
+
+import importlib
+import os
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+import throughtime
+from throughtime import spec
+from throughtime.backend import reference, triton
+from throughtime.request import Request
+
+_before = os.environ.get("TRITON_INTERPRET")
+os.environ["TRITON_INTERPRET"] = "1"  # what is imported now, Triton's own functions too, is interpreted for good
+try:
+    pytest.importorskip("triton", reason="Triton isn't installed")
+    import triton_interpreter
+
+    exchange = importlib.import_module("throughtime.kernels.triton.exchange")
+    plan = importlib.import_module("throughtime.kernels.triton.plan")
+finally:
+    if _before is None:
+        del os.environ["TRITON_INTERPRET"]
+    else:
+        os.environ["TRITON_INTERPRET"] = _before
+
+CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
+VARIANTS = [
+    "lstm+layer_norm",
+    "lstm+peepholes",
+    "lstm+coupled",
+    "lstm+coupled+layer_norm+peepholes",
+    "lstm+layer_norm+peepholes+zoneout_h+zoneout_c+recurrent_dropout",
+    "gru+layer_norm+zoneout_h+recurrent_dropout",
+    "gru_reset_before+layer_norm+zoneout_h+recurrent_dropout",
+    "rnn_tanh+layer_norm+zoneout_h+recurrent_dropout",
+]
+ERROR = {torch.float32: 4e-6, torch.float16: 2e-2, torch.bfloat16: 0.15}  # of what is normalised, in small layers
+
+
+@pytest.fixture(autouse=True)
+def turns(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    turns = triton_interpreter.install(monkeypatch)
+    turns.random = random.Random(1)
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
+    yield turns
+    torch.use_deterministic_algorithms(False)
+
+
+class Case:
+    """One layer's arguments in float64, and gradients to send back."""
+
+    def __init__(self, cell, steps=5, batch=3, hidden=5, inputs=4, *, bias=True, ragged=False, resets=False, **options):
+        self.both, self.reverse = options.get("both", False), options.get("reverse", False)
+        said, self.cell = spec.read(cell), cell
+        draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
+        rows, ways = said.gates * hidden, 2 if self.both else 1
+        shapes = {"weight_ch": (rows - hidden,), "gain_c": (hidden,), "shift_c": (hidden,)}
+        self.parameters = [
+            tensor
+            for _ in range(ways)
+            for tensor in [
+                *(draw(rows, inputs) / 2, draw(rows, hidden) / hidden**0.5),
+                *([draw(rows), draw(rows)] if bias else []),
+                *(1 + 0.3 * draw(*shapes.get(name, (rows,))) for name in said.variant_parameters),
+            ]
+        ]
+        self.initial = [draw(batch, hidden) for _ in range(ways * len(said.states))]
+        self.given = {}
+        places = (steps, batch)
+        if ragged:
+            self.given["lengths"] = torch.randint(0, steps + 1, (batch,))
+        if resets:
+            self.given["reset"] = torch.rand(steps, batch) < 0.3
+        if options.get("packed"):
+            sizes = torch.randint(1, batch + 1, (steps,)).sort(descending=True).values
+            sizes[0] = batch
+            self.given["batch_sizes"], places = sizes, (int(sizes.sum()),)
+        self.input = torch.randint(0, inputs, places) if options.get("tokens") else draw(*places, inputs)
+        share = torch.tensor(0.3, dtype=torch.float64)
+        masks = {"recurrent_dropout": (torch.rand(batch, hidden, dtype=torch.float64) < 0.7) / 0.7}
+        self.masks = [
+            masks.get(name, share if options.get("expected") else torch.rand(steps, batch, hidden) < 0.4)
+            for name in said.masks
+        ]
+        self.grads = draw(*places, ways * hidden), [draw(batch, hidden) for _ in self.initial]
+
+    def requests(self, dtype, apart):
+        cast = lambda tensors: [t.to(dtype) if t.is_floating_point() else t for t in tensors]  # noqa: E731
+        (input,) = cast([self.input])
+        given = {"masks": cast(self.masks), **self.given}
+        if not (self.both and apart):
+            more = {"reverse": self.reverse, "bidirectional": self.both}
+            return [Request.read(self.cell, input, cast(self.initial), cast(self.parameters), **more, **given)]
+        halves = zip(
+            *(t.chunk(2) if isinstance(t, Tensor) else _halves(t) for t in (self.initial, self.parameters)), strict=True
+        )
+        return [
+            Request.read(self.cell, input, cast(initial), cast(parameters), reverse=way == 1, **given)
+            for way, (initial, parameters) in enumerate(halves)
+        ]
+
+    def run(self, backend, dtype=torch.float32) -> list[Tensor]:
+        """Output, final state, and gradients of the input (token ids have none), the initial state and the parameters."""
+        requests = self.requests(dtype, apart=backend is reference)
+        results = [backend.forward(request, True) for request in requests]
+        grad_output, grad_final = self.grads[0].to(dtype), [g.to(dtype) for g in self.grads[1]]
+        outputs = grad_output.chunk(len(requests), -1)
+        finals = [grad_final] if len(requests) == 1 else _halves(grad_final)
+        has_input = self.input.is_floating_point()
+        gradients = [
+            backend.backward(request, own.contiguous(), final, result.output, result.saved, has_input)
+            for request, result, own, final in zip(requests, results, outputs, finals, strict=True)
+        ]
+        inputs = [sum(g.input for g in gradients)] if has_input else []
+        found = [torch.cat([r.output for r in results], -1), *[f for r in results for f in r.final], *inputs]
+        return found + [s for g in gradients for s in g.initial] + [p for g in gradients for p in g.parameters]
+
+
+def _halves(tensors):
+    return [tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]]
+
+
+def check(case, dtype=torch.float32):
+    expected, found = case.run(reference, torch.float64), case.run(triton, dtype)
+    for index, (own, right) in enumerate(zip(found, expected, strict=True)):
+        assert own.shape == right.shape
+        assert own.dtype == dtype
+        error = float((own.double() - right).norm() / right.norm().clamp(min=1e-9))
+        assert error <= ERROR[dtype], f"result {index} errs by {error:.1e}"
+
+
+@pytest.mark.parametrize("cell", CELLS + VARIANTS)
+def test_every_cell(cell):
+    check(Case(cell))
+
+
+@pytest.mark.parametrize("cell", CELLS + VARIANTS)
+def test_lengths_and_resets_backwards_over_several_programs(cell):
+    check(Case(cell, batch=19, hidden=17, ragged=True, resets=True, reverse=True))
+
+
+@pytest.mark.parametrize("cell", CELLS + VARIANTS)
+def test_token_ids_without_biases(cell):
+    check(Case(cell, tokens=True, ragged=True, bias=False))
+
+
+@pytest.mark.parametrize("vocabulary", [3, 1500])
+def test_token_ids_of_any_vocabulary(vocabulary):
+    check(Case("gru", inputs=vocabulary, tokens=True))
+
+
+@pytest.mark.parametrize("cell", [*CELLS, *VARIANTS[:4]])
+@pytest.mark.parametrize("how", [{"ragged": True, "resets": True}, {"packed": True}, {}], ids=str)
+def test_both_directions_at_once(cell, how):
+    check(Case(cell, both=True, **how))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_packed_rows_in_reverse(cell):
+    check(Case(cell, packed=True, reverse=True, batch=4))
+
+
+def test_an_expectation_stands_for_masks():
+    check(Case(VARIANTS[4], expected=True, resets=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("hidden", [5, 6])
+@pytest.mark.parametrize("cell", ["rnn_relu", "lstm", "gru", "gru_reset_before"])
+def test_two_bytes_a_number(cell, hidden, dtype):
+    check(Case(cell, hidden=hidden, ragged=True, resets=True), dtype)
+
+
+def test_more_rows_than_run_at_once(monkeypatch):
+    monkeypatch.setattr(plan, "programs_at_once", lambda _: 2)
+    check(Case("lstm+layer_norm+peepholes", batch=70, hidden=9, ragged=True))
+
+
+def test_a_layer_as_deep_as_four_chunks(monkeypatch):
+    monkeypatch.setattr(plan, "_chunk", lambda depth: 16 if depth <= 64 else 64)
+    check(Case("gru_reset_before", hidden=57, resets=True, batch=2, steps=3))
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm+layer_norm"])
+def test_bits_depend_on_no_schedule(cell, turns):
+    case = Case(cell, hidden=17, ragged=True)
+    first = case.run(triton)
+    turns.random = random.Random(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, case.run(triton), strict=True))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before+layer_norm"])
+def test_nothing_is_kept_where_no_backward_pass_follows(cell):
+    case = Case(cell)
+    (request,) = case.requests(torch.float32, apart=False)
+    kept, lean = triton.forward(request, True), triton.forward(request, False)
+    assert lean.saved == []
+    assert torch.equal(kept.output, lean.output)
+    assert [(s.shape, s.dtype) for s in triton.fake_saved(request)] == [(s.shape, s.dtype) for s in kept.saved]
+
+
+def test_gradients_that_are_not_there_are_zero():
+    case = Case("lstm")
+    (request,) = case.requests(torch.float32, apart=False)
+    output, final, saved = triton.forward(request, True)
+    nothing = triton.backward(request, None, [None, None], output, saved)
+    zeros = triton.backward(request, torch.zeros_like(output), [torch.zeros_like(f) for f in final], output, saved)
+    for a, b in zip([*nothing.initial, *nothing.parameters], [*zeros.initial, *zeros.parameters], strict=True):
+        assert torch.equal(a, b)
+        assert a.count_nonzero() == 0
+
+
+def test_a_batch_of_no_rows():
+    case = Case("gru", batch=0)
+    assert [t.shape for t in case.run(triton)] == [t.shape for t in case.run(reference)]
+
+
+def test_programs_that_nobody_gives_anything_end_with_an_error(monkeypatch):
+    (request,) = Case("lstm", hidden=17).requests(torch.float32, apart=False)
+    monkeypatch.setattr(triton_interpreter.interpreter.InterpreterBuilder, "create_masked_store", lambda *_: None)
+    monkeypatch.setattr(triton_interpreter, "_PATIENCE", 5)
+    with pytest.raises(triton_interpreter.interpreter.InterpreterError, match="all programs wait"):
+        triton.forward(request, False)
+
+
+def test_programs_that_did_not_wait_would_compute_with_what_is_not_there(monkeypatch):
+    """So these tests would see a wait that is left out."""
+    (request,) = Case("lstm", hidden=17).requests(torch.float32, apart=False)
+    assert torch.isfinite(triton.forward(request, False).output).all()
+    monkeypatch.setattr(exchange, "any_missing", lambda *_: False)
+    assert triton.forward(request, False).output.isnan().any()
+
+
+def test_a_state_that_looks_unset_is_not_waited_for():
+    (request,) = Case("lstm").requests(torch.float32, apart=False)
+    h_0, c_0 = request.initial
+    strange = torch.full_like(h_0, -1, dtype=torch.int32).view(torch.float32)
+    direction = request.directions[0]._replace(initial=(strange, c_0))
+    assert triton.forward(request._replace(directions=(direction,)), False).output.isnan().all()
+
+
+def test_padding_may_hold_anything():
+    case = Case("lstm", ragged=True)
+    first = case.run(triton)
+    is_padding = torch.arange(5)[:, None] >= case.given["lengths"]
+    case.input[is_padding] = torch.nan
+    assert all(torch.equal(a, b) for a, b in zip(first, case.run(triton), strict=True))
+
+
+def test_layers_compute_with_them():
+    ours = throughtime.GRU(4, 6, num_layers=2, bidirectional=True, backend="triton")
+    theirs = throughtime.GRU(4, 6, num_layers=2, bidirectional=True, backend="reference")
+    theirs.load_state_dict(ours.state_dict())
+    x, lengths = torch.randn(5, 3, 4), torch.tensor([5, 0, 2])
+    results = []
+    for layer in (ours, theirs):
+        output, h_n = layer(x, lengths=lengths)
+        (output.sin().sum() + h_n.cos().sum()).backward()
+        results.append([output, h_n, *[p.grad for p in layer.parameters()]])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert "triton" in throughtime.backends()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"recompute_every": 2}, "they keep all that their backward pass needs"),
+        (
+            {"input": torch.zeros(5, 3, 4, dtype=torch.float64)},
+            "they compute float32, bfloat16 and float16, not torch.float64",
+        ),
+    ],
+)
+def test_what_they_refuse(change, reason):
+    (request,) = Case("lstm").requests(torch.float32, apart=False)
+    assert triton.refusal(request._replace(**change)) == reason
+    assert triton.refusal(request) is None
+
+
+def test_without_a_gpu_they_are_not_there(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "triton" not in throughtime.backends()
+    with pytest.raises(throughtime.InputError, match="'triton' can't be had: there is no NVIDIA GPU here"):
+        throughtime.LSTM(2, 3, backend="triton")(torch.zeros(1, 1, 2))
