@@ -22,6 +22,11 @@ EPSILON = 1e-5
 _SMALL_VOCABULARY = 1024  # up to here ∂W_ih of token ids is a product with one-hot vectors
 
 
+def divided_up(number: int, size: int) -> int:
+    """Return how many pieces of a size cover a number."""
+    return -(-number // size)
+
+
 class Tiling(NamedTuple):
     """How a time loop is cut.
 
@@ -41,7 +46,7 @@ class Tiling(NamedTuple):
 
     def chunks(self, depth: int) -> int:
         """Return how many chunks a depth has."""
-        return -(-depth // self.chunk)
+        return divided_up(depth, self.chunk)
 
     @property
     def pieces(self) -> int:
@@ -76,19 +81,19 @@ def tiling(depth: int, hidden: int, columns: int, batch: int, ways: int, element
     chunk = _chunk(depth)
     if not chunk:
         return None
-    padded = -(-depth // chunk) * chunk
+    padded = divided_up(depth, chunk) * chunk
     best: tuple[float, Tiling] | None = None
     for rows in (16, 32, 64):
         if rows > 16 and rows >= 2 * batch:
             break
         for units in (8, 16, 32, 64):
-            parts, groups = triton.cdiv(hidden, units), triton.cdiv(batch, rows)
+            parts, groups = divided_up(hidden, units), divided_up(batch, rows)
             at_once = programs // (parts * ways)
             tile, weights = rows * chunk * element, padded * units * columns * element
             loaded = rows * padded * element
             if at_once < 1 or loaded > 131072 or tile + weights > 212992:
                 continue
-            launches = triton.cdiv(groups, at_once)
+            launches = divided_up(groups, at_once)
             # A step waits for the L2 cache, loads its rows at some 60 bytes a cycle, and multiplies them.
             cost = launches * (2000 + loaded / 60 + rows / 16 * units * columns * padded / 2048)
             # Each thread has an element of a tile of its own, of four bytes.
@@ -273,7 +278,7 @@ class Plan:
 
     def _launch(self, kernel: Any, cut: Tiling, arguments: dict[str, Any]) -> None:
         """Launch a time loop for as many groups of rows at once as can run together."""
-        parts, groups = triton.cdiv(self.hidden, cut.units), triton.cdiv(self.batch, cut.rows)
+        parts, groups = divided_up(self.hidden, cut.units), divided_up(self.batch, cut.rows)
         at_least = triton.next_power_of_2(parts)
         arguments |= {
             "ROWS": cut.rows,
@@ -373,7 +378,7 @@ class Plan:
                 "words": words,
                 "second": second_exchanged,
                 "second_words": second_words,
-                "sums": self._sums(triton.cdiv(self.hidden, cut.units)),
+                "sums": self._sums(divided_up(self.hidden, cut.units)),
                 "output": output,
                 "saved": saved,
                 "cells": cells,
@@ -443,7 +448,7 @@ class Plan:
         both = tilings(request)
         assert both is not None
         _, cut = both
-        groups = triton.cdiv(self.batch, cut.rows)
+        groups = divided_up(self.batch, cut.rows)
         new = functools.partial(torch.empty, device=self.device)
         shape = self.places, self.ways, self.gates, self.hidden
         flow = unset(shape, self.dtype, self.device)
@@ -474,7 +479,7 @@ class Plan:
                 "flow": exchanged,
                 "flow_words": words,
                 "inner": inner,
-                "sums": self._sums(triton.cdiv(self.hidden, cut.units)),
+                "sums": self._sums(divided_up(self.hidden, cut.units)),
                 "grad_h_0": starts[0],
                 "grad_c_0": starts[1] if len(starts) > 1 else None,
                 "totals": totals,
