@@ -1,5 +1,6 @@
 """Requests laid out for the Triton kernels: what is one product for all steps is torch's, and the time loop is theirs."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -288,11 +289,12 @@ class Plan:
             "PIECES": cut.pieces,
             "CHUNK": cut.chunk,
         }
-        for first in range(0, groups, cut.groups):
-            grid = parts, min(cut.groups, groups - first), self.ways
-            kernel[grid](
-                **arguments, first_row=first * cut.rows, num_warps=cut.warps, num_stages=1, launch_cooperative_grid=True
-            )
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        with on_device:  # Triton launches on the current one
+            for first in range(0, groups, cut.groups):
+                grid = parts, min(cut.groups, groups - first), self.ways
+                options = {"num_warps": cut.warps, "num_stages": 1, "launch_cooperative_grid": True}
+                kernel[grid](**arguments, first_row=first * cut.rows, **options)
 
     # The input's part of the gates ----------------------------------------------------------------------------------
 
