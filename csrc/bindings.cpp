@@ -19,6 +19,7 @@
 #include "memory.h"
 #include "pass.h"
 #include "rows.h"
+#include "stream_bindings.h"
 #include "threads.h"
 #include "variants.h"
 
@@ -388,4 +389,5 @@ NB_MODULE(_native, module) {
   bind_variant<double>(module, "VariantF64");
   bind_cotangents<float>(module, "cotangent_norms_f32", &InstructionSet::cotangent_norms_f32);
   bind_cotangents<double>(module, "cotangent_norms_f64", &InstructionSet::cotangent_norms_f64);
+  bind_streams(module, &active);
 }

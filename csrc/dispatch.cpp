@@ -5,6 +5,10 @@
 #endif
 
 namespace throughtime {
+namespace avx512_vnni {
+extern const StreamKernels stream_kernels;
+}
+
 namespace {
 
 struct Candidate {
@@ -30,10 +34,17 @@ constexpr const InstructionSet* built_avx512_bf16 = nullptr;
 #endif
 
 #if defined(THROUGHTIME_X86)
+// Leaf 7, subleaf 0, ECX bit 11.
+bool has_vnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx >> 11 & 1);
+}
+
 // Leaf 7, subleaf 1, EAX bit 5. GCC 9 doesn't know the name "avx512bf16"; it knows the rest, and that the system keeps registers of that width.
+// No CPU has it without VNNI.
 bool has_bf16() {
   unsigned eax, ebx, ecx, edx;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || eax < 1) return false;
+  if (!has_vnni() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || eax < 1) return false;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
 }
 #endif
@@ -64,6 +75,13 @@ const std::vector<const InstructionSet*>& instruction_sets() {
     return sets;
   }();
   return usable;
+}
+
+const StreamKernels& stream_kernels_of(const InstructionSet& set) {
+#if defined(THROUGHTIME_AVX512)
+  if (&set == built_avx512 && has_vnni()) return avx512_vnni::stream_kernels;
+#endif
+  return *set.stream;
 }
 
 const std::vector<std::string>& unbuilt_instruction_sets() {

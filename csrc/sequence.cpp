@@ -614,8 +614,9 @@ constexpr Kernels<E> kernels{forward_sizes<E>,
 
 #define THROUGHTIME_NAME_OF(name) #name
 #define THROUGHTIME_NAME(name) THROUGHTIME_NAME_OF(name)
+extern const StreamKernels stream_kernels;
 const InstructionSet instruction_set{THROUGHTIME_NAME(THROUGHTIME_ISA), kernels<float>, kernels<double>,
                                       kernels<Bf16>, &variants_f32, &variants_f64, cotangent_norms,
-                                      cotangent_norms};
+                                      cotangent_norms, &stream_kernels};
 
 }  // namespace throughtime::THROUGHTIME_ISA

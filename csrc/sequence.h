@@ -120,6 +120,8 @@ struct VariantKernels;  // variants.h
 template <class T>
 struct Cotangents;  // cotangents.h
 
+struct StreamKernels;  // stream.h
+
 struct InstructionSet {
   const char* name;
   Kernels<float> f32;
@@ -129,6 +131,7 @@ struct InstructionSet {
   const VariantKernels<double>* variants_f64;
   bool (*cotangent_norms_f32)(const Cotangents<float>&);
   bool (*cotangent_norms_f64)(const Cotangents<double>&);
+  const StreamKernels* stream;
 };
 
 namespace avx512_bf16 {

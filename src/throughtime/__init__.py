@@ -14,11 +14,36 @@ if TYPE_CHECKING:
     from throughtime.backend import backends
     from throughtime.layers import GRU, LSTM, RNN
     from throughtime.lm.loaded import load
+    from throughtime.streaming import stream
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "LSTM", "RNN", "InputError", "MissingKernelsWarning", "__version__", "backends", "init", "load"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "InputError",
+    "MissingKernelsWarning",
+    "__version__",
+    "backends",
+    "init",
+    "load",
+    "stream",
+]
 
-_HOMES = {"layers": ["GRU", "LSTM", "RNN"], "backend": ["backends"], "lm.loaded": ["load"]}
-_MODULES = ("app", "backend", "cells", "init", "insight", "kernels", "layers", "lm", "operator", "spec", "training")
+_HOMES = {"layers": ["GRU", "LSTM", "RNN"], "backend": ["backends"], "lm.loaded": ["load"], "streaming": ["stream"]}
+_MODULES = (
+    "app",
+    "backend",
+    "cells",
+    "init",
+    "insight",
+    "kernels",
+    "layers",
+    "lm",
+    "operator",
+    "spec",
+    "streaming",
+    "training",
+)
 __getattr__, __dir__ = on_first_use(__name__, _HOMES, _MODULES)

@@ -7,6 +7,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from throughtime.errors import InputError, unknown_name
 from throughtime.lm.generation import Sampling, generate, seed_of_sample
@@ -65,6 +66,12 @@ class LoadedRun:
     def results(self) -> dict[str, Any] | None:
         """What training came to and what was measured on the held-out text; `None` while training isn't done."""
         return self.run.results
+
+    reads_ids = True  # for `throughtime.stream`, as is `stages`
+
+    def stages(self) -> list[nn.Module]:
+        """Return the model's layers in order: `throughtime.stream(run)` steps it, token id by token id."""
+        return self.model.stages()
 
     def generate(self, prompt: str = "", **options: Unpack[Writing]) -> str:
         """Go on from a prompt; return the prompt and what follows it.

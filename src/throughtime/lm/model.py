@@ -235,6 +235,14 @@ class LanguageModel(nn.Module):
             h, final = self.recurrent(ids, hx, lengths=lengths, embedding=embedding)
         return h, final if isinstance(final, tuple) else (final,)
 
+    reads_ids = True  # for `throughtime.stream`, as is `stages`
+
+    def stages(self) -> list[nn.Module]:
+        """Return the layers in order, without what does nothing in eval mode."""
+        recurrent = self.recurrent.layers if isinstance(self.recurrent, LockedStack) else [self.recurrent]
+        ends = (self.embedding, *recurrent, self.projection, self.output)
+        return [module for module in ends if module is not None]
+
     def readout(self, h: Outputs) -> Logits:
         """Return the logits (T, B, V) of h (T, B, H)."""
         if self.projection is not None:

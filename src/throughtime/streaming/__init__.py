@@ -1,0 +1,5 @@
+"""Streams: a model stepped one input at a time, in microseconds, each stream with a state that is saved, forked and rewound."""
+
+from throughtime.streaming.engine import Stream, stream
+
+__all__ = ["Stream", "stream"]
