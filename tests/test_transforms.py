@@ -9,14 +9,20 @@ import sys
 
 import pytest
 import torch
-from comparison import HAS_NATIVE
+from comparison import BACKENDS, HAS_NATIVE
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils import _pytree as pytree
 
 import throughtime
+from throughtime import transforms
+from throughtime.backend import native, reference
+from throughtime.kernels import layout
 
 LAYERS = {
     "rnn": throughtime.RNN,
@@ -183,12 +189,181 @@ def test_the_operator_itself_never_answers_zero(bidirectional):
     torch.testing.assert_close(tangent, expected)
 
 
-@pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
-def test_a_backend_that_has_no_rule_says_so():
+needs_kernels = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+
+
+@needs_kernels
+@pytest.mark.parametrize("what", ["forward-mode", "parameters", "packed rows"])
+def test_a_backend_that_has_no_rule_says_so(what):
     layer, x = make("gru", backend="native"), torch.randn(4, 2, 3, dtype=torch.float64)
-    for transformed in (lambda: jvp(lambda x: layer(x)[0], (x,), (x,)), lambda: vmap(lambda x: layer(x)[0])(x[None])):
-        with pytest.raises(NotImplementedError, match=r"'native' can't serve this request: .* no rule for torch\.func"):
-            transformed()
+    run, parameters = by_parameters(layer)
+    packed = pack_sequence([x[:, 0], x[:3, 1]])
+    transformed = {
+        "forward-mode": lambda: jvp(lambda x: layer(x)[0], (x,), (x,)),
+        "parameters": lambda: vmap(run, in_dims=(None, *[0] * len(parameters)))(x, *(p[None] for p in parameters)),
+        "packed rows": lambda: vmap(lambda data: layer(packed._replace(data=data))[0].data)(packed.data[None]),
+    }
+    with pytest.raises(
+        NotImplementedError, match=rf"'native' can't serve this request: they have no rule for .*{what}"
+    ):
+        transformed[what]()
+
+
+def loss_of(layer: nn.Module):
+    names = [name for name, _ in layer.named_parameters()]
+
+    def loss(parameters: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        return functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))[0].square().sum()
+
+    return loss, tuple(p.detach() for p in layer.parameters())
+
+
+def per_sample(loss):
+    return lambda parameters, x: vmap(grad(loss), in_dims=(None, 1))(parameters, x[:, :, None])
+
+
+def cubes(gradients) -> Tensor:
+    """Of each sample's gradients, so that their derivative isn't that of a sum over samples."""
+    return sum((g.flatten(1).norm(dim=1) ** 3).sum() for g in gradients)
+
+
+def in_plain_autograd(function, parameters: tuple[Tensor, ...], **options):
+    """Return the gradients of what a function of the parameters returns, in plain autograd."""
+    leaves = [p.clone().requires_grad_() for p in parameters]
+    return torch.autograd.grad(function(tuple(leaves)), leaves, **options)
+
+
+NESTS = {
+    "jacrev of jacrev": lambda loss, p, x: jacrev(jacrev(loss, argnums=1), argnums=(0, 1))(p, x),
+    "jacrev of grad": lambda loss, p, x: jacrev(grad(loss))(p, x),
+    "jacfwd of grad": lambda loss, p, x: jacfwd(grad(loss))(p, x),
+    "hessian": lambda loss, p, x: hessian(loss, argnums=1)(p, x),
+    "grad of per-sample gradients": lambda loss, p, x: grad(lambda p, x: cubes(per_sample(loss)(p, x)), (0, 1))(p, x),
+    "autograd of per-sample gradients": lambda loss, p, x: in_plain_autograd(
+        lambda p: cubes(per_sample(loss)(p, x)), p
+    ),
+    "vmap of hessian": lambda loss, p, x: vmap(hessian(loss, argnums=1), in_dims=(None, 1))(p, x[:, :, None]),
+    "vmap of jacrev": lambda loss, p, x: vmap(jacrev(loss, (0, 1)), in_dims=(None, 1))(p, x[:, :, None]),
+    "vmap of vmap of grad": lambda loss, p, x: vmap(
+        lambda factor: vmap(grad(loss, (0, 1)), in_dims=(None, 1))(p, factor * x[:, :, None])
+    )(torch.tensor([1.0, 2.0])),
+    "grad of vmap": lambda loss, p, x: grad(lambda p: vmap(lambda row: loss(p, row), in_dims=1)(x[:, :, None]).norm())(
+        p
+    ),
+    "autograd of vmap": lambda loss, p, x: in_plain_autograd(
+        lambda p: vmap(lambda row: loss(p, row), in_dims=1)(x[:, :, None]).norm(), p
+    ),
+    "batched gradients of vmap": lambda loss, p, x: in_plain_autograd(
+        lambda p: vmap(lambda row: loss(p, row), in_dims=1)(x[:, :, None]),
+        p,
+        grad_outputs=torch.eye(x.shape[1], dtype=x.dtype),
+        is_grads_batched=True,
+    ),
+    "jvp of vjp": lambda loss, p, x: jvp(vjp(lambda p: loss(p, x), p)[1], *[(torch.tensor(2.0).double(),)] * 2),
+    "grad of jvp": lambda loss, p, x: grad(lambda x: jvp(lambda x: loss(p, x), (x,), (x.detach(),))[1])(x),
+    "ensemble of per-sample gradients": lambda loss, p, x: vmap(per_sample(loss), in_dims=(0, None))(
+        tuple(torch.stack([t, 2 * t]) for t in p), x
+    ),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("nest", NESTS)
+@pytest.mark.parametrize("name", ["rnn", "lstm", "lstm_projected", "lstm_variant", "gru", "gru_reset_before"])
+def test_nests_are_those_of_the_equations(nest, name):
+    layer, x = make(name), torch.randn(3, 2, 3, dtype=torch.float64)
+    equations = make(name, backend="reference")
+    equations.load_state_dict(layer.state_dict())
+    found, expected = (NESTS[nest](*loss_of(one), x) for one in (layer, equations))
+    for a, e in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[str]:
+    """The passes of kernels and equations, in order."""
+    seen = []
+
+    def noted(module, name: str, what: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: (seen.append(what), function(*given))[1])
+
+    noted(native, "forward", "kernels forward")
+    noted(native, "backward", "kernels backward")
+    for name in ("forward_openly", "backward_openly", "backward_to_gates_openly"):
+        noted(reference, name, "equations")
+    return seen
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_per_sample_gradients_are_one_pass_over_the_batch(name, bidirectional, passes):
+    loss, parameters = loss_of(make(name, bidirectional=bidirectional))
+    per_sample(loss)(parameters, torch.randn(4, 3, 3, dtype=torch.float64))
+    assert passes == ["kernels forward", "kernels backward"]
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_and_mapped_inputs_are_computed_by_the_kernels(name, passes):
+    (loss, parameters), x = loss_of(make(name)), torch.randn(4, 3, 3, dtype=torch.float64)
+    grad(loss)(parameters, x)
+    assert passes == ["kernels forward", "kernels backward"]
+    passes.clear()
+    vmap(loss, in_dims=(None, 1))(parameters, x[:, :, None])
+    vmap(grad(loss, argnums=1), in_dims=(None, 1))(parameters, x[:, :, None])
+    jacrev(loss, argnums=1)(parameters, x)
+    assert passes == ["kernels forward", *["kernels forward", "kernels backward"] * 2]
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("mapped", ["in pieces", "over many stretches"])
+def test_the_memory_of_a_pass_changes_no_result(name, mapped, monkeypatch):
+    (loss, parameters), x = loss_of(make(name, bidirectional=True)), torch.randn(5, 3, 3, dtype=torch.float64)
+    outputs = lambda x: per_sample(loss)(parameters, x)  # noqa: E731
+    computed = lambda: [*outputs(x), *jacrev(lambda x: torch.stack([g.sum() for g in outputs(x)]))(x)]  # noqa: E731
+    expected = computed()
+    if mapped == "in pieces":
+        monkeypatch.setattr(transforms, "_COPIES", 1)
+    else:
+        monkeypatch.setattr(layout, "_STRETCH", 100)
+    for a, e in zip(computed(), expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch"])
+def test_what_is_mapped_is_checked(backend):
+    layer, ids = throughtime.GRU(3, 4, backend=backend), torch.randint(0, 3, (2, 5, 2))
+    x, lengths = torch.randn(5, 2, 3), torch.tensor([[5, 3], [6, 0]])
+    with pytest.raises(ValueError, match=r"lengths\[1, 0\] = 6 exceeds T = 5"):
+        vmap(lambda n: layer(x, lengths=n)[0])(lengths)
+    ids[1, 4, 0] = 7
+    with pytest.raises((IndexError, RuntimeError), match=r"token id 7|[Cc]lass values"):
+        vmap(lambda i: layer(i)[0])(ids)
+
+
+def test_gradients_under_autocast_have_their_parameters_dtype():
+    loss, parameters = loss_of(throughtime.GRU(3, 4))
+    x = torch.randn(4, 3, 3)
+    exact = per_sample(loss)(parameters, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = per_sample(loss)(parameters, x)
+    for r, e in zip(rounded, exact, strict=True):
+        assert r.dtype == torch.float32
+        torch.testing.assert_close(r, e, rtol=0.05, atol=0.05)
+
+
+@needs_kernels
+def test_a_traced_transform_holds_the_operator():
+    (loss, parameters), x = loss_of(throughtime.GRU(3, 4)), torch.randn(4, 3, 3)
+    graph = make_fx(per_sample(loss))(parameters, x)
+    for name in ("recurrence", "recurrence_backward"):
+        assert f"throughtime.{name}.default" in graph.code
+    other = torch.randn(4, 3, 3)
+    for a, e in zip(graph(parameters, other), per_sample(loss)(parameters, other), strict=True):
+        torch.testing.assert_close(a, e)
 
 
 def test_a_transform_can_be_compiled():
@@ -197,8 +372,10 @@ def test_a_transform_can_be_compiled():
 import torch, throughtime
 layer, x = throughtime.GRU(3, 4), torch.randn(4, 2, 3)
 tangent = lambda x: torch.func.jvp(lambda x: layer(x)[0], (x,), (x,))[1]
-found = torch.compile(tangent, fullgraph=True, backend="aot_eager")(x)
-torch.testing.assert_close(found, tangent(x))
-assert found.any()
+mapped = lambda x: torch.vmap(torch.func.grad(lambda row: layer(row[:, None])[0].sum()), in_dims=1)(x)
+for transformed in (tangent, mapped):
+    found = torch.compile(transformed, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, transformed(x))
+    assert found.any()
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=240)

@@ -10,6 +10,7 @@ from torch import Tensor
 import throughtime
 from throughtime import watching
 
+LEVELS = ["get_interpreter_stack", "is_functorch_wrapped_tensor", "is_batchedtensor", "get_unwrapped"]
 NAMES = [
     ("torch._C", "_are_functorch_transforms_active"),
     ("torch._C", "_len_torch_dispatch_stack"),
@@ -18,6 +19,7 @@ NAMES = [
     ("torch._C", "_AutoDispatchBelowAutograd"),
     ("torch._C._autograd", "_profiler_enabled"),
     ("torch._C._functorch", "is_legacy_batchedtensor"),
+    *(("torch._C._functorch", name) for name in LEVELS),
     ("torch.autograd.forward_ad", "_current_level"),
 ]
 
@@ -43,8 +45,10 @@ def computed() -> list[Tensor]:
     twice = torch.autograd.grad(once[0].square().sum(), x)
     tangent = torch.func.jvp(lambda x: layer(x)[0], (x.detach(),), (torch.ones_like(x),))[1]
     many = torch.autograd.grad(layer(x)[0], x, torch.randn(3, *output.shape).double(), is_grads_batched=True)
+    loss = lambda row: layer(row[:, None])[0].square().sum()  # noqa: E731
+    by_sample = torch.func.vmap(torch.func.grad(loss), in_dims=1)(x.detach())
     with torch.no_grad():
-        return [output, final, *once, *twice, tangent, *many, layer(x)[0]]
+        return [output, final, *once, *twice, tangent, *many, by_sample, layer(x)[0]]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,8 @@ def test_a_name_that_is_missing_means_watched(missing):
     known = watching.is_watched([]), watching.is_transformed(), watching.are_batched([torch.zeros(1)])
     if missing == "_AutoDispatchBelowAutograd":
         assert watching.below_autograd is None
+    elif missing in LEVELS:
+        assert torch.vmap(lambda _: torch.tensor(watching.transforms() == {"Other"}))(torch.zeros(1))
     else:
         assert any(known), missing
 

@@ -10,6 +10,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from throughtime import watching
+
 
 def check_sizes(**sizes: int) -> None:
     """Check that sizes are integers greater than zero."""
@@ -80,12 +82,13 @@ def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.d
         raise RuntimeError(f"lengths is on meta, where it has no values; expected them on {device}")
     lengths = lengths.to(device, torch.int64)
     if not torch.compiler.is_compiling():
-        wrong = ((lengths < 0) | (lengths > steps)).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            problem = f"exceeds T = {steps}" if lengths[row] > steps else "is negative"
+        all_lengths = watching.values(lengths)
+        wrong = ((all_lengths < 0) | (all_lengths > steps)).nonzero().tolist()
+        if wrong:
+            place, length = ", ".join(map(str, wrong[0])), int(all_lengths[tuple(wrong[0])])
+            problem = f"exceeds T = {steps}" if length > steps else "is negative"
             raise ValueError(
-                f"lengths[{row}] = {int(lengths[row])} {problem}; lengths are counts of time steps, from 0 to T = {steps}"
+                f"lengths[{place}] = {length} {problem}; lengths are counts of time steps, from 0 to T = {steps}"
             )
     return lengths
 
@@ -128,7 +131,10 @@ def check_token_ids(ids: Tensor, vocabulary_size: int, is_real: Tensor | None = 
     places = (wrong if is_real is None else wrong & is_real).nonzero()
     if len(places):
         place = tuple(places[0].tolist())
-        where = f"at step {place[0]} of row {place[1]}" if ids.dim() == 2 else f"in row {place[0]} of the packed input"
+        in_batch = (
+            f"at step {place[0]} of row {place[1]}" if ids.dim() == 2 else f"at {list(place)} of all that is mapped"
+        )
+        where = f"in row {place[0]} of the packed input" if ids.dim() == 1 else in_batch
         raise IndexError(
             f"token id {int(ids[place])} {where}; expected 0 to {vocabulary_size - 1}, "
             f"since there are {vocabulary_size} rows to choose from"

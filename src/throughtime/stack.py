@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, linear, one_hot
 from torch.nn.functional import embedding as look_up
 
-from throughtime import operator, watching
+from throughtime import operator, transforms, watching
 from throughtime.arguments import check_token_ids
 from throughtime.backend import check_backend, fused, native, triton
 from throughtime.kernels import native as kernels
@@ -32,7 +32,7 @@ def choose_backend(backend: str, request: Request) -> str:
         NotImplementedError: The named backend can't serve the request.
     """
     is_auto, is_transformed = backend == "auto", watching.is_transformed()
-    refusals = {"native": _NO_RULE if is_transformed else native.refusal(request)}
+    refusals = {"native": (transforms.refusal(request) if is_transformed else None) or native.refusal(request)}
     if is_auto and refusals["native"] and refusals["native"] == kernels.missing:
         kernels.warn_of_absence()
     if is_auto and torch.compiler.is_compiling():
@@ -100,7 +100,7 @@ def _read_tokens(
         return ids, directions
     vocabulary_size = directions[0].parameters.weight_ih.shape[1] if embedding is None else embedding.shape[0]
     is_real = None if lengths is None else torch.arange(ids.shape[0], device=ids.device)[:, None] < lengths
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not watching.is_mapped(ids):
         check_token_ids(ids, vocabulary_size, is_real)
     if is_real is not None:
         ids = torch.where(is_real, ids, 0)
@@ -116,8 +116,13 @@ def _with_table(direction: Direction, embedding: Tensor) -> Direction:
 
 
 def _is_small(embedding: Tensor, ids: Tensor) -> bool:
-    """Whether a table of all tokens is made faster than the rows of those that are there; unknown while a graph is traced."""
-    return not torch.compiler.is_compiling() and embedding.shape[0] <= ids.numel()
+    """Whether a table of all tokens is made faster than the rows of those that are there; unknown while a graph is traced.
+
+    Of many embeddings under `vmap` each would make a layer with weights of its own: rows are inputs.
+    """
+    if torch.compiler.is_compiling() or (watching.is_transformed() and watching.is_mapped(embedding)):
+        return False
+    return embedding.shape[0] <= ids.numel()
 
 
 def _run_layers(

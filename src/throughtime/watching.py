@@ -28,6 +28,9 @@ _count_function_modes = _private("torch._C", "_len_torch_function_stack", 1)
 _tracing_state = _private("torch._C", "_get_tracing_state", True)
 _is_profiled = _private("torch._C._autograd", "_profiler_enabled", True)
 _is_batched = _private("torch._C._functorch", "is_legacy_batchedtensor", True)
+_LEVELS = ("get_interpreter_stack", "is_functorch_wrapped_tensor", "is_batchedtensor", "get_unwrapped")
+_interpreters, _is_wrapped, _is_one_of_many, _unwrap = (_private("torch._C._functorch", n, None) for n in _LEVELS)
+_knows_levels = all(hasattr(getattr(torch._C, "_functorch", None), name) for name in _LEVELS)
 _knows_forward_mode = hasattr(forward_ad, "_current_level")
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
@@ -58,3 +61,31 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
 def are_batched(gradients: Sequence[Tensor | None]) -> bool:
     """Whether these are many gradients each, as `torch.autograd.grad(is_grads_batched=True)` gives them."""
     return any(gradient is not None and _is_batched(gradient) for gradient in gradients)
+
+
+def transforms() -> frozenset[str]:
+    """Return the kinds of torch.func's transforms that are on, such as "Grad" and "Vmap".
+
+    "Other" stands for what can't be told, for forward mode outside torch.func, and for all that is traced.
+    """
+    if not is_transformed():
+        return frozenset()
+    if torch.compiler.is_compiling() or not _knows_levels or not _knows_forward_mode or forward_ad._current_level >= 0:
+        return frozenset({"Other"})
+    return frozenset(interpreter.key().name for interpreter in _interpreters() or ())
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor is one of many to `torch.func.vmap`, at any level."""
+    while _is_wrapped(tensor):
+        if _is_one_of_many(tensor):
+            return True
+        tensor = _unwrap(tensor)
+    return False
+
+
+def values(tensor: Tensor) -> Tensor:
+    """Return the tensor that torch.func's transforms have wrapped: with all values, of whatever shape; or the tensor itself."""
+    while _knows_levels and _is_wrapped(tensor):
+        tensor = _unwrap(tensor)
+    return tensor

@@ -49,6 +49,10 @@ class Cell(NamedTuple):
         step: `(x, state, parameters, recurrent_dropout=None) -> (state, saved)`.
         step_backward: `(grad_state, saved, parameters, recurrent_dropout=None) -> StepGradient`.
         linearise: `saved -> Linearised`, for a step whose state has not been projected; `None` where it has no such form.
+        recurrent_factors: `(grad_a, columns_of_w, h_in, parameters) -> [(∂u, v), …]`, of any steps at once: the products
+            u = W_hh v + b_hh that a step takes, cut along their rows, and the gradients there, from the gradient ∂a at
+            w = W_ih x + b_ih; `columns_of_w(slice)` computes some of w, h_in is h_{t−1} as it enters. `None` where ∂a doesn't
+            tell the gradients of all parameters.
     """
 
     spec: Spec
@@ -56,6 +60,7 @@ class Cell(NamedTuple):
     step: Callable[..., tuple[StepState, tuple[Tensor, ...]]]
     step_backward: Callable[..., StepGradient]
     linearise: Callable[..., Linearised] | None = None
+    recurrent_factors: Callable[..., list[tuple[Tensor, Tensor]]] | None = None
 
 
 def drop(h_prev: StepHidden, recurrent_dropout: StepHidden | None) -> StepHidden:
@@ -92,6 +97,13 @@ def affine_backward(
     """Differentiate a = W x + b: return (Wᵀ ∂a, ∂a xᵀ, ∂a), the last two summed over the batch; or with a gain in between."""
     grad_u, grad_gain = (grad_a, None) if gain is None else normalise_backward(grad_a, linear(x, weight), gain)
     return AffineGradient(grad_u @ weight, grad_u.T @ x, None if bias is None else grad_a.sum(0), grad_gain)
+
+
+def recurrent_factors(
+    grad_a: Float[Tensor, "B A"], columns_of_w: Callable[[slice], Tensor], h_in: StepHidden, parameters: Parameters
+) -> list[tuple[Float[Tensor, "B A"], StepHidden]]:
+    """Return (∂u, v) of a cell that adds W_ih x + b_ih and W_hh h + b_hh: both have the gradient ∂a, and W_hh meets h."""
+    return [(grad_a, h_in)]
 
 
 def joined(through_ih: AffineGradient, through_hh: AffineGradient, **others: Tensor | None) -> Parameters:

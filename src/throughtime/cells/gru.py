@@ -29,6 +29,7 @@ Backward, from ∂h_t:
              ∂h_{t−1} = ∂h_t ⊙ z + ∂v ⊙ r + U_{r,z}ᵀ [∂a_r, ∂a_z]
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -97,6 +98,15 @@ def step_backward(
     )
 
 
+def recurrent_factors(
+    grad_a: Tensor, columns_of_w: Callable[[slice], Tensor], h_in: StepHidden, parameters: Parameters
+) -> list[tuple[Tensor, StepHidden]]:
+    """Return (∂u, h) with u = U h + c, from the gradient ∂a at W x + b: ∂u = (∂a_r, ∂a_z, ∂a_n ⊙ r)."""
+    r = _reset_gate(columns_of_w, h_in, parameters)
+    of_rz, of_n = grad_a.split([2 * r.shape[1], r.shape[1]], dim=1)
+    return [(torch.cat([of_rz, of_n * r], dim=1), h_in)]
+
+
 def linearise(saved: Saved) -> Linearised:
     """Return `step_backward`'s factors. With the reset gate before the product there are none: two products follow each other."""
     _, h_prev, r, z, n, u = saved
@@ -163,6 +173,21 @@ def step_reset_before_backward(
     return StepGradient(
         through_ih.x, (grad_h * z + drop(through_hh.x, recurrent_dropout),), joined(through_ih, through_hh)
     )
+
+
+def recurrent_factors_reset_before(
+    grad_a: Tensor, columns_of_w: Callable[[slice], Tensor], h_in: StepHidden, parameters: Parameters
+) -> list[tuple[Tensor, StepHidden]]:
+    """Return (∂u, v) of both products: U_{r,z} meets h, and U_n meets r ⊙ h; at both the gradient is that at W x + b."""
+    r = _reset_gate(columns_of_w, h_in, parameters)
+    of_rz, of_n = grad_a.split([2 * r.shape[1], r.shape[1]], dim=1)
+    return [(of_rz, h_in), (of_n, r * h_in)]
+
+
+def _reset_gate(columns_of_w: Callable[[slice], Tensor], h_in: StepHidden, parameters: Parameters) -> StepHidden:
+    rows = slice(parameters.weight_hh.shape[0] // 3)
+    u_r = affine(h_in, parameters.weight_hh[rows], _cut(parameters.bias_hh, rows))
+    return torch.sigmoid(columns_of_w(rows) + u_r)
 
 
 def _split_recurrent(parameters: Parameters) -> tuple[_Affine, _Affine]:
