@@ -3,6 +3,7 @@
 #include "stream_bindings.h"
 
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <mutex>
 #include <new>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "dispatch.h"
@@ -99,12 +101,14 @@ class Weights {
     vocabulary_ = count;
   }
 
-  // out (rows, O) of the first stage, which is linear.
-  void multiply(long rows, Address x, Address out) const {
+  // out (rows, O) of the first stage, which is linear; several times over for measurements.
+  void multiply(long rows, Address x, Address out, long times) const {
+    const nb::gil_scoped_release release;
     Block scratch = new_scratch();
+    char* const memory = scratch.take<char>(kernels_.scratch_bytes(model()));
     const Stage& s = stages_.front();
-    kernels_.multiply(model(), s.weight_ih, s.bias_ih, rows, at<const float>(x), at<float>(out), s.hidden,
-                      scratch.take<char>(kernels_.scratch_bytes(model())));
+    for (long i = 0; i < times; ++i)
+      kernels_.multiply(model(), s.weight_ih, s.bias_ih, rows, at<const float>(x), at<float>(out), s.hidden, memory);
   }
 
   Block new_scratch() const {
@@ -262,9 +266,10 @@ class Engine {
     each_state(which, count, [](float* state, long length, long) { memset(state, 0, length * sizeof(float)); });
   }
 
-  // Bytes that all streams share, apart from the weights.
-  long shared_bytes() const {
-    return static_cast<long>(parts_.size()) * weights_->kernels().scratch_bytes(weights_->model());
+  // Bytes of the weights, of what all streams share beside them, and of each stream.
+  std::tuple<long, long, long> memory() const {
+    const long shared = static_cast<long>(parts_.size()) * weights_->kernels().scratch_bytes(weights_->model());
+    return {weights_->bytes(), shared, stride_ * static_cast<long>(sizeof(float)) + 1};
   }
 
  private:
@@ -359,9 +364,8 @@ void bind_streams(nb::module_& module, const InstructionSet* const* active) {
            "is_coupled"_a, "weight_ih"_a, "weight_hh"_a, "weight_hr"_a, "bias_ih"_a, "bias_hh"_a, "bias_n"_a,
            "weight_ch"_a, "gain_ih"_a, "gain_hh"_a, "gain_c"_a, "shift_c"_a, "kept_h"_a, "kept_c"_a)
       .def("set_table", &Weights::set_table, "rows"_a, "count"_a, "width"_a, "is_product"_a)
-      .def("multiply", &Weights::multiply, "rows"_a, "x"_a, "out"_a)
-      .def_prop_ro("bytes", &Weights::bytes)
-      .def_prop_ro("state_bytes", [](const Weights& w) { return w.model().state_floats * long{sizeof(float)}; });
+      .def("multiply", &Weights::multiply, "rows"_a, "x"_a, "out"_a, "times"_a = 1)
+      .def_prop_ro("bytes", &Weights::bytes);
   nb::class_<Engine>(module, "StreamEngine")
       .def(nb::init<std::shared_ptr<Weights>, long, int>(), "weights"_a, "streams"_a, "threads"_a)
       .def("clone", &Engine::clone)
@@ -371,7 +375,7 @@ void bind_streams(nb::module_& module, const InstructionSet* const* active) {
       .def("read_states", &Engine::read_states, "which"_a, "count"_a, "to"_a)
       .def("write_states", &Engine::write_states, "which"_a, "count"_a, "from"_a)
       .def("reset", &Engine::reset, "which"_a, "count"_a)
-      .def_prop_ro("shared_bytes", &Engine::shared_bytes);
+      .def("memory", &Engine::memory);
 }
 
 }  // namespace throughtime

@@ -3,15 +3,17 @@
 import contextlib
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import equal_budget, installation
+from benchmarks import equal_budget, installation, step
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
 from benchmarks.speed.report import lines_of, table
 from benchmarks.speed.timing import WrongAnswerError, check, take_turns
+from throughtime.kernels import native
 
 RIGHT = torch.linspace(-1, 1, 50, dtype=torch.float64)
 
@@ -206,3 +208,16 @@ def test_an_installation_is_right_or_said_to_be_wrong(tmp_path, capsys):
         {"tests": {"avx2": "1 failed, 5 passed in 9.00s"}},
     ):
         assert not installation.Found("g++-9", "", **{**whole, **wrong}).is_right
+
+
+@pytest.mark.skipif(native.module is None, reason="streams need the kernels")
+def test_steps_are_checked_and_timed_beside_the_floor(capsys):
+    step.one_step("lstm", 8, budget=0.01)
+    printed = capsys.readouterr().out
+    for name in ("floor, int8", "stream, float32", "torch.nn, T = 1", "torch cell"):
+        assert name in printed
+    _, (right, *_), x = step.checked("gru", 8)
+    answer = np.stack([right.begin()(row) for row in x[:1]])
+    step.check(right, x[:1], answer)
+    with pytest.raises(SystemExit, match="float32 errs by"):
+        step.check(right, x[:1], answer + 0.001)

@@ -419,7 +419,7 @@ def test_threads_share_an_engine():
 
 def test_the_gil_is_free_in_a_step():
     stream = throughtime.stream(made("lstm", 64, 512))
-    x = np.zeros((4000, 64), np.float32)
+    x, out = np.zeros((4000, 64), np.float32), np.zeros((4000, 512), np.float32)
     ticks, done = [0], threading.Event()
 
     def tick():
@@ -429,7 +429,7 @@ def test_the_gil_is_free_in_a_step():
 
     thread = threading.Thread(target=tick)
     thread.start()
-    stream._engine.feed(len(x), 1, 0, x.ctypes.data, 0, np.empty((len(x), 512), np.float32).ctypes.data, False)
+    stream._engine.feed(len(x), 1, 0, x.ctypes.data, 0, out.ctypes.data, False)
     counted = ticks[0]
     done.set()
     thread.join()

@@ -84,6 +84,14 @@ class _Packed(NamedTuple):
     products: int = 0
 
 
+class Memory(NamedTuple):
+    """Bytes: of the packed weights, which clones share; of buffers, whatever the number of streams; and of each stream."""
+
+    weights: int
+    buffers: int
+    a_stream: int
+
+
 class Stream:
     """A model with the states of its streams; `stream` makes one.
 
@@ -187,6 +195,11 @@ class Stream:
     def clone(self) -> "Stream":
         """Return the same streams again, with states of their own, over the same packed weights."""
         return Stream(self._packed, self._engine.clone(), self.streams)
+
+    @property
+    def memory(self) -> Memory:
+        """How much memory the streams take."""
+        return Memory(*self._engine.memory())
 
     def __repr__(self) -> str:
         reads = f"{self._packed.vocabulary_size} token ids" if self.reads_ids else f"{self.input_size} numbers"

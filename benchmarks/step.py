@@ -1,0 +1,219 @@
+"""One step of one stream, and of many: `throughtime.stream` against the product alone, torch.nn, torch's cells and ONNX Runtime.
+
+    python -m benchmarks.step            # about five minutes on a calm machine; --quick takes one
+
+Each contestant's answer to a sequence is compared with torch.nn's in float64 before it is timed; then all of a case are timed in
+turns, and medians and their ratios are printed. The floor is the product of a step alone, (G·H, I + H) by a vector, on weights
+packed in the same precision: no engine can be below it. All of it on one thread, but for the streams that are stepped by two.
+ONNX Runtime takes part where it is installed (`pip install onnxruntime onnx`): by `run`, and with its arrays bound (`io_binding`).
+
+Not measured here, since it is compiled for one size: RTNeural publishes 0.33, 1.04 and 3.3 µs for an LSTM of 16, 32 and 64 units
+(i7-8700B).
+"""
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import throughtime
+from benchmarks.speed.case import Contestant
+from benchmarks.speed.report import machine
+from benchmarks.speed.timing import take_turns
+from throughtime.kernels import native
+from throughtime.streaming.engine import PRECISIONS
+
+LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+OURS: dict[str, Any] = {"lstm": throughtime.LSTM, "gru": throughtime.GRU, "rnn": throughtime.RNN}
+CELLS: dict[str, Any] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
+CASES = {"lstm": (16, 64, 128, 256, 512, 1024), "gru": (64, 512, 1024), "rnn": (64, 512)}
+ALLOWED = {"bfloat16": 0.05, "int8": 0.1}  # of the largest output; in float32 1e-4
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+FLOORS_A_CALL = 20  # products, so that the call from Python is the smallest part
+Floats = NDArray[np.float32]
+
+
+class Stepped(NamedTuple):
+    """A contestant: `begin` returns what steps from a fresh state, x (I,) to h (H,)."""
+
+    name: str
+    begin: Callable[[], Callable[[Floats], Floats]]
+    allowed: float = 1e-4
+
+
+def ours(layer: nn.Module, precision: str) -> Stepped:
+    """Return a stream."""
+    stream = throughtime.stream(layer, precision=precision)
+
+    def begin() -> Callable[[Floats], Floats]:
+        stream.reset()
+        return stream.step
+
+    return Stepped(f"stream, {precision}", begin, ALLOWED.get(precision, 1e-4))
+
+
+def layers(name: str, layer: Any) -> Stepped:
+    """Return a layer of torch.nn's kind, called with T = 1."""
+
+    def begin() -> Callable[[Floats], Floats]:
+        state = [None]
+
+        def step(x: Floats) -> Floats:
+            with torch.inference_mode():
+                output, state[0] = layer(torch.from_numpy(x)[None], state[0])
+            return output[0].numpy()
+
+        return step
+
+    return Stepped(name, begin)
+
+
+def cells(kind: str, layer: nn.RNNBase) -> Stepped:
+    """Return torch's cell."""
+    cell = CELLS[kind](layer.input_size, layer.hidden_size)
+    cell.load_state_dict({name.removesuffix("_l0"): tensor for name, tensor in layer.state_dict().items()})
+
+    def begin() -> Callable[[Floats], Floats]:
+        state = [None]
+
+        def step(x: Floats) -> Floats:
+            with torch.inference_mode():
+                state[0] = cell(torch.from_numpy(x), state[0])
+            h = state[0][0] if kind == "lstm" else state[0]
+            return h.numpy()
+
+        return step
+
+    return Stepped("torch cell", begin)
+
+
+def floor(layer: nn.RNNBase, precision: str) -> Contestant:
+    """Return the product of a step alone."""
+    weight = torch.cat(tuple(layer.all_weights[0][:2]), 1).detach().contiguous()
+    packed = native.module.StreamWeights(PRECISIONS[precision])
+    packed.add_linear(weight.data_ptr(), 0, *weight.shape)
+    x, out = np.random.default_rng(0).random(weight.shape[1], np.float32), np.empty(weight.shape[0], np.float32)
+    arguments = 1, x.ctypes.data, out.ctypes.data, FLOORS_A_CALL
+    return Contestant(f"floor, {precision}", lambda: (packed.multiply(*arguments), x, out))
+
+
+def check(contestant: Stepped, x: Floats, exact: Floats) -> None:
+    """Refuse a wrong answer."""
+    step = contestant.begin()
+    found = np.stack([np.array(step(row)) for row in x])
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    if not error <= contestant.allowed:
+        raise SystemExit(f"{contestant.name} errs by {error:.1e}; allowed are {contestant.allowed:.0e}")
+
+
+def contestants(kind: str, layer: nn.RNNBase) -> list[Stepped]:
+    """Return who steps a layer."""
+    own = OURS[kind](layer.input_size, layer.hidden_size, layer.num_layers)
+    own.load_state_dict(layer.state_dict())
+    found = [ours(own, precision) for precision in PRECISIONS]
+    found += [layers("throughtime layer, T = 1", own), layers("torch.nn, T = 1", layer)]
+    if layer.num_layers == 1:
+        found.append(cells(kind, layer))
+    if HAS_ONNX:
+        from benchmarks import step_onnx
+
+        found += [Stepped(name, begin) for name, begin in step_onnx.contestants(kind, layer)]
+    return found
+
+
+def checked(kind: str, hidden: int, layers_: int = 1) -> tuple[nn.RNNBase, list[Stepped], Floats]:
+    """Make a case: the layer, who steps it, each of them right, and an input."""
+    torch.manual_seed(0)
+    layer = LAYERS[kind](hidden, hidden, layers_).eval()
+    x = np.random.default_rng(0).standard_normal((60, hidden), np.float32)
+    with torch.inference_mode():
+        exact = LAYERS[kind](hidden, hidden, layers_, dtype=torch.float64)
+        exact.load_state_dict(layer.state_dict())
+        answer = exact(torch.from_numpy(x).double())[0].numpy()
+    found = contestants(kind, layer)
+    for one in found:
+        check(one, x, answer)
+    return layer, found, x
+
+
+def one_step(kind: str, hidden: int, budget: float) -> None:
+    """Print a case of one stream."""
+    layer, found, x = checked(kind, hidden)
+    floors = [floor(layer, precision) for precision in PRECISIONS]
+    timed = [*floors, *(Contestant(one.name, partial(one.begin(), x[0])) for one in found)]
+    seconds = take_turns(timed, budget, block=0.01)
+    medians = {name: 1e6 * statistics.median(times) for name, times in seconds.items()}
+    medians |= {one.name: medians[one.name] / FLOORS_A_CALL for one in floors}
+    stream = medians["stream, float32"]
+    print(f"\n{kind.upper()}, I = H = {hidden}: µs a step, and how many times the float32 stream's")
+    for name, value in medians.items():
+        print(f"  {name:26} {value:9.2f}  {value / stream:7.2f}")
+
+
+def percentiles(budget: float) -> None:
+    """Print how three GRU layers of 256, an audio model's, are spread."""
+    _, found, x = checked("gru", 256, 3)
+    wanted = (50, 90, 99, 99.9)
+    print("\nthree GRU of 256: µs a step at percentiles " + ", ".join(map(str, wanted)))
+    steps = {one.name: one.begin() for one in found}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end:
+        for name, step in steps.items():
+            for row in x:
+                began = time.perf_counter()
+                step(row)
+                times[name].append(time.perf_counter() - began)
+    for name, all_of_it in times.items():
+        print(f"  {name:26}" + "".join(f"{1e6 * value:9.1f}" for value in np.percentile(all_of_it, wanted)))
+
+
+def many_streams(budget: float) -> None:
+    """Print what a stream of LSTM-256 costs among others."""
+    torch.manual_seed(0)
+    layer = throughtime.LSTM(256, 256)
+    print("\nLSTM of 256: µs a stream where so many are stepped together, and how many times the throughput of one")
+    for precision in PRECISIONS:
+        timed, counts = [], {}
+        for streams, threads in ((1, 1), (64, 1), (64, 2), (1000, 1), (1000, 2)):
+            name = f"{precision}, {streams} streams, {threads} thread{'s' * (threads > 1)}"
+            many = throughtime.stream(layer, streams=streams, threads=threads, precision=precision)
+            x = np.random.default_rng(0).standard_normal((streams, 256), np.float32)
+            x = x[0] if streams == 1 else x
+            timed.append(Contestant(name, partial(many.step, x)))
+            counts[name] = streams
+        seconds = take_turns(timed, budget, block=0.01)
+        each = {name: 1e6 * statistics.median(times) / counts[name] for name, times in seconds.items()}
+        first = next(iter(each.values()))
+        for name, value in each.items():
+            print(f"  {name:34} {value:8.2f}  {first / value:6.1f}")
+    print(f"  {throughtime.stream(layer, streams=10_000).memory}, in bytes; h and c are {4 * 2 * 256} of a stream's")
+
+
+def main() -> None:
+    """Measure all cases, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer turns, and small cases alone")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
+    print("" if HAS_ONNX else "onnxruntime isn't installed, and takes no part")
+    budget = 1.0 if quick else 6.0
+    for kind, sizes in CASES.items():
+        for hidden in sizes:
+            if not quick or hidden <= 256:
+                one_step(kind, hidden, budget)
+    percentiles(budget)
+    many_streams(budget)
+
+
+if __name__ == "__main__":
+    main()
