@@ -1,5 +1,6 @@
-// What Python sees: a Layout, and the passes over it. Arrays come as addresses (`tensor.data_ptr()`, 0 for none),
-// because handing over ten tensors costs 38 microseconds and ten integers one; request.py has checked them.
+// What Python sees: a Layout, and the passes over it. Arrays come as addresses (`tensor.data_ptr()`, 0 for none), because handing
+// over ten tensors costs 38 microseconds and ten integers one; request.py has checked them. Each is given by its name in a call
+// (request.h), and stands there once: the lists of names below make parameters, keywords and assignments.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -21,7 +22,6 @@
 #include "rows.h"
 #include "stream_bindings.h"
 #include "threads.h"
-#include "variants.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -75,18 +75,25 @@ class Packed {
   using T = Arithmetic<E>;
 
  public:
-  E *weight_hh, *weight_n, *weight_hr, *weight_ih;
-  T* bias;
+  PackedWeights<E> weights;
+  E* weight_ih;
 
   Packed(PackedSizes sizes, long ih)
-      : block_(Block::bytes<E>(sizes.weight_hh) + Block::bytes<E>(sizes.weight_n) + Block::bytes<E>(sizes.weight_hr) +
-               Block::bytes<E>(ih) + Block::bytes<T>(sizes.bias)) {
+      : block_(Block::bytes<E>(sizes.weight_hh) + Block::bytes<E>(sizes.weight_last) + Block::bytes<E>(sizes.weight_hr) +
+               Block::bytes<T>(sizes.bias) + Block::bytes<E>(ih)) {
     check(block_.is_there());
-    weight_hh = block_.take<E>(sizes.weight_hh);
-    weight_n = block_.take<E>(sizes.weight_n);
-    weight_hr = block_.take<E>(sizes.weight_hr);
+    weights.hh = block_.take<E>(sizes.weight_hh);
+    weights.last = block_.take<E>(sizes.weight_last);
+    weights.hr = block_.take<E>(sizes.weight_hr);
+    weights.bias = block_.take<T>(sizes.bias);
     weight_ih = block_.take<E>(ih);
-    bias = block_.take<T>(sizes.bias);
+  }
+
+  template <class Call>
+  void give_to(Call& call) const {
+    call.weight_hh = weights.hh;
+    call.weight_last = weights.last;
+    call.weight_hr = weights.hr;
   }
 
  private:
@@ -101,74 +108,97 @@ std::vector<Stretch> stretches(const Steps& steps) {
   return all;
 }
 
+#define PARAMETER(name) Address name,
+#define KEYWORD(name) nb::arg(#name) = 0,
+#define ASSIGN(name) set(to.name, name);
+
+template <class T>
+void set(T*& field, Address address) {
+  field = at<T>(address);
+}
+
+#define LAYOUT_ARRAYS(F) F(rows) F(first_row) F(order) F(reset)
+#define WEIGHTS(F) F(weight_ih) F(weight_hh) F(weight_hr) F(bias_ih) F(bias_hh)
+#define VARIANT_ARRAYS(F)                                                                                          \
+  F(bias_ih) F(bias_hh) F(weight_ch) F(gain_ih) F(gain_hh) F(gain_c) F(shift_c) F(zoneout_h) F(zoneout_c)          \
+  F(recurrent_dropout)
+#define VARIANT_SUMS(F) F(bias_ih) F(bias_hh) F(weight_ch) F(gain_ih) F(gain_hh) F(gain_c) F(shift_c)
+#define FORWARD_ARRAYS(F) F(gates) F(kept) F(w) F(u) F(norms) F(output) F(h) F(c) F(initial_h) F(initial_c)
+#define BACKWARD_ARRAYS(F)                                                                                         \
+  F(gates) F(kept) F(w) F(u) F(norms) F(output) F(grad_output) F(grad_h) F(grad_c) F(grad_initial_h)               \
+  F(grad_initial_c) F(initial_h) F(initial_c) F(sums)
+#define BACKWARD_SUMS(F) F(grad_input) F(sum_ih) F(sum_hh) F(sum_hr) F(sum_bias_ih) F(sum_bias_hh)
+
+// What both passes read of the input: rows (., I), without gaps in a row and a stride apart, or ids.
+#define INPUT_ARRAYS(F) F(x) F(ids)
+
+// A layout, and the variant of its cell if it is one.
 template <class E>
 struct TypedLayout : Layout {
   using T = Arithmetic<E>;
+  std::optional<Variant<E>> variant;
 
-  TypedLayout(int cell, bool reverse, int threads, long steps, long batch, long hidden, long projected, Address rows,
-              Address first_row, Address order, Address reset, bool is_packed, long output_stride)
-      : Layout{static_cast<Cell>(cell), reverse, threads, 0, steps, steps, batch, hidden, projected,
-               at<const int64_t>(rows), at<const int64_t>(first_row), at<const int64_t>(order),
-               at<const uint8_t>(reset), is_packed, output_stride} {}
+  const Kernels<E>& with() const { return kernels<E>(); }
+  long gates_width() const { return gate_count * hidden; }
+  bool turns() const { return !variant && facts.turned; }
 
-  // W_ih (., I), without gaps; or null.
-  std::unique_ptr<Packed<E>> pack_forward(Address weight_ih, long input, Address weight_hh, Address weight_hr,
-                                          Address bias_ih, Address bias_hh) const {
-    nb::gil_scoped_release release;
-    const long width = gate_count(cell) * hidden;
-    const Kernels<E>& with = kernels<E>();
-    auto packed = std::make_unique<Packed<E>>(with.forward_sizes(*this), weight_ih ? with.columns_size(width, input) : 0);
-    with.pack_forward(*this, at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih), at<const T>(bias_hh),
-                      packed->weight_hh, packed->weight_n, packed->weight_hr, packed->bias);
-    if (packed->weight_ih) with.pack_columns(width, input, at<const T>(weight_ih), input, 1, packed->weight_ih, threads);
-    return packed;
-  }
+  long groups() const { return with().most_groups(*this); }
+  long sums_size() const { return groups() * sum_rows(*this) * sum_stride(*this); }
 
-  std::unique_ptr<Packed<E>> pack_backward(Address weight_ih, long input, Address weight_hh, Address weight_hr) const {
-    nb::gil_scoped_release release;
-    const long width = gate_count(cell) * hidden;
-    const Kernels<E>& with = kernels<E>();
-    auto packed = std::make_unique<Packed<E>>(with.backward_sizes(*this), weight_ih ? with.columns_size(input, width) : 0);
-    with.pack_backward(*this, at<const T>(weight_hh), at<const T>(weight_hr), packed->weight_hh, packed->weight_n,
-                       packed->weight_hr);
-    if (packed->weight_ih) with.pack_columns(input, width, at<const T>(weight_ih), 1, input, packed->weight_ih, threads);
-    return packed;
-  }
-
-  ForwardPass<E> forward_pass(const Steps& steps, Address x, long input, long x_stride, Address ids, Address table,
-                              long first_row, Address gates, Address kept, Address output, Address h, Address c,
-                              Address initial_h, Address initial_c, const Packed<E>& packed) const {
-    const Forward<E> loop{*this, nullptr, at<E>(gates), first_row, at<E>(kept), at<E>(output), at<T>(h), at<T>(c),
-                          at<const E>(initial_h), at<const E>(initial_c), packed.weight_hh, packed.weight_n,
-                          packed.weight_hr, packed.bias, nullptr};
-    return {stretches(steps), loop, {at<const E>(x), input, x_stride, at<const int64_t>(ids)}, packed.weight_ih,
-            at<const T>(table)};
-  }
-
-  BackwardPass<E> backward_pass(const Steps& steps, Address x, long input, long x_stride, Address ids, long first_row,
-                                Address gates, Address kept, Address output, Address grad_output, Address grad_h,
-                                Address grad_c, Address grad_initial_h, Address grad_initial_c, Address initial_h,
-                                Address initial_c, const Packed<E>& packed, Address grad_input, Address sum_ih,
-                                Address sum_hh, Address sum_hr, Address sum_bias_ih, Address sum_bias_hh) const {
-    Backward<E> loop{*this};
-    loop.first_row = first_row;
-    loop.gates = at<const E>(gates);
-    loop.kept = at<const E>(kept);
-    loop.output = at<const E>(output);
-    loop.grad_output = at<const E>(grad_output);
-    loop.grad_h = at<T>(grad_h);
-    loop.grad_c = at<T>(grad_c);
-    loop.grad_initial_h = at<T>(grad_initial_h);
-    loop.grad_initial_c = at<T>(grad_initial_c);
-    loop.initial_h = at<const E>(initial_h);
-    loop.initial_c = at<const E>(initial_c);
-    loop.weight_hh = packed.weight_hh;
-    loop.weight_n = packed.weight_n;
-    loop.weight_hr = packed.weight_hr;
-    return {stretches(steps), loop, {at<const E>(x), input, x_stride, at<const int64_t>(ids)}, packed.weight_ih,
-            at<E>(grad_input), at<T>(sum_ih), at<T>(sum_hh), at<T>(sum_hr), at<T>(sum_bias_ih), at<T>(sum_bias_hh)};
+  Input<E> input(Address x, Address ids, long width, long stride) const {
+    return {at<const E>(x), width, stride, at<const int64_t>(ids)};
   }
 };
+
+template <class E>
+TypedLayout<E> layout(int cell, int gates, bool reverse, int threads, long steps, long batch, long hidden, long projected,
+                      bool is_packed, long output_stride) {
+  TypedLayout<E> it{};
+  it.cell = cell;
+  it.facts = active->cells[cell];
+  it.gate_count = gates;
+  it.reverse = reverse;
+  it.threads = threads;
+  it.end = it.steps = steps;
+  it.batch = batch;
+  it.hidden = hidden;
+  it.projected = projected;
+  it.is_packed = is_packed;
+  it.output_stride = output_stride;
+  return it;
+}
+
+// W_ih (., I), without gaps; or null.
+template <class E>
+std::unique_ptr<Packed<E>> pack_forward(const TypedLayout<E>& s, long input, const CellWeights<Arithmetic<E>>& weights,
+                                        const Arithmetic<E>* weight_ih) {
+  const Kernels<E>& with = s.with();
+  const PackedSizes sizes = with.forward_sizes(s, s.variant.has_value());
+  auto packed = std::make_unique<Packed<E>>(sizes, weight_ih ? with.columns_size(s.gates_width(), input) : 0);
+  with.pack_forward(s, weights, packed->weights);
+  if (weight_ih) with.pack_columns(s.gates_width(), input, weight_ih, input, 1, packed->weight_ih, s.threads);
+  return packed;
+}
+
+template <class E>
+std::unique_ptr<Packed<E>> pack_backward(const TypedLayout<E>& s, long input, const CellWeights<Arithmetic<E>>& weights,
+                                         const Arithmetic<E>* weight_ih) {
+  using T = Arithmetic<E>;
+  const Kernels<E>& with = s.with();
+  auto packed =
+      std::make_unique<Packed<E>>(with.backward_sizes(s), weight_ih ? with.columns_size(input, s.gates_width()) : 0);
+  with.pack_backward(s, weights, packed->weights);
+  if (!weight_ih) return packed;
+  const long count = s.turns() ? s.gates_width() * input : 0;
+  Block block(Block::bytes<T>(count));
+  check(block.is_there());
+  if (T* const turned = block.take<T>(count)) {
+    turn_to_rows(s, input, weight_ih, turned);
+    weight_ih = turned;
+  }
+  with.pack_columns(input, s.gates_width(), weight_ih, 1, input, packed->weight_ih, s.threads);
+  return packed;
+}
 
 // A one-dimensional torch tensor in pooled memory.
 template <class T>
@@ -205,21 +235,80 @@ void run(Ended (*pass)(const Kernels<E>&, const Pass* const*, int, bool (*)()), 
 }
 
 template <class E>
-void bind(nb::module_& module, const char* name) {
-  using T = Arithmetic<E>;
+void bind_layout(nb::class_<TypedLayout<E>>& it) {
   using L = TypedLayout<E>;
-  nb::class_<L> layout(module, name);
-  nb::class_<ForwardPass<E>>(layout, "ForwardPass");
-  nb::class_<BackwardPass<E>>(layout, "BackwardPass");
-  nb::class_<Packed<E>>(layout, "Packed");
-  layout
-      .def(nb::init<int, bool, int, long, long, long, long, Address, Address, Address, Address, bool, long>(), "cell"_a,
-           "reverse"_a, "threads"_a, "steps"_a, "batch"_a, "hidden"_a, "projected"_a, "rows"_a, "first_row"_a,
-           "order"_a, "reset"_a, "is_packed"_a, "output_stride"_a)
-      .def("pack_forward", &L::pack_forward)
-      .def("pack_backward", &L::pack_backward)
-      .def("forward_pass", &L::forward_pass)
-      .def("backward_pass", &L::backward_pass)
+  it.def(
+        "__init__",
+        [](L* self, int cell, int gates, bool reverse, int threads, long steps, long batch, long hidden, long projected,
+           LAYOUT_ARRAYS(PARAMETER) bool is_packed, long output_stride) {
+          L to = layout<E>(cell, gates, reverse, threads, steps, batch, hidden, projected, is_packed, output_stride);
+          LAYOUT_ARRAYS(ASSIGN)
+          new (self) L(to);
+        },
+        nb::kw_only(), "cell"_a, "gates"_a, "reverse"_a, "threads"_a, "steps"_a, "batch"_a, "hidden"_a, "projected"_a,
+        LAYOUT_ARRAYS(KEYWORD) "is_packed"_a, "output_stride"_a)
+      .def(
+          "vary",
+          [](L& self, VARIANT_ARRAYS(PARAMETER) double share_h, double share_c) {
+            Variant<E> to;
+            VARIANT_ARRAYS(ASSIGN)
+            to.share_h = static_cast<Arithmetic<E>>(share_h);
+            to.share_c = static_cast<Arithmetic<E>>(share_c);
+            self.variant = to;
+          },
+          nb::kw_only(), VARIANT_ARRAYS(KEYWORD) "share_h"_a = 0.0, "share_c"_a = 0.0)
+      .def_prop_ro("sums_size", &L::sums_size);
+}
+
+template <class E>
+void bind_packing(nb::class_<TypedLayout<E>>& it) {
+  using L = TypedLayout<E>;
+  using T = Arithmetic<E>;
+  const auto pack = [](auto function) {
+    return [function](const L& s, WEIGHTS(PARAMETER) long input) {
+      nb::gil_scoped_release release;
+      const CellWeights<T> weights{at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih), at<const T>(bias_hh)};
+      return function(s, input, weights, at<const T>(weight_ih));
+    };
+  };
+  it.def("pack_forward", pack(pack_forward<E>), nb::kw_only(), WEIGHTS(KEYWORD) "input"_a)
+      .def("pack_backward", pack(pack_backward<E>), nb::kw_only(), WEIGHTS(KEYWORD) "input"_a);
+}
+
+template <class E>
+void bind_passes(nb::class_<TypedLayout<E>>& it) {
+  using L = TypedLayout<E>;
+  it.def(
+        "forward_pass",
+        [](const L& s, const Steps& steps, INPUT_ARRAYS(PARAMETER) long width, long stride, Address table,
+           FORWARD_ARRAYS(PARAMETER) long first_row, const Packed<E>& packed) {
+          ForwardCall<E> to{s};
+          FORWARD_ARRAYS(ASSIGN)
+          to.first_row = first_row;
+          to.bias = packed.weights.bias;
+          packed.give_to(to);
+          return ForwardPass<E>{stretches(steps), to, s.variant, s.input(x, ids, width, stride), packed.weight_ih,
+                                at<const Arithmetic<E>>(table)};
+        },
+        "steps"_a, nb::kw_only(), INPUT_ARRAYS(KEYWORD) "width"_a, "stride"_a, "table"_a = 0,
+        FORWARD_ARRAYS(KEYWORD) "first_row"_a, "packed"_a)
+      .def(
+          "backward_pass",
+          [](const L& s, const Steps& steps, INPUT_ARRAYS(PARAMETER) long width, long stride,
+             BACKWARD_ARRAYS(PARAMETER) BACKWARD_SUMS(PARAMETER) long first_row, const Packed<E>& packed) {
+            BackwardPass<E> pass{stretches(steps), {s}, s.variant, s.input(x, ids, width, stride), packed.weight_ih};
+            {
+              BackwardCall<E>& to = pass.loop;
+              BACKWARD_ARRAYS(ASSIGN)
+              to.first_row = first_row;
+              packed.give_to(to);
+            }
+            BackwardPass<E>& to = pass;
+            BACKWARD_SUMS(ASSIGN)
+            return pass;
+          },
+          "steps"_a, nb::kw_only(), INPUT_ARRAYS(KEYWORD) "width"_a, "stride"_a,
+          BACKWARD_ARRAYS(KEYWORD) BACKWARD_SUMS(KEYWORD) "first_row"_a, "packed"_a)
       .def_static(
           "forward",
           [](const ForwardPass<E>& one, const ForwardPass<E>* other) { run<E>(run_forward<E>, one, other); }, "one"_a,
@@ -227,118 +316,41 @@ void bind(nb::module_& module, const char* name) {
       .def_static(
           "backward",
           [](const BackwardPass<E>& one, const BackwardPass<E>* other) { run<E>(run_backward<E>, one, other); },
-          "one"_a, "other"_a.none() = nb::none())
+          "one"_a, "other"_a.none() = nb::none());
+}
+
+template <class E>
+void bind(nb::module_& module, const char* name) {
+  using T = Arithmetic<E>;
+  using L = TypedLayout<E>;
+  nb::class_<L> layout(module, name);
+  nb::class_<ForwardPass<E>>(layout, "ForwardPass");
+  nb::class_<BackwardPass<E>>(layout, "BackwardPass");
+  nb::class_<Packed<E>>(layout, "Packed");
+  bind_layout(layout);
+  bind_packing(layout);
+  bind_passes(layout);
+  layout
+      .def(
+          "add_up",
+          [](const L& s, VARIANT_SUMS(PARAMETER) Address sums) {
+            VariantSums<T> to;
+            VARIANT_SUMS(ASSIGN)
+            add_up(s, s.groups(), at<const T>(sums), to);
+          },
+          nb::kw_only(), VARIANT_SUMS(KEYWORD) "sums"_a)
       .def_static("new_array", &new_array<T>, "count"_a)  // of the arithmetic's type
       .def_static("columns_size", [](long columns, long depth) { return kernels<E>().columns_size(columns, depth); })
-      .def_static("pack_columns",
-                  [](long columns, long depth, Address source, long column_stride, long depth_stride, Address packed,
-                     int threads) {
-                    nb::gil_scoped_release release;
-                    kernels<E>().pack_columns(columns, depth, at<const T>(source), column_stride, depth_stride,
-                                              at<E>(packed), threads);
-                  })
-      .def_static("multiply_rows",
-                  [](long rows, long depth, long columns, Address a, long a_stride, Address packed, Address out,
-                     long out_stride, int threads) {
-                    nb::gil_scoped_release release;
-                    kernels<E>().multiply_rows_and_round(rows, depth, columns, at<const E>(a), a_stride,
-                                                         at<const E>(packed), at<E>(out), out_stride, threads);
-                  })
-      .def_static("add_outer", [](long rows, long left, long right, Address a, long a_stride, Address b, long b_stride,
-                                  Address sum, int threads) {
+      .def_static("pack_columns", [](long columns, long depth, Address source, long column_stride, long depth_stride,
+                                     Address packed, int threads) {
         nb::gil_scoped_release release;
-        check(kernels<E>().add_outer(rows, left, right, at<const E>(a), a_stride, at<const E>(b), b_stride, at<T>(sum),
-                                     nullptr, threads));
-      })
-      .def_static("add_by_id", [](long rows, long columns, Address a, long a_stride, Address ids, Address table,
-                                  int threads) {
-        nb::gil_scoped_release release;
-        kernels<E>().add_by_id(rows, columns, at<const E>(a), a_stride, at<const int64_t>(ids), at<T>(table), threads);
+        kernels<E>().pack_columns(columns, depth, at<const T>(source), column_stride, depth_stride, at<E>(packed), threads);
       });
 }
 
-template <class T>
-const VariantKernels<T>& variant_kernels();
-template <>
-const VariantKernels<float>& variant_kernels() {
-  return *active->variants_f32;
-}
-template <>
-const VariantKernels<double>& variant_kernels() {
-  return *active->variants_f64;
-}
-
-// A field that holds an address, and is written as one.
-template <class C, class P>
-void bind_address(nb::class_<C>& of, const char* name, P* C::*field) {
-  of.def_prop_rw(
-      name, [field](const C& c) { return reinterpret_cast<Address>(c.*field); },
-      [field](C& c, Address address) { c.*field = at<P>(address); });
-}
-
-// A Variant is made of a Layout; then its fields are set, and the passes are run over some steps.
-template <class T>
-void bind_variant(nb::module_& module, const char* name) {
-  using C = Variant<T>;
-  nb::class_<C> it(module, name);
-  it.def("__init__", [](C* c, const TypedLayout<T>& layout) { new (c) C(layout); })
-      .def_rw("begin", &C::begin)
-      .def_rw("end", &C::end)
-      .def_rw("is_coupled", &C::is_coupled)
-      .def_rw("kept_h", &C::kept_h)
-      .def_rw("kept_c", &C::kept_c)
-      .def_rw("first_row", &C::first_row)
-      .def_rw("first_grad_row", &C::first_grad_row)
-      .def_rw("grad_stride", &C::grad_stride)
-      .def_rw("sum_stride", &C::sum_stride)
-      .def_prop_ro("sum_rows", &C::sum_rows)
-      .def_prop_ro("most_groups", [](const C& c) { return variant_kernels<T>().most_groups(c); })
-      .def("forward",
-           [](const C& c) {
-             nb::gil_scoped_release release;
-             check(variant_kernels<T>().forward(c));
-           })
-      .def("backward", [](const C& c) {
-        nb::gil_scoped_release release;
-        check(variant_kernels<T>().backward(c));
-      });
-#define THROUGHTIME_ADDRESS(field) bind_address(it, #field, &C::field);
-  THROUGHTIME_ADDRESS(bias_ih)
-  THROUGHTIME_ADDRESS(bias_hh)
-  THROUGHTIME_ADDRESS(weight_ch)
-  THROUGHTIME_ADDRESS(gain_ih)
-  THROUGHTIME_ADDRESS(gain_hh)
-  THROUGHTIME_ADDRESS(gain_c)
-  THROUGHTIME_ADDRESS(shift_c)
-  THROUGHTIME_ADDRESS(weight_hh)
-  THROUGHTIME_ADDRESS(weight_n)
-  THROUGHTIME_ADDRESS(weight_hr)
-  THROUGHTIME_ADDRESS(zoneout_h)
-  THROUGHTIME_ADDRESS(zoneout_c)
-  THROUGHTIME_ADDRESS(recurrent_dropout)
-  THROUGHTIME_ADDRESS(initial_h)
-  THROUGHTIME_ADDRESS(initial_c)
-  THROUGHTIME_ADDRESS(x)
-  THROUGHTIME_ADDRESS(gates)
-  THROUGHTIME_ADDRESS(u)
-  THROUGHTIME_ADDRESS(norms)
-  THROUGHTIME_ADDRESS(kept)
-  THROUGHTIME_ADDRESS(output)
-  THROUGHTIME_ADDRESS(h)
-  THROUGHTIME_ADDRESS(c)
-  THROUGHTIME_ADDRESS(grad_output)
-  THROUGHTIME_ADDRESS(grad_h)
-  THROUGHTIME_ADDRESS(grad_c)
-  THROUGHTIME_ADDRESS(grad_initial_h)
-  THROUGHTIME_ADDRESS(grad_initial_c)
-  THROUGHTIME_ADDRESS(grad_ih)
-  THROUGHTIME_ADDRESS(grad_hh)
-  THROUGHTIME_ADDRESS(h_in)
-  THROUGHTIME_ADDRESS(extra)
-  THROUGHTIME_ADDRESS(grad_hidden)
-  THROUGHTIME_ADDRESS(sums)
-#undef THROUGHTIME_ADDRESS
-}
+#undef PARAMETER
+#undef KEYWORD
+#undef ASSIGN
 
 template <class T>
 void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSet::*norms)(const Cotangents<T>&)) {
@@ -382,11 +394,26 @@ NB_MODULE(_native, module) {
     check(plan_rows(at<const int64_t>(lengths), batch, steps, at<int64_t>(order), at<int64_t>(rows),
                     at<int64_t>(first_row), at<int64_t>(index)));
   });
+  module.def("cells", [] {
+    std::vector<std::string> all;
+    for (int i = 0; i < active->cell_count; ++i) all.emplace_back(active->cells[i].name);
+    return all;
+  }, "Names of the cells, by their number.");
+  module.def("saved", [](int cell, int gates, bool is_variant, bool is_normalised) {
+    std::vector<std::tuple<std::string, long, long, bool>> all;
+    for (const Saved& it : saved(active->cells[cell], gates, is_variant, is_normalised))
+      all.emplace_back(it.name, it.hiddens, it.others, it.is_wide);
+    return all;
+  }, "cell"_a, "gates"_a, "is_variant"_a, "is_normalised"_a,
+             "Arrays that a forward pass leaves: name, columns of H and others, whether they are as wide as arithmetic.");
+  module.def("gradient_gates", [](int cell, int gates, bool is_variant) {
+    return gradient_gates(active->cells[cell], gates, is_variant);
+  }, "cell"_a, "gates"_a, "is_variant"_a, "How many H of gradients the backward loop writes for a row.");
+  module.def("has_own_bias_hh", [](int cell) { return active->cells[cell].apart > 0; }, "cell"_a,
+             "Whether the gradients of the two biases differ.");
   bind<float>(module, "LayoutF32");
   bind<double>(module, "LayoutF64");
   bind<Bf16>(module, "LayoutBf16");
-  bind_variant<float>(module, "VariantF32");
-  bind_variant<double>(module, "VariantF64");
   bind_cotangents<float>(module, "cotangent_norms_f32", &InstructionSet::cotangent_norms_f32);
   bind_cotangents<double>(module, "cotangent_norms_f64", &InstructionSet::cotangent_norms_f64);
   bind_streams(module, &active);

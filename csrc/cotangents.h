@@ -1,7 +1,7 @@
 // A stack of cotangents carried back through one layer: what a call says. The loop itself is cotangents.cpp.
 #pragma once
 
-#include "sequence.h"
+#include "request.h"
 
 namespace throughtime {
 

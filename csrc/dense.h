@@ -205,7 +205,7 @@ struct OuterProduct {
   }
 };
 
-// table (V, columns)[ids[row]] += a (rows, columns)[row], row after row. Members own columns, so that the bits of a sum
+// table (V, columns)[ids[row]] += a (rows, columns)[row], row after row; rows of the table are a stride apart. Members own columns, so that the bits of a sum
 // depend on nothing but the rows and their order.
 template <class E>
 struct RowSums {
@@ -215,6 +215,7 @@ struct RowSums {
   long a_stride;
   const int64_t* ids;
   T* table;
+  long table_stride;
 
   static void work(void* context, int member, int members) {
     const auto& it = *static_cast<const RowSums*>(context);
@@ -223,7 +224,7 @@ struct RowSums {
     const long end = vectors.end * W < it.columns ? vectors.end * W : it.columns;
     for (long row = 0; row < it.rows; ++row) {
       const E* from = it.a + row * it.a_stride;
-      T* to = it.table + it.ids[row] * it.columns;
+      T* to = it.table + it.ids[row] * it.table_stride;
       for (long column = vectors.begin * W; column < end; column += W) {
         const long n = end - column;
         store(to + column, load(to + column, n) + load(from + column, n), n);

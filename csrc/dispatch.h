@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "sequence.h"
+#include "request.h"
 
 namespace throughtime {
 

@@ -46,8 +46,9 @@ inline Vector<T> only(Vector<T> v, long count) {
   return load(lane);
 }
 
+// Not inlined, so that whoever calls it gets the same bits: inlined, a compiler fuses products and sums as the caller has them.
 template <class T, class From>
-Norm<T> norm_of(const From* row, long count) {
+__attribute__((noinline)) Norm<T> norm_of(const From* row, long count) {
   constexpr T epsilon = T(1e-5);
   const T mean = sum_over<T>(count, [&](long j, long n) { return load(row + j, n); }) / T(count);
   const T variance = sum_over<T>(count, [&](long j, long n) {
@@ -55,6 +56,15 @@ Norm<T> norm_of(const From* row, long count) {
     return off * off;
   }) / T(count);
   return {mean, T(1) / square_root(variance + epsilon)};
+}
+
+// Rounded before the shift is added: whether a compiler fuses the two would else depend on what stands around, and every loop
+// that normalises is to have the same bits.
+template <class T>
+THROUGHTIME_INLINE Vector<T> normalised(Vector<T> u, Norm<T> norm, Vector<T> gain, Vector<T> shift) {
+  Vector<T> scaled = norm.standard(u) * gain;
+  hold(scaled);
+  return scaled + shift;
 }
 
 // What a normalisation's backward needs of a row: the means of the standardised row's gradient, and of its product with it.

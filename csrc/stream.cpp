@@ -338,11 +338,11 @@ struct StreamCell {
   }
   THROUGHTIME_INLINE V in(Norm<float> norm, long j) const {
     const V w = load(x + j), b = load(s.bias_ih + j);
-    return s.gain_ih ? norm.standard(w) * load(s.gain_ih + j) + b : w + b;
+    return s.gain_ih ? normalised<float>(w, norm, load(s.gain_ih + j), b) : w + b;
   }
   THROUGHTIME_INLINE V back(Norm<float> norm, long j) const {
     const V w = load(u + j), b = s.bias_hh ? load(s.bias_hh + j) : V{};
-    return s.gain_hh ? norm.standard(w) * load(s.gain_hh + j) + b : w + b;
+    return s.gain_hh ? normalised<float>(w, norm, load(s.gain_hh + j), b) : w + b;
   }
 
   void step_rnn_variant() const {
@@ -373,7 +373,7 @@ struct StreamCell {
     if (!s.gain_c) return;
     const Norm<float> of_c = norm_of<float>(m, H);
     each([&](long j) {
-      const V normal = of_c.standard(load(m + j)) * load(s.gain_c + j) + load(s.shift_c + j);
+      const V normal = normalised<float>(load(m + j), of_c, load(s.gain_c + j), load(s.shift_c + j));
       put_m(j, load(o_row + j) * tanh<float>(normal));
     });
   }

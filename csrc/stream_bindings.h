@@ -3,7 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
-#include "sequence.h"
+#include "request.h"
 
 namespace throughtime {
 

@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-#include "sequence.h"
+#include "request.h"
 
 #define THROUGHTIME_INLINE inline __attribute__((always_inline))
 

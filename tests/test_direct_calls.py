@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import throughtime
-from throughtime.kernels import plain
+from throughtime.backend import native as backend
 
 LAYERS = {"rnn": throughtime.RNN, "lstm": throughtime.LSTM, "gru": throughtime.GRU}
 FORWARD, BACKWARD = "throughtime.recurrence.default", "throughtime.recurrence_backward.default"
@@ -67,12 +67,12 @@ def plans(monkeypatch) -> list:
     """The plans made from now on."""
     made = []
 
-    class Noted(plain.Plan):
+    class Noted(backend.Plan):
         def __init__(self, *given) -> None:
             made.append(self)
             super().__init__(*given)
 
-    monkeypatch.setattr(plain, "Plan", Noted)
+    monkeypatch.setattr(backend, "Plan", Noted)
     return made
 
 

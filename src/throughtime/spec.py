@@ -190,5 +190,9 @@ class Masks(NamedTuple):
         """Return those that are there, in the flat order."""
         return [mask for mask in self if mask is not None]
 
+    def there(self) -> dict[str, Tensor]:
+        """Return those that are there, by name."""
+        return {name: mask for name, mask in self._asdict().items() if mask is not None}
+
 
 NO_MASKS = Masks()

@@ -1,4 +1,4 @@
-"""The backend of the C++ kernels: what they refuse, and which of their two loops computes a request."""
+"""The backend of the C++ kernels: what they refuse, and the passes that compute the rest."""
 
 import math
 from collections.abc import Sequence
@@ -7,31 +7,30 @@ import torch
 from torch import Tensor
 
 from throughtime.kernels import native as kernels
-from throughtime.kernels import plain, variants
+from throughtime.kernels.layout import count_segments
 from throughtime.kernels.native import arithmetic_of
+from throughtime.kernels.plan import Plan
 from throughtime.request import Gradient, Request, Result, check, check_kinds
 
 
 def refusal(request: Request) -> str | None:
     """Return why the kernels can't serve a request, or `None` where they can."""
     said, dtype, device = request.spec, request.dtype, request.input.device.type
-    if said.variants and dtype == torch.bfloat16:
-        return f"they compute {', '.join(said.variants).replace('_', ' ')} in float32 and float64, not in bfloat16"
     if device != "cpu" or dtype not in kernels.DTYPES:
         return f"they compute float32, float64 and bfloat16 on the CPU, not {dtype} on {device}"
-    if said.variants and len(request.directions) > 1:
+    if said.masks and len(request.directions) > 1:
         return (
             f"they run a {said.name} one way at a time, and bidirectional is true; call it with reverse false and true"
         )
+    if kernels.missing is None and not kernels.knows(said):
+        return f"they have no {said.base}"
     return kernels.missing
 
 
 def forward(request: Request, keep: bool) -> Result:
     """Compute a layer; `saved` is empty unless `keep`, which says that a backward pass will follow."""
     _check(request)
-    if request.spec.variants:
-        return variants.forward(request, keep)
-    return plain.Plan(request).forward(request, keep)
+    return Plan(request).forward(request, keep)
 
 
 def backward(
@@ -53,31 +52,34 @@ def backward(
         needs_input: Whether the input's gradient is wanted; token ids have none.
     """
     _check(request)
-    given = request, grad_output, grad_final, output, saved, needs_input
-    return variants.backward(*given) if request.spec.variants else plain.Plan(request).backward(*given)
+    return Plan(request).backward(request, grad_output, grad_final, output, saved, needs_input)
 
 
-def shared_plan(request: Request) -> plain.Plan | None:
-    """Return what both passes over a request can share, or `None` for a cell with variants, where there is no such thing."""
-    if request.spec.variants:
-        return None
+def shared_plan(request: Request) -> Plan:
+    """Return what both passes over a request share."""
     _check(request)
-    return plain.Plan(request)
+    return Plan(request)
 
 
 def fake_saved(request: Request) -> list[Tensor]:
     """Return tensors like those that `forward` saves, for a request whose tensors have no values."""
-    loop = variants if request.spec.variants else plain
-    parameters = request.directions[0].parameters
-    widths = loop.saved_widths(request.spec, hidden := parameters.weight_hh.shape[0] // request.spec.gates)
-    if not widths:
+    saved = kernels.cell(request.spec).saved
+    if not saved:
         return []
+    hidden, wide = (
+        request.directions[0].parameters.weight_hh.shape[0] // request.spec.gates,
+        arithmetic_of(request.dtype),
+    )
     if request.recompute_every:
-        count = loop.segment_count(request, hidden)
+        count = count_segments(request, hidden)
         return [s.new_empty((count, *s.shape), dtype=arithmetic_of(s.dtype)) for s in request.initial]
     *places, _ = request.output_shape
     rows = torch.library.get_ctx().new_dynamic_size() if request.lengths is not None else math.prod(places)
-    return [request.like.new_empty((rows, width)) for _ in request.directions for width in widths]
+    return [
+        request.like.new_empty((rows, it.width(hidden)), dtype=wide if it.is_wide else request.dtype)
+        for _ in request.directions
+        for it in saved
+    ]
 
 
 def _check(request: Request) -> None:

@@ -14,6 +14,7 @@ from throughtime.request import Gradient, Request, Result, check, check_kinds
 if TYPE_CHECKING:
     from throughtime.kernels.triton.plan import Plan
 
+_CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -54,6 +55,8 @@ def refusal(request: Request) -> str | None:
         return f"they compute float32, bfloat16 and float16, not {dtype}"
     if device != "cuda" and not (device == "cpu" and is_interpreted()):
         return f"they compute on an NVIDIA GPU, not on {device}"
+    if said.base not in _CELLS:
+        return f"they have no {said.base}"
     if parameters.weight_hr is not None:
         return "they have no projection"
     if request.recompute_every:

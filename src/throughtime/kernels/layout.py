@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from throughtime.kernels import native
-from throughtime.kernels.native import address, arithmetic_of, contiguous, kind, new, new_zeros
+from throughtime.kernels.native import address, addresses, arithmetic_of, contiguous, kind, new, new_zeros
 from throughtime.request import Direction, Request
 from throughtime.spec import Parameters
 
 _STRETCH = 4 << 20  # bytes of gates that the cache holds from one pass over them to the next
 
 
-def count_segments(steps: int, batch: int, width: int, dtype: torch.dtype, every: int) -> int:
-    """Return how many segments of at least `every` steps there are, with so many values a step in the backward pass."""
+def count_segments(request: Request, hidden: int) -> int:
+    """Return how many states a forward pass saves with `recompute_every`; sizes may be symbolic."""
     larger: Any = torch.sym_max
-    stretch = larger(1, _STRETCH // larger(1, batch * width * arithmetic_of(dtype).itemsize))
-    stretches = larger(1, -(-steps // stretch))
-    return -(-stretches // -(-every // stretch))
+    batch = request.initial[0].shape[0]  # a fake `batch_sizes` has no values to be asked for
+    width = native.cell(request.spec).gradient_gates * hidden
+    stretch = larger(1, _STRETCH // larger(1, batch * width * arithmetic_of(request.dtype).itemsize))
+    stretches = larger(1, -(-request.steps // stretch))
+    return -(-stretches // -(-request.recompute_every // stretch))
 
 
 class Stretch(NamedTuple):
@@ -133,17 +135,19 @@ class Layout:
         like: A tensor of the request's dtype.
         initial: The state that it begins with, as it is read by address.
         weights: The parameters likewise, in the dtype of arithmetic.
+        masks: The masks likewise, by name.
+        cell: What the native side says of the cell.
         native: The native layout, which knows arrays by address only.
     """
 
     def __init__(self, request: Request, direction: Direction, rows: Rows) -> None:
         self.spec, self.rows, self.reverse = request.spec, rows, direction.reverse
         self.reads_ids, self.dtype, self.directions = request.reads_ids, request.dtype, len(request.directions)
-        self.arithmetic = arithmetic_of(self.dtype)
+        self.arithmetic, self.cell = arithmetic_of(self.dtype), native.cell(request.spec)
         self.reset = None if request.reset is None else request.reset.contiguous()
         self._is_packed = request.batch_sizes is not None
         self._hold(request, direction)
-        check_memory(input=[request.input], initial=self.initial, parameters=self.weights)
+        check_memory(input=[request.input], initial=self.initial, parameters=self.weights, masks=[*self.masks.values()])
         self.native = self._lay_out()
 
     def _hold(self, request: Request, direction: Direction) -> None:
@@ -156,20 +160,42 @@ class Layout:
         if self.weights_dtype != self.arithmetic:
             weights = [None if p is None else p.to(self.arithmetic) for p in weights]
         self.weights = Parameters(*weights)
+        self.masks = {n: contiguous(m) for n, m in request.masks.there().items()} if self.spec.masks else {}
         self.hidden = given.weight_hh.shape[0] // self.spec.gates
         self.projected = 0 if given.weight_hr is None else given.weight_hr.shape[0]
 
     def _lay_out(self) -> Any:
-        return kind(self.dtype)(
-            *(native.CELLS[self.spec.base], self.reverse, torch.get_num_threads(), self.rows.steps, self.rows.batch),
-            *(self.hidden, self.projected),
-            *(address(t) for t in (self.rows.rows, self.rows.first_row, self.rows.order, self.reset)),
-            *(self.rows.batch_sizes is not None, self.directions * self.width),
+        rows = self.rows
+        laid_out = kind(self.dtype)(
+            cell=self.cell.number,
+            gates=self.spec.gates,
+            reverse=self.reverse,
+            threads=torch.get_num_threads(),
+            steps=rows.steps,
+            batch=rows.batch,
+            hidden=self.hidden,
+            projected=self.projected,
+            rows=address(rows.rows),
+            first_row=address(rows.first_row),
+            order=address(rows.order),
+            reset=address(self.reset),
+            is_packed=rows.batch_sizes is not None,
+            output_stride=self.directions * self.width,
         )
+        if self.spec.variants:
+            laid_out.vary(**self._of_variants())
+        return laid_out
+
+    def _of_variants(self) -> dict[str, Any]:
+        """Return where parameters and masks are that variants add, and shares that stand for masks."""
+        weights = self.weights._asdict()
+        own = {name: weights[name] for name in ("bias_ih", "bias_hh", *self.spec.variant_parameters)}
+        shares = {n.replace("zoneout", "share"): m.item() for n, m in self.masks.items() if m.dim() == 0}
+        return addresses(own) | addresses({n: m for n, m in self.masks.items() if m.dim()}) | shares
 
     def let_go(self) -> None:
-        """Drop input, state and parameters; who takes part when, and the resets, stay."""
-        del self.like, self.initial, self.weights, self.native
+        """Drop input, state, parameters and masks; who takes part when, and the resets, stay."""
+        del self.like, self.initial, self.weights, self.masks, self.native
 
     def take_up(self, request: Request, direction: Direction) -> "Layout":
         """Return the same layout for tensors like those which it was made of."""
@@ -194,13 +220,34 @@ class Layout:
         width = self.weights.weight_ih.shape[1]
         return (0, width, 0, x.data_ptr()) if self.reads_ids else (x.data_ptr(), width, x.stride(0), 0)
 
+    def where_weights_are(self, weight_ih: Tensor | None) -> dict[str, int]:
+        """Addresses of the weights that are packed for a pass, W_ih only where it meets rows."""
+        weights = self.weights
+        return {
+            "weight_ih": address(weight_ih),
+            "input": weights.weight_ih.shape[1],
+            "weight_hh": weights.weight_hh.data_ptr(),
+            "weight_hr": address(weights.weight_hr),
+            "bias_ih": address(weights.bias_ih),
+            "bias_hh": address(weights.bias_hh),
+        }
+
+    def new_saved(self, rows: int) -> list[Tensor]:
+        """Make a place for what the backward pass needs, of so many packed rows."""
+        wide = self.weights.weight_hh
+        return [new(wide if it.is_wide else self.like, rows, it.width(self.hidden)) for it in self.cell.saved]
+
+    def where_saved_is(self, saved: Sequence[Tensor]) -> dict[str, int]:
+        """Addresses of what `new_saved` has made, by name; it may be empty."""
+        return {it.name: tensor.data_ptr() for it, tensor in zip(self.cell.saved, saved, strict=False)}
+
     def stretches(self, width: int) -> list[Stretch]:
         """Cut the steps into stretches whose gates fit the cache."""
         return list(self.rows.stretches(width, self.arithmetic.itemsize))
 
-    def segments(self, width: int, every: int) -> list[list[Stretch]]:
+    def segments(self, every: int) -> list[list[Stretch]]:
         """Group the stretches of a backward pass such that each has `every` steps at least; 0 makes one segment of them all."""
-        stretches = self.stretches(width)
+        stretches = self.stretches(self.cell.gradient_gates * self.hidden)
         count = -(-every // max(1, stretches[0].end)) if every else len(stretches)
         return [stretches[first : first + count] for first in range(0, len(stretches), count)]
 
@@ -261,14 +308,14 @@ def joined(lists: list[list[Tensor]]) -> list[Tensor]:
     return list(chain.from_iterable(lists))
 
 
-def expected_saved(
-    layouts: list[Layout], widths: list[int], segments: list[Any] | None
-) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Return shapes and dtypes of what a forward pass saves: the states before each of `segments`, or rows of these widths."""
+def expected_saved(layouts: list[Layout], segments: list[Any] | None) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Return shapes and dtypes of what a forward pass saves: the states before each of `segments`, or a row for each real step."""
     first = layouts[0]
     if segments is not None:
         return [((len(segments), *s.shape), first.arithmetic) for layout in layouts for s in layout.initial]
-    return [((first.rows.count, width), first.dtype) for _ in layouts for width in widths]
+    rows, hidden = first.rows.count, first.hidden
+    own = [((rows, it.width(hidden)), first.arithmetic if it.is_wide else first.dtype) for it in first.cell.saved]
+    return own * len(layouts)
 
 
 def check_memory(**tensors: Sequence[Tensor | None]) -> None:

@@ -4,8 +4,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from throughtime.errors import InputError, MissingKernelsWarning
+from throughtime.spec import Spec
 
 module: Any = None
 missing: str | None = None  # why the module isn't there
@@ -30,8 +31,8 @@ ADVICE = (
 
 INSTRUCTION_SET_VARIABLE = "THROUGHTIME_INSTRUCTION_SET"
 
-CELLS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_NUMBERS = {} if module is None else {name: number for number, name in enumerate(module.cells())}
 _LARGE = 1 << 20  # bytes from which memory is pooled
 
 
@@ -137,6 +138,56 @@ def kind(dtype: torch.dtype) -> Any:
     return getattr(module, names[dtype])
 
 
+class Saved(NamedTuple):
+    """An array that a forward pass saves for the backward pass, with a row for each real step.
+
+    Attributes:
+        name: Its name in a native pass.
+        hiddens: How many H wide it is.
+        others: How many numbers more there are in a row.
+        is_wide: Whether they have the dtype of arithmetic, and not the request's.
+    """
+
+    name: str
+    hiddens: int
+    others: int
+    is_wide: bool
+
+    def width(self, hidden: int) -> int:
+        """Return the columns of the array."""
+        return self.hiddens * hidden + self.others
+
+
+class Cell(NamedTuple):
+    """What the native side says of a cell, with its variants.
+
+    Attributes:
+        number: By which it is called.
+        saved: What a forward pass saves, beside input and output.
+        gradient_gates: How many H of gradients the backward loop writes for a row.
+        has_own_bias_hh: Whether the gradients of the two biases differ.
+    """
+
+    number: int
+    saved: tuple[Saved, ...]
+    gradient_gates: int
+    has_own_bias_hh: bool
+
+
+def knows(spec: Spec) -> bool:
+    """Whether there are kernels for a cell."""
+    return spec.base in _NUMBERS
+
+
+@lru_cache
+def cell(spec: Spec) -> Cell:
+    """Return what the native side says of a cell."""
+    number, is_variant = _NUMBERS[spec.base], bool(spec.variants)
+    saved = module.saved(number, spec.gates, is_variant=is_variant, is_normalised=spec.is_normalised)
+    gates = module.gradient_gates(number, spec.gates, is_variant=is_variant)
+    return Cell(number, tuple(Saved(*it) for it in saved), gates, module.has_own_bias_hh(number))
+
+
 def new(like: Tensor, *shape: int) -> Tensor:
     """Return an array of arbitrary content, as `like.new_empty`, but in pooled memory if it is large."""
     count = math.prod(shape)
@@ -169,7 +220,13 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def addresses(tensors: Sequence[Tensor]) -> tuple[int, int]:
-    """Addresses of up to two tensors."""
-    first, second = [*tensors, None, None][:2]
-    return address(first), address(second)
+def addresses(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    """Addresses by name."""
+    return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+def address_pair(tensors: Sequence[Tensor]) -> tuple[int, int]:
+    """Addresses of the one or two parts of a state, or of none."""
+    if len(tensors) == 2:
+        return tensors[0].data_ptr(), tensors[1].data_ptr()
+    return (tensors[0].data_ptr() if tensors else 0), 0

@@ -1,4 +1,5 @@
-// What every time loop has in common: how a call's threads divide its work, and which rows and columns are a member's.
+// What every time loop has in common: how a call's threads divide its work, which rows and columns are a member's, and how both
+// passes go through the steps.
 //
 // A call's threads are cut in groups; each group has rows of its own and never meets another. Where there are too few
 // rows for that, the members of a group share its rows and divide the hidden units (panels of packed weights) between
@@ -13,7 +14,7 @@
 #include "dense.h"
 #include "memory.h"
 #include "product.h"
-#include "sequence.h"
+#include "request.h"
 #include "threads.h"
 
 namespace throughtime::THROUGHTIME_ISA {
@@ -85,7 +86,7 @@ inline int team(int threads, int calls) { return (threads + calls - 1) / calls; 
 // One thread a call where a step is too small to share, since meeting would cost more than it saves, and one for all of
 // them where there is too little to do. It changes no bit.
 inline int useful_threads(const Layout& s, int calls) {
-  const long multiplications = s.batch * s.hidden * s.width() * gate_count(s.cell);
+  const long multiplications = s.batch * s.hidden * s.width() * s.gate_count;
   if (calls * (s.end - s.begin) * multiplications < 50000) return 1;
   const bool meets = !has_rows_for(s, team(s.threads, calls));
   return meets && multiplications < 20000 && s.threads > calls ? calls : s.threads;
@@ -185,6 +186,18 @@ class Member {
       }
   }
 
+  // For each of the member's units of `columns` and each row: done(row, unit, start + a . weight).
+  template <class Done>
+  THROUGHTIME_INLINE void unit_product(long columns, const E* packed, const T* start, Rows<E> a, long depth, long count,
+                                       Done done) const {
+    constexpr long W = lanes<T>;
+    product<4>(plain_panels(columns), packed, start, a, depth, count,
+               [&](long row, long first, const T* tile) __attribute__((always_inline)) {
+                 for (long unit = first; unit < first + 4 * W && unit < columns; unit += W)
+                   done(row, unit, load(tile + unit - first));
+               });
+  }
+
   template <class To, class From>
   static void copy(To* to, const From* from, Range columns) {
     for (long j = columns.begin; j < columns.end; j += lanes<E>)
@@ -196,9 +209,138 @@ class Member {
   Barrier* const barrier_;
 };
 
-// Some calls of the same size: `Worker<E, cell>(call, plan, member, barrier, memory, rows).run()` by each of a call's
-// threads, with `Buffers(call, memory, rows)` for each group of them.
-template <class E, class Call, template <class, Cell> class Worker, class Buffers>
+// The forward pass through a call's steps. `Own` is the loop of a cell: begin_step(i) of the i-th step, step(t, count) for its
+// first `count` rows, enter(row, h, c) for a row that takes up a state, leave(row) for one that leaves it.
+//
+// What crosses between the members of a group is only h, which is kept twice, this step's and the next one's, so one meeting
+// in a step is enough for most cells.
+template <class E, class Own>
+class ForwardLoop : protected Member<E> {
+  using Base = Member<E>;
+
+ public:
+  void run() {
+    long count = 0;
+    for (long i = 0; i < s_.end - s_.begin; ++i) {
+      const long t = s_.reverse ? s_.end - 1 - i : s_.begin + i;
+      const bool is_last = i + 1 == s_.end - s_.begin;
+      const long previous = count;
+      count = Base::mine(Base::active(t));
+      const long next = is_last ? 0 : Base::mine(Base::active(s_.reverse ? t - 1 : t + 1));
+      own().begin_step(i);
+      if (prepare(t, previous, count)) Base::meet();
+      own().step(t, count);
+      Base::meet();
+      for (long row = next; row < count; ++row) own().leave(row);
+    }
+  }
+
+ protected:
+  ForwardLoop(const ForwardCall<E>& s, Plan plan, long member, Barrier* barrier) : Base(s, plan, member, barrier), s_(s) {}
+
+  const ForwardCall<E>& s_;
+
+ private:
+  Own& own() { return static_cast<Own&>(*this); }
+
+  // Rows that join take up the carried state, rows that begin a new sequence the initial one.
+  bool prepare(long t, long previous, long count) {
+    bool has_changed = previous < count;
+    for (long row = previous; row < count; ++row) own().enter(row, s_.h, s_.c);
+    if (!s_.reset) return has_changed;
+    for (long row = 0; row < count; ++row)
+      if (Base::begins(t, row)) own().enter(row, s_.initial_h, s_.initial_c), has_changed = true;
+    return has_changed;
+  }
+};
+
+// The backward pass: begin_step(i), step(t, count), and end_step(count, whether it was the call's last). `dh` and `dc` are the
+// gradient of the state after a step on entry, before it on return; da crosses between members, and is kept twice.
+template <class E, class Own, bool has_c>
+class BackwardLoop : protected Member<E> {
+  using Base = Member<E>;
+
+ protected:
+  using T = Arithmetic<E>;
+  using V = Vector<T>;
+  using Base::column, Base::packed_row, Base::output_row;
+
+ public:
+  void run() {
+    long count = 0;
+    for (long i = 0; i < s_.end - s_.begin; ++i) {
+      const long t = s_.reverse ? s_.begin + i : s_.end - 1 - i;
+      const bool is_last = i + 1 == s_.end - s_.begin;
+      const long previous = count;
+      count = Base::mine(Base::active(t));
+      const long next = is_last ? 0 : Base::mine(Base::active(s_.reverse ? t + 1 : t - 1));
+      own().begin_step(i);
+      for (long row = previous; row < count; ++row) enter(row);
+      own().step(t, count);
+      if (s_.reset) begin_anew(t, count);
+      for (long row = next; row < count; ++row) leave(row);
+      own().end_step(count, is_last);
+    }
+  }
+
+ protected:
+  BackwardLoop(const BackwardCall<E>& s, Plan plan, long member, Barrier* barrier, Rows<T> dh, Rows<T> dc)
+      : Base(s, plan, member, barrier), s_(s), dh_(dh), dc_(dc), own_h_(Base::units(plain_panels(s.width()))),
+        own_(Base::units(plain_panels(s.hidden))) {}
+
+  void end_step(long, bool) {}
+
+  long grad_row(long t, long row) const { return packed_row(t, row) - s_.first_grad_row; }
+  long row_of(long t, long row) const { return packed_row(t, row) - s_.first_row; }
+  const E* kept(long t, long row) const { return s_.kept + row_of(t, row) * s_.hidden; }
+  E* grad_ih(long t, long row) const { return s_.grad_ih + grad_row(t, row) * s_.grad_stride; }
+  E* extra(long t, long row) const { return s_.extra + grad_row(t, row) * s_.hidden; }
+  const E* h_before(long t, long row) const {
+    if (Base::is_first(t, row)) return s_.initial_h + column(row) * s_.width();
+    return s_.output + output_row(Base::before(t), row) * s_.output_stride;
+  }
+  const E* c_before(long t, long row) const {
+    if (Base::is_first(t, row)) return s_.initial_c + column(row) * s_.hidden;
+    return kept(Base::before(t), row);
+  }
+  const E* own_loss(long t, long row) const {
+    return s_.grad_output ? s_.grad_output + output_row(t, row) * s_.output_stride : nullptr;
+  }
+
+  const BackwardCall<E>& s_;
+  const Rows<T> dh_, dc_;
+  const Range own_h_, own_;
+
+ private:
+  Own& own() { return static_cast<Own&>(*this); }
+
+  void enter(long row) {
+    Base::copy(dh_.at(row), s_.grad_h + column(row) * s_.width(), own_h_);
+    if constexpr (has_c) Base::copy(dc_.at(row), s_.grad_c + column(row) * s_.hidden, own_);
+  }
+
+  void leave(long row) {
+    Base::copy(s_.grad_h + column(row) * s_.width(), dh_.at(row), own_h_);
+    if constexpr (has_c) Base::copy(s_.grad_c + column(row) * s_.hidden, dc_.at(row), own_);
+  }
+
+  // The state before a sequence's first step was the initial one: its gradient goes there and nothing goes further.
+  void begin_anew(long t, long count) {
+    for (long row = 0; row < count; ++row) {
+      if (!Base::begins(t, row)) continue;
+      move(s_.grad_initial_h + column(row) * s_.width(), dh_.at(row), own_h_);
+      if constexpr (has_c) move(s_.grad_initial_c + column(row) * s_.hidden, dc_.at(row), own_);
+    }
+  }
+
+  static void move(T* to, T* from, Range columns) {
+    for (long j = columns.begin; j < columns.end; ++j) to[j] += from[j], from[j] = T(0);
+  }
+};
+
+// Some calls of the same size: `Loop(call, plan, member, barrier, memory, rows).run()` by each of a call's threads, with
+// `Buffers(call, memory, rows)` for each group of them, where Loop is that of the call's cell.
+template <class Call, class Buffers, class... Loops>
 struct Run {
   using Work = void (*)(const Run&, int call, Plan, long member);
 
@@ -210,23 +352,18 @@ struct Run {
   Work work;
   Plan apart_plan;
 
-  template <Cell cell>
+  template <class Loop>
   static void work_on(const Run& run, int number, Plan p, long member) {
     const Call& call = run.calls[number];
     const long rows = (call.batch + p.groups - 1) / p.groups, group = member / p.parts;
     const Memory memory(run.memory + number * run.call_bytes + group * bytes(call, rows));
     Barrier* barrier = run.barriers + number * run.apart_plan.groups + group;
-    Worker<E, cell>(call, p, member, barrier, memory, rows).run();
+    Loop(call, p, member, barrier, memory, rows).run();
   }
 
-  static Work choose(Cell cell) {
-    switch (cell) {
-      case Cell::lstm: return work_on<Cell::lstm>;
-      case Cell::gru: return work_on<Cell::gru>;
-      case Cell::gru_reset_before: return work_on<Cell::gru_reset_before>;
-      case Cell::rnn_relu: return work_on<Cell::rnn_relu>;
-      default: return work_on<Cell::rnn_tanh>;
-    }
+  static Work choose(int cell) {
+    static constexpr Work all[] = {work_on<Loops>...};
+    return all[cell];
   }
 
   // What a group's buffers take, in whole cache lines.

@@ -1,7 +1,8 @@
-"""The native CPU kernels of plain cells: one layer in one direction, or in both at once, forward and backward through time.
+"""The native CPU kernels: one layer in one direction, or in both at once, forward and backward through time.
 
 The equations stand in `throughtime.cells`; the time loop is C++ (`csrc/`), chosen for the machine's instruction set when
-it is loaded. Work is divided so that the time loop does only what must be sequential: x W_ihᵀ for all steps is one
+it is loaded. Cells with variants have a loop of their own there; their masks come in drawn, so the equations can be given the
+very same ones. Work is divided so that the time loop does only what must be sequential: x W_ihᵀ for all steps is one
 product before it, and the weights' gradients are one product after it. Both go in stretches of steps, so that
 what one writes is still in the cache when the other reads it, and the backward pass needs little memory of its own.
 
@@ -14,10 +15,9 @@ its half of the output's columns.
 In bfloat16 products multiply bfloat16 and sum float32; state, biases, pointwise arithmetic and the sums of the weights'
 gradients are float32. Output and what is saved are bfloat16, parameters and their gradients bfloat16 or float32.
 
-Saved for the backward pass, in elements per real step, besides input and output: LSTM 5 H, GRU 4 H, GRU with the reset
-gate before the product 3 H, RNN none. With `recompute_every` only the state, at the steps where a segment begins: the backward
-pass computes the rest again, a segment at a time. Segments are whole stretches, so that every sum is taken in the same order
-and gradients are the same to the bit.
+What is saved for the backward pass, besides input and output, each cell says on its page (docs/design.md has the table). With
+`recompute_every` that is only the state, at the steps where a segment begins: the backward pass computes the rest again, a
+segment at a time. Segments are whole stretches, so that every sum is taken in the same order and gradients are the same to the bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,39 +27,16 @@ import torch
 from torch import Tensor
 
 from throughtime.arguments import check_token_ids
-from throughtime.kernels.layout import (
-    Layout,
-    Stretch,
-    check_memory,
-    count_segments,
-    expected_saved,
-    joined,
-    lay_out,
-)
-from throughtime.kernels.native import address, addresses, contiguous, kind, new, new_zeros
+from throughtime.kernels.layout import Layout, Stretch, check_memory, expected_saved, joined, lay_out
+from throughtime.kernels.native import address, address_pair, addresses, contiguous, kind, new, new_zeros
 from throughtime.request import Gradient, Request, Result, check_backward, split
-from throughtime.spec import Spec
-
-
-def saved_widths(spec: Spec, hidden: int) -> list[int]:
-    """Return the widths of what `Plan.forward` saves; each has a row for every real step of every sequence."""
-    if spec.gates == 1:
-        return []
-    return [spec.gates * hidden, *([hidden] if spec.base in ("lstm", "gru") else [])]
-
-
-def segment_count(request: Request, hidden: int) -> int:
-    """Return how many states `Plan.forward` saves with `recompute_every`; sizes may be symbolic."""
-    width = _gradient_width(request.spec, hidden)
-    batch = request.initial[0].shape[0]  # a fake `batch_sizes` has no values to be asked for
-    return count_segments(request.steps, batch, width, request.dtype, request.recompute_every)
+from throughtime.spec import Parameters
 
 
 class Plan:
     """A request that has been checked, laid out once for both passes."""
 
     def __init__(self, request: Request) -> None:
-        self._spec = request.spec
         self._layouts = lay_out(request)
         self._threads = torch.get_num_threads()
         self._marks: list[Any] = []
@@ -88,11 +65,11 @@ class Plan:
             _ForwardLoop(layout, x, part) for layout, part in zip(layouts, _columns(output, len(layouts)), strict=True)
         ]
         states = [[s.to(first.arithmetic, copy=True) for s in layout.initial] for layout in layouts]
-        if keep and request.recompute_every and saved_widths(self._spec, 1):
-            segments = first.segments(_gradient_width(self._spec, first.hidden), request.recompute_every)
-            saved = run_segments(layouts, segments, states, lambda parts: _run_forward(loops, parts, states))
+        if keep and request.recompute_every and first.cell.saved:
+            segments = first.segments(request.recompute_every)
+            saved = _run_segments(layouts, segments, states, lambda parts: _run_forward(loops, parts, states))
         else:
-            saved = [loop.new_saved(first.rows.count) if keep else [] for loop in loops]
+            saved = [layout.new_saved(first.rows.count) if keep else [] for layout in layouts]
             _run_forward(loops, [first.stretches(first.gates_width)] * len(loops), states, saved)
         final = joined(states)
         if first.dtype != first.arithmetic:
@@ -110,10 +87,9 @@ class Plan:
     ) -> Gradient:
         """Backpropagate; a gradient that is `None` is zero."""
         layouts, first, count = self._layouts, self._layouts[0], len(self._layouts)
-        widths = saved_widths(self._spec, first.hidden)
-        recompute_every = request.recompute_every if widths else 0
-        segments = first.segments(_gradient_width(self._spec, first.hidden), recompute_every)
-        expected = expected_saved(layouts, widths, segments if recompute_every else None)
+        recompute_every = request.recompute_every if first.cell.saved else 0
+        segments = first.segments(recompute_every)
+        expected = expected_saved(layouts, segments if recompute_every else None)
         check_backward(request, grad_output, grad_final, output, saved, expected)
         output, saved = contiguous(output), [contiguous(tensor) for tensor in saved]
         check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
@@ -151,7 +127,7 @@ def _marks(request: Request) -> list[Any]:
     return [(t.data_ptr(), t.shape, t.dtype) for t in (request.input, *request.initial, *request.parameters)]
 
 
-def run_segments(
+def _run_segments(
     layouts: list[Layout],
     segments: list[list[Stretch]],
     states: list[list[Tensor]],
@@ -186,9 +162,11 @@ def _recompute(
     """Compute what the backward passes need of their segments, from the states before them."""
     saved = []
     for loop, segment, state in zip(loops, segments, before, strict=True):
-        own = loop.new_saved(segment[-1].last_row - segment[0].first_row)
-        if loop.layout.spec.base == "lstm":
-            own[1] = loop.layout.with_c_before(own[1], segment, state[1])
+        layout = loop.layout
+        own = layout.new_saved(segment[-1].last_row - segment[0].first_row)
+        if "c" in layout.spec.states:
+            kept = [it.name for it in layout.cell.saved].index("kept")
+            own[kept] = layout.with_c_before(own[kept], segment, state[1])
         saved.append(own)
     states, first_rows = [[s.clone() for s in state] for state in before], [part[0].first_row for part in segments]
     _run_forward(loops, segments, states, saved, first_rows)
@@ -216,16 +194,8 @@ class _ForwardLoop:
 
     def __init__(self, layout: Layout, x: Tensor, output: Tensor | None) -> None:
         self.layout, self.x, self.output = layout, x, output
-        weights = layout.weights
-        weight_ih, self.table = (None, layout.table()) if layout.reads_ids else (weights.weight_ih, None)
-        factors = (weights.weight_hh, weights.weight_hr, weights.bias_ih, weights.bias_hh)
-        self.packed = layout.native.pack_forward(
-            *(address(weight_ih), weights.weight_ih.shape[1]), *[address(t) for t in factors]
-        )
-
-    def new_saved(self, rows: int) -> list[Tensor]:
-        """Make a place for what the backward pass needs, of so many packed rows."""
-        return [new(self.layout.like, rows, width) for width in saved_widths(self.layout.spec, self.layout.hidden)]
+        weight_ih, self.table = (None, layout.table()) if layout.reads_ids else (layout.weights.weight_ih, None)
+        self.packed = layout.native.pack_forward(**layout.where_weights_are(weight_ih))
 
     def native_pass(
         self, stretches: list[Stretch], state: list[Tensor], saved: Sequence[Tensor], first_row: int
@@ -234,17 +204,29 @@ class _ForwardLoop:
 
         `saved`, which it writes to, begins at a packed row; it may be empty.
         """
-        layout = self.layout
+        layout, where = self.layout, self.layout.where_saved_is(saved)
+        x, width, stride, ids = layout.where_input_is(self.x)
+        h, c = address_pair(state)
+        initial_h, initial_c = address_pair(layout.initial)
         return layout.native.forward_pass(
             [stretch for _, stretch in layout.forward_order(stretches)],
-            *layout.where_input_is(self.x),
-            address(self.table),
-            first_row,
-            *addresses(saved),
-            address(self.output),
-            *addresses(state),
-            *addresses(layout.initial),
-            self.packed,
+            x=x,
+            ids=ids,
+            width=width,
+            stride=stride,
+            table=address(self.table),
+            gates=where.get("gates", 0),
+            kept=where.get("kept", 0),
+            w=where.get("w", 0),
+            u=where.get("u", 0),
+            norms=where.get("norms", 0),
+            output=address(self.output),
+            h=h,
+            c=c,
+            initial_h=initial_h,
+            initial_c=initial_c,
+            first_row=first_row,
+            packed=self.packed,
         )
 
 
@@ -261,31 +243,47 @@ class _BackwardLoop:
         needs_input: bool,
     ) -> None:
         self.layout, self.output, self.grad_output, self.x = layout, output, grad_output, x
-        weights = layout.weights
-        weight_ih = weights.weight_ih if needs_input else None
-        if weight_ih is not None and layout.spec.base == "gru":
-            weight_ih = weight_ih.roll(layout.hidden, 0)
-        self.packed = layout.native.pack_backward(
-            *(address(weight_ih), weights.weight_ih.shape[1], address(weights.weight_hh), address(weights.weight_hr))
-        )
+        weight_ih = layout.weights.weight_ih if needs_input else None
+        self.packed = layout.native.pack_backward(**layout.where_weights_are(weight_ih))
         self.sums = _Sums(layout, x, needs_input)
         self.grad_state = [_own(g, s, layout.arithmetic) for g, s in zip(grad_final, layout.initial, strict=True)]
         self.grad_anew = [torch.zeros_like(g) for g in self.grad_state] if layout.reset is not None else []
 
     def native_pass(self, stretches: list[Stretch], saved: Sequence[Tensor], first_row: int) -> Any:
         """Return the native pass for some stretches; `saved` begins at a packed row."""
-        layout = self.layout
+        layout, sums, where = self.layout, self.sums, self.layout.where_saved_is(saved)
+        x, width, stride, ids = layout.where_input_is(self.x)
+        grad_h, grad_c = address_pair(self.grad_state)
+        grad_initial_h, grad_initial_c = address_pair(self.grad_anew)
+        initial_h, initial_c = address_pair(layout.initial)
         return layout.native.backward_pass(
             [stretch for _, stretch in layout.backward_order(stretches)],
-            *layout.where_input_is(self.x),
-            first_row,
-            *addresses(saved),
-            *(self.output.data_ptr(), address(self.grad_output)),
-            *addresses(self.grad_state),
-            *addresses(self.grad_anew),
-            *addresses(layout.initial),
-            self.packed,
-            *self.sums.addresses(),
+            x=x,
+            ids=ids,
+            width=width,
+            stride=stride,
+            gates=where.get("gates", 0),
+            kept=where.get("kept", 0),
+            w=where.get("w", 0),
+            u=where.get("u", 0),
+            norms=where.get("norms", 0),
+            output=self.output.data_ptr(),
+            grad_output=address(self.grad_output),
+            grad_h=grad_h,
+            grad_c=grad_c,
+            grad_initial_h=grad_initial_h,
+            grad_initial_c=grad_initial_c,
+            initial_h=initial_h,
+            initial_c=initial_c,
+            sums=address(sums.by_unit),
+            grad_input=address(sums.input),
+            sum_ih=sums.weight_ih.data_ptr(),
+            sum_hh=sums.weight_hh.data_ptr(),
+            sum_hr=address(sums.weight_hr),
+            sum_bias_ih=address(sums.bias_ih),
+            sum_bias_hh=address(sums.bias_hh),
+            first_row=first_row,
+            packed=self.packed,
         )
 
     def grad_initial(self) -> list[Tensor]:
@@ -302,44 +300,43 @@ def _own(gradient: Tensor | None, state: Tensor, dtype: torch.dtype) -> Tensor:
     return gradient.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _gradient_width(spec: Spec, hidden: int) -> int:
-    return (4 if spec.base == "gru" else spec.gates) * hidden
-
-
 class _Sums:
-    """The gradients that are sums over all steps, of a GRU's gates in the order n, r, z, and r, z, n for what meets W_hh."""
+    """The gradients that are sums over all steps, where a native pass adds them up; those of a variant's vectors by unit."""
 
     def __init__(self, layout: Layout, x: Tensor, needs_input: bool) -> None:
         weights = layout.weights
-        self.layout, self.is_gru = layout, layout.spec.base == "gru"
-        self.input = new(x, *x.shape) if needs_input else None
-        self.weight_ih = layout.new_input_sum()
-        self.weight_hh = new_zeros(weights.weight_hh, *weights.weight_hh.shape)
-        self.weight_hr = None if weights.weight_hr is None else new_zeros(weights.weight_hr, *weights.weight_hr.shape)
-        bias = weights.bias_ih
-        self.bias_ih = None if bias is None else new_zeros(bias, *bias.shape)
-        self.bias_hh = None if bias is None or not self.is_gru else new_zeros(bias, *bias.shape)
-
-    def addresses(self) -> list[int]:
-        """Say where they are."""
-        return [
-            address(t) for t in (self.input, self.weight_ih, self.weight_hh, self.weight_hr, self.bias_ih, self.bias_hh)
-        ]
+        self.layout, self.input = layout, new(x, *x.shape) if needs_input else None
+        self.weight_ih, self.weight_hh = layout.new_input_sum(), _zeros(weights.weight_hh)
+        self.weight_hr = None if weights.weight_hr is None else _zeros(weights.weight_hr)
+        self.bias_ih = self.bias_hh = self.by_unit = None
+        if layout.spec.variants:
+            self.by_unit = new_zeros(weights.weight_hh, layout.native.sums_size)
+        elif weights.bias_ih is not None:
+            self.bias_ih = _zeros(weights.bias_ih)
+            self.bias_hh = _zeros(weights.bias_ih) if layout.cell.has_own_bias_hh else None
 
     def to_list(self, dtype: torch.dtype) -> list[Tensor]:
-        """Gradients of the parameters, in torch's order."""
-        hidden, weight_ih, bias_ih, bias_hh = self.layout.hidden, self.weight_ih, self.bias_ih, self.bias_hh
-        if self.layout.reads_ids:
-            if bias_ih is not None:  # which meets every step, whatever its token
-                torch.sum(weight_ih, 0, out=bias_ih)
-            if self.is_gru:
-                weight_ih = weight_ih.roll(-hidden, 1)
-            weight_ih = self.layout.as_weight(weight_ih)
-        elif self.is_gru:
-            weight_ih = weight_ih.roll(-hidden, 0)
-        if bias_ih is not None and self.is_gru:
-            bias_ih = bias_ih.roll(-hidden)
-        elif bias_ih is not None:
-            bias_hh = bias_ih.clone()
-        tensors = [weight_ih, self.weight_hh, bias_ih, bias_hh, self.weight_hr]
-        return [t if t.dtype == dtype else t.to(dtype) for t in tensors if t is not None]
+        """Gradients of the parameters, in torch's order, then the variants'."""
+        of_vectors = self._biases() if self.by_unit is None else self._of_variant(self.by_unit)
+        weight_ih = self.layout.as_weight(self.weight_ih)
+        made = Parameters(weight_ih, self.weight_hh, weight_hr=self.weight_hr, **of_vectors)
+        return [t if t.dtype == dtype else t.to(dtype) for t in made if t is not None]
+
+    def _biases(self) -> dict[str, Tensor]:
+        bias_ih, bias_hh = self.bias_ih, self.bias_hh
+        if bias_ih is None:
+            return {}
+        if self.layout.reads_ids:  # a bias meets every step, whatever its token
+            torch.sum(self.weight_ih, 0, out=bias_ih)
+        return {"bias_ih": bias_ih, "bias_hh": bias_ih.clone() if bias_hh is None else bias_hh}
+
+    def _of_variant(self, by_unit: Tensor) -> dict[str, Tensor]:
+        weights = self.layout.weights._asdict()
+        names = ("bias_ih", "bias_hh", *self.layout.spec.variant_parameters)
+        made = {name: torch.empty_like(weights[name]) for name in names if weights[name] is not None}
+        self.layout.native.add_up(**addresses(made), sums=by_unit.data_ptr())
+        return made
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return new_zeros(like, *like.shape)
