@@ -39,7 +39,7 @@ NETWORKS: list[tuple[str, str]] = [
 ]
 WINDOWS = (10, 50, 200, 400)
 NEAR = "too near to another kind to be judged"
-PROBES = 32
+PROBES = 16
 ROWS, MARGIN = 256, 2.0  # what a kind is known from, and how far from another kind a network must be to be judged
 
 

@@ -39,7 +39,7 @@ def test_a_report_holds_what_the_instruments_measure(cell):
     assert top.curve[0] == 1
     assert len(top.curve) == 30
     assert below.split is None
-    assert top.split is not None
+    assert (top.split is None) == cell.startswith("rnn")  # without a keeping gate nothing goes past W_hh
     assert (top.constants is None) == cell.startswith("rnn")
     assert (top.bound is not None) == cell.startswith("rnn")
     assert top.radius <= top.norm
@@ -147,8 +147,23 @@ def test_the_bias_is_that_of_the_window_and_agreement_is_within_it():
     assert top.bias == insight.truncation_bias(top.lag.curve, 10)
     (kappa,) = insight.cancellation(*recorded)
     assert top.agreement == pytest.approx(kappa[-10:].quantile(0.5).item(), rel=1e-5)
+    assert top.agreement_steps == 10
     (top,) = insight.measure(recorded, lags=30, probes=16, agreement=False)
     assert math.isnan(top.agreement)
+
+
+def test_agreement_is_over_the_steps_that_were_recorded():
+    """A window that is longer than the recording has no losses to agree past its end."""
+    recorded = recorder("gru")(torch.float32).part(slice(8))
+    (top,) = insight.measure(recorded, lags=30, probes=16, window=1000)
+    assert (top.window, top.agreement_steps) == (1000, 45)
+    assert top.agreement == pytest.approx(insight.cancellation(*recorded)[0].quantile(0.5).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("window", "rows", "steps"), [(10, 16, 10), (64, 4, 64), (200, 1, 200), (1000, 1, 256)])
+def test_what_agreement_costs_does_not_grow_with_the_window(window, rows, steps):
+    recorded = recorder("rnn", hidden=4, steps=400)(torch.float32)
+    assert report._last_steps(recorded, window).grad_outputs.shape == (steps, rows, 4)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])

@@ -519,7 +519,7 @@ def gradients(
         typer.Option(metavar="FILE", help="Text to read.", show_default="a run's held-out text, or white noise"),
     ] = None,
     lags: Lags = None,
-    probe: Probe = 32,
+    probe: Probe = 16,
     within: Within = None,
     out: Annotated[
         Path | None,
@@ -565,7 +565,7 @@ def compare_gradients(
         typer.Option(metavar="FILE", help="Text to read.", show_default="a run's held-out text, or white noise"),
     ] = None,
     lags: Lags = None,
-    probe: Probe = 32,
+    probe: Probe = 16,
     within: Within = None,
     out: Annotated[
         Path | None,

@@ -60,7 +60,7 @@ class Subject:
     init: str | None = None
     text: Path | None = None
     lags: int | None = None
-    probe: int = 32
+    probe: int = 16
     within: int | None = None
     seed: int = 1
     seeds: int | None = None
@@ -337,11 +337,8 @@ def _figures(report: "GradientReport") -> list[str]:
         lines.append(_line("own start" if report.is_trained else "seeds", seeds_told(report.fresh, report.lags)))
     lines.append(_line("truncation", _truncation(top, report.lags)))
     if not math.isnan(top.agreement):
-        lines.append(
-            _line(
-                "agreement", f"κ {top.agreement:.2f} over {top.window} steps: 1 where losses pull a state the same way"
-            )
-        )
+        over = f"κ {top.agreement:.2f} over {top.agreement_steps} steps"
+        lines.append(_line("agreement", f"{over}: 1 where losses pull a state the same way"))
     lines += [_line("" if index else "step", part) for index, part in enumerate(_step(top))]
     if top.gates:
         opened = ", ".join(f"{g.name} {g.mean:.2f} [{100 * g.closed:.0f}|{100 * g.open:.0f}]" for g in top.gates)
@@ -349,7 +346,7 @@ def _figures(report: "GradientReport") -> list[str]:
     if top.constants is not None:
         low, middle, high = top.constants
         lines.append(_line("memory", f"time constants {low:.3g} to {high:.3g} steps, median {middle:.3g}"))
-    if top.split is not None and top.constants is not None:
+    if top.split is not None:
         lines.append(_line("paths", _paths(report)))
     if report.clip is not None:
         lines += [_line("" if index else "clipping", part) for index, part in enumerate(_clipping(report.clip))]
@@ -452,7 +449,7 @@ def _line(name: str, text: str) -> str:
 
 
 def _direct_curve(lane: "LaneReport") -> list[float]:
-    if lane.split is None or lane.constants is None:
+    if lane.split is None:
         return []
     return (lane.split.direct / lane.split.total[0]).tolist()
 
@@ -577,19 +574,27 @@ def _clip_of(run: "Run") -> "ClipReport | None":
 
 def _fresh_model(tokens: Any, shape: Any) -> "Fresh":
     """Return how to make a fresh language model of a shape, a ModelConfig or its first fields, and record it on tokens."""
+    from copy import deepcopy
     from dataclasses import replace
+    from functools import lru_cache
 
     import torch
 
     from throughtime.init import initialise_model_
-    from throughtime.insight.report import record_text
+    from throughtime.insight.report import TRIAL_SEEDS, record_text
     from throughtime.lm.model import LanguageModel, ModelConfig
+
+    @lru_cache(maxsize=TRIAL_SEEDS)  # starts differ in what they do to the same draw
+    def drawn(cell: str, seed: int) -> "tuple[LanguageModel, torch.Tensor]":
+        torch.manual_seed(seed)
+        config = ModelConfig(*shape) if isinstance(shape, tuple) else shape
+        return LanguageModel(replace(config, cell=cell)), torch.get_rng_state()
 
     def fresh(cell: str, names: str, window: Window) -> "Recorder":
         def record(dtype: "torch.dtype") -> "ModelRecording":
-            torch.manual_seed(window.seed)
-            config = ModelConfig(*shape) if isinstance(shape, tuple) else shape
-            model = initialise_model_(LanguageModel(replace(config, cell=cell)), names)
+            model, random_state = drawn(cell, window.seed)
+            torch.set_rng_state(random_state)
+            model = initialise_model_(deepcopy(model), names)
             return record_text(model, tokens, window.steps, rows=window.rows, dtype=dtype)
 
         return record

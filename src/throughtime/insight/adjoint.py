@@ -21,6 +21,7 @@ from torch import Tensor
 from throughtime.cells import Parameters
 from throughtime.errors import InputError
 from throughtime.insight.recording import Lane, Recording
+from throughtime.insight.threads import step_threads
 from throughtime.kernels import cotangents
 from throughtime.shapes import Outputs, StepState
 from throughtime.training.denormals import flush_denormals
@@ -188,10 +189,8 @@ def sweep(
     size = len(span.losses)
     stacks = tuple(s.new_zeros(size, *s.shape[1:]) for s in lane.states)
     step = Step(lane, size)
-    for t in span.times(lane.steps, lane.reverse):
-        begin, end = span.rows_at(t, lane.reverse)
-        if begin == end:
-            continue
+
+    def back(t: int, begin: int, end: int) -> None:
         at = Rows(t, begin, end)
         stack = tuple(s[begin:end] for s in stacks)
         source.join(stack[0], at)
@@ -205,6 +204,12 @@ def sweep(
         if lane.passes_on is not None:
             for part in stack:
                 part.mul_(lane.passes_on[t][:, None])
+
+    with step_threads(size * lane.batch * lane.parameters.weight_hh.numel()):
+        for t in span.times(lane.steps, lane.reverse):
+            begin, end = span.rows_at(t, lane.reverse)
+            if begin < end:
+                back(t, begin, end)
 
 
 def native_norms(

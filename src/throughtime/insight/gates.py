@@ -10,6 +10,7 @@ from throughtime.errors import InputError
 from throughtime.insight.adjoint import Rows, Span, Step, Watch, carry
 from throughtime.insight.gradient_flow import probe_losses
 from throughtime.insight.recording import Lane, Recording
+from throughtime.insight.threads import step_threads
 from throughtime.shapes import Outputs, StepState
 from throughtime.training.denormals import flush_denormals
 
@@ -33,6 +34,7 @@ class GateUse(NamedTuple):
     open: float
 
 
+@step_threads()
 def gate_use(lane: Lane) -> list[GateUse]:
     """Measure how open each gate stands: its mean, and the shares below 0.1 and above 0.9.
 
@@ -61,6 +63,7 @@ def gate_use(lane: Lane) -> list[GateUse]:
     return used
 
 
+@step_threads()
 def time_constants(lane: Lane) -> Float[Tensor, "H"]:
     """Return each unit's memory time constant τ = 1/(1 − f̄) in steps, from the mean of the gate that keeps its state.
 
@@ -118,10 +121,14 @@ def carousel(lane: Lane, lags: int | None = None) -> Float[Tensor, "K"]:
         keep, episodes = keep.flip(0), episodes.flip(0)
     lags = lane.steps if lags is None else min(lags, lane.steps)
     product, means = torch.ones_like(keep), []
-    for k in range(lags):
-        valid = (episodes[k:] == episodes[: lane.steps - k]) & (episodes[k:] >= 0)
-        means.append(product[valid].mean())
-        product = product[:-1] * keep[k + 1 :]  # entry i: the gates from step i, which they act on, to step i + k + 1
+    is_unbroken = lane.begins is None and lane.active is None
+    with step_threads(keep.numel()):
+        for k in range(lags):
+            valid = (episodes[k:] == episodes[: lane.steps - k]) & (episodes[k:] >= 0)
+            means.append((product if is_unbroken else product[valid]).mean())
+            product = (
+                product[:-1] * keep[k + 1 :]
+            )  # entry i: the gates from step i, which they act on, to step i + k + 1
     return torch.stack(means)
 
 

@@ -16,6 +16,7 @@ from throughtime.cells import Parameters
 from throughtime.errors import InputError
 from throughtime.insight.adjoint import Rows, Span, Watch, carry, native_norms, total_adjoint
 from throughtime.insight.recording import Lane, Recording
+from throughtime.insight.threads import step_threads
 from throughtime.shapes import Outputs, StepState
 
 
@@ -257,6 +258,7 @@ def horizon(lag: LagMatrix, epsilon: float = 1e-3, *, confidence: float = 0.95) 
     return Horizon(epsilon, found, min(_first(low < epsilon), found), max(_first(high < epsilon), found))
 
 
+@step_threads()
 def curve_interval(lag: LagMatrix, confidence: float = 0.95) -> tuple[Float[Tensor, "K"], Float[Tensor, "K"]]:
     """Return the ends of the confidence interval of φ_k/φ_0 over the rows, at each lag k ≥ 0; `horizon` says how it is made.
 

@@ -107,7 +107,7 @@ def _draw_curves(axes: "Axes", report: GradientReport) -> None:
             lags, of_rows.amin(1).numpy(), of_rows.amax(1).numpy(), color=line.get_color(), alpha=0.15, lw=0
         )
     split = report.top.split
-    if split is not None and report.top.carousel is not None:
+    if split is not None:
         axes.plot(
             (split.direct / split.total[0]).clamp(min=1e-12).numpy(),
             color=MUTED,

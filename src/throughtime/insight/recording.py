@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from throughtime.arguments import check_token_ids
 from throughtime.cells import CELLS, Cell, Linearised, Parameters, find, sequence
 from throughtime.errors import InputError
+from throughtime.insight.threads import step_threads
 from throughtime.layers import Recurrent
 from throughtime.shapes import Inputs, Lengths, Outputs, Reset, StepState
 from throughtime.training.denormals import flush_denormals
@@ -88,6 +89,7 @@ class Lane:
         return {name: torch.stack(column) for name, column in zip(names, columns, strict=True)}
 
     @cached_property
+    @step_threads()
     def linearised(self) -> Linearised | None:
         """The steps' derivative as factors, each (T, B, ·); `None` where the cell has no such form."""
         if self.cell.linearise is None or self.parameters.weight_hr is not None:
@@ -361,7 +363,8 @@ def _record_lane(
         after.append(state)
         return state, saved
 
-    result = sequence.forward(cell._replace(step=step), x, initial, parameters, lengths, reset, reverse)
+    with step_threads(x.shape[1] * (parameters.weight_ih.numel() + parameters.weight_hh.numel())):
+        result = sequence.forward(cell._replace(step=step), x, initial, parameters, lengths, reset, reverse)
     if reverse:
         after.reverse()
     states = tuple(torch.stack(part) for part in zip(*after, strict=True))

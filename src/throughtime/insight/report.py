@@ -33,6 +33,7 @@ from throughtime.insight.gradient_flow import (
 )
 from throughtime.insight.recording import Lane, ModelRecording, record, record_model
 from throughtime.insight.spectrum import SpectralBound, lyapunov_spectrum, pascanu_bound, step_size
+from throughtime.insight.threads import step_threads
 from throughtime.insight.verdict import VANISHED, Need, Overflow, Verdict, judge
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
 from throughtime.plain import finite
@@ -41,12 +42,13 @@ from throughtime.training.tbptt import Streams
 EPSILONS = (0.5, 0.01, 0.001)
 BIASES = (0.1, 0.01)
 QUANTILES = (0.1, 0.5, 0.9)
-EXPONENTS = 8
+EXPONENTS = 4
 LAGS = 200  # over which losses are followed, unless more are needed
 ROWS = 16  # sequences measured side by side: what the confidence intervals are taken over
 WINDOW = 64  # steps of BPTT, where no run says how many it was trained with
-TRIAL_PROBES, TRIAL_ROWS = 8, 4
-PATH_PROBES = 16  # at most; a path costs as much as everything else, and its share is told in two digits
+TRIAL_PROBES, TRIAL_ROWS = 3, 4
+PATH_PROBES = 3  # at most, of every row; a path's share is told in two digits
+AGREEMENT_STEPS, AGREEMENT_PAIRS = 256, 1 << 13  # most steps, and most pairs of a loss and a step, but for one row's
 TRIAL_SEEDS = 3  # other starts are never ranked by one draw of the weights
 NOISE_WIDTH = 8  # inputs of a layer that is shown white noise
 LARGEST_DECOMPOSED = 512  # width of a state up to which its Jacobian's eigenvalues are taken
@@ -77,7 +79,8 @@ class LaneReport:
         window: K, the steps of BPTT that `bias` and `agreement` are for.
         bias: Share of the gradient's mass that BPTT in chunks of `window` steps loses; NaN where it can't be told.
         truncation: For each of `BIASES`, the length of chunks that loses no more.
-        agreement: Median of the cancellation index κ_t over a window's steps; NaN where it isn't taken.
+        agreement: Median of the cancellation index κ_t over `agreement_steps` steps; NaN where it isn't taken.
+        agreement_steps: The last ones, as many as `window` where that isn't more than `AGREEMENT_STEPS` or were recorded.
         exponents: The largest Lyapunov exponents, nats per step, in descending order: means over the rows.
         exponent_range: The lowest and the highest row's largest exponent; `None` where there are none.
         norm: Mean largest singular value of a step's Jacobian; NaN where the state is wider than `LARGEST_DECOMPOSED`.
@@ -86,7 +89,7 @@ class LaneReport:
         gates: How open its gates stand.
         constants: Memory time constants in steps: smallest, median, largest; `None` without a keeping gate.
         carousel: What the keeping gates alone let by, by lag.
-        split: The additive path and the gates', of the top layer.
+        split: The additive path and the gates', of the top layer; `None` without a keeping gate.
     """
 
     name: str
@@ -100,6 +103,7 @@ class LaneReport:
     bias: float
     truncation: list[float]
     agreement: float
+    agreement_steps: int
     exponents: list[float]
     exponent_range: tuple[float, float] | None
     norm: float
@@ -353,6 +357,7 @@ def _finite(
     recorder: Recorder, take: Callable[[ModelRecording], T], matrices: Callable[[T], Sequence[LagMatrix]]
 ) -> tuple[ModelRecording, T, Overflow | None]:
     """Record in float32 and take something of it; in float64 where states or `matrices` of what was taken aren't finite."""
+    recorder = step_threads()(recorder)
     recorded = recorder(torch.float32)
     overflow = find_overflow(recorded)
     if overflow is None:
@@ -371,6 +376,7 @@ def _finite(
     return recorded, take(recorded), overflow
 
 
+@step_threads()
 def find_overflow(recorded: ModelRecording) -> Overflow | None:
     """Return the first step at which a state of any lane, or what its loss sends into the layer, isn't finite."""
     recording, gradients = recorded
@@ -408,16 +414,23 @@ def measure(
     agreements: list[Tensor | None] = [None] * len(matrices)
     if agreement:
         tell("asking whether the losses agree")
-        agreements = [*cancellation(*recorded.part(steps=slice(-window, None)))]
-    tell("splitting the gradient by its paths")
-    splits = path_split(recording, gradients, lags=lags, probes=min(probes, PATH_PROBES))
-    first_of_top = len(recording.lanes) - len(splits)
+        agreements = [*cancellation(*_last_steps(recorded, window))]
+    splits: list[PathSplit | None] = [None] * len(matrices)
+    if _has_keeping_gate(recording.lanes[-1]):
+        tell("splitting the gradient by its paths")
+        of_top = path_split(recording, gradients, lags=lags, probes=min(probes, PATH_PROBES))
+        splits[-len(of_top) :] = of_top
     reports = []
-    for index, (lane, lag, kappa) in enumerate(zip(recording.lanes, matrices, agreements, strict=True)):
-        split = splits[index - first_of_top] if index >= first_of_top else None
+    for lane, lag, kappa, split in zip(recording.lanes, matrices, agreements, splits, strict=True):
         tell(f"taking the spectrum of {lane.name}")
         reports.append(_measure_lane(lane, lag, kappa, split, lags, window))
     return reports
+
+
+def _last_steps(recorded: ModelRecording, window: int) -> ModelRecording:
+    """Return the last steps of a recording, in as many rows as it doesn't take long to follow each of their losses in."""
+    steps = min(window, AGREEMENT_STEPS, len(recorded.grad_outputs))
+    return recorded.part(slice(max(1, 2 * AGREEMENT_PAIRS // steps**2)), slice(-steps, None))
 
 
 def starts_to_try(cell: str, lags: int) -> list[tuple[str, str]]:
@@ -481,7 +494,7 @@ def _measure_lane(
     lane: Lane, lag: LagMatrix, kappa: Tensor | None, split: PathSplit | None, lags: int, window: int
 ) -> LaneReport:
     curve = lag.curve[lag.lags >= 0]
-    has_keeping_gate = lane.cell.spec.base in KEEPING
+    has_keeping_gate = _has_keeping_gate(lane)
     norm, radius = _step_size(lane)
     spectrum = _spectrum(lane)
     return LaneReport(
@@ -496,6 +509,7 @@ def _measure_lane(
         bias=truncation_bias(curve, window),
         truncation=[truncation_length(curve, bias) for bias in BIASES],
         agreement=math.nan if kappa is None else kappa.nanquantile(0.5).item(),
+        agreement_steps=0 if kappa is None else len(kappa),
         exponents=[] if spectrum is None else spectrum.mean(0).tolist(),
         exponent_range=None if spectrum is None else (spectrum[:, 0].min().item(), spectrum[:, 0].max().item()),
         norm=norm,
@@ -506,6 +520,10 @@ def _measure_lane(
         carousel=carousel(lane, lags).tolist() if has_keeping_gate else None,
         split=split,
     )
+
+
+def _has_keeping_gate(lane: Lane) -> bool:
+    return lane.cell.spec.base in KEEPING
 
 
 def _spectrum(lane: Lane) -> Tensor | None:
@@ -530,6 +548,7 @@ def _quantiles(values: Tensor) -> tuple[float, float, float]:
     return low, middle, high
 
 
+@step_threads()
 def _quantiles_by_lag(lag: LagMatrix) -> Tensor:
     """Return quantiles of ‖∂L_s/∂s_t‖ / φ_0 over losses and rows, (3, K)."""
     forward = lag.lags >= 0
@@ -553,6 +572,7 @@ def _lane_record(lane: LaneReport) -> dict[str, Any]:
         "truncation": {"bptt": lane.window, "bias": lane.bias},
         "truncation_lengths": [{"bias": b, "steps": k} for b, k in zip(BIASES, lane.truncation, strict=True)],
         "cancellation": lane.agreement,
+        "cancellation_steps": lane.agreement_steps,
         "lyapunov_exponents": lane.exponents,
         "lyapunov_range": lane.exponent_range,
         "jacobian_norm": lane.norm,

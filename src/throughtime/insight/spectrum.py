@@ -15,6 +15,7 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.insight.adjoint import Step
 from throughtime.insight.recording import Lane
+from throughtime.insight.threads import step_threads
 from throughtime.shapes import StepState
 from throughtime.training.denormals import flush_denormals
 
@@ -159,15 +160,16 @@ def lyapunov_spectrum(
     carrier = Step(lane, count)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(lane.batch, size, count, generator=generator, dtype=torch.float64).to(lane.states[0])
-    q = torch.linalg.qr(start).Q
-    total = q.new_zeros(lane.batch, count)
+    total = start.new_zeros(lane.batch, count)
     order = range(lane.steps) if lane.reverse else range(lane.steps - 1, -1, -1)
-    for done, t in enumerate(order[: lane.steps - leave]):
-        stack = _split(q.permute(2, 0, 1), lane.widths)
-        carrier.back(stack, t, needs_input=False)
-        q, r = torch.linalg.qr(torch.cat(stack, dim=2).permute(1, 2, 0))
-        if done >= skip:
-            total += r.diagonal(dim1=1, dim2=2).abs().log()
+    with step_threads(count * lane.batch * lane.parameters.weight_hh.numel()):
+        q = torch.linalg.qr(start).Q
+        for done, t in enumerate(order[: lane.steps - leave]):
+            stack = _split(q.permute(2, 0, 1), lane.widths)
+            carrier.back(stack, t, needs_input=False)
+            q, r = torch.linalg.qr(torch.cat(stack, dim=2).permute(1, 2, 0))
+            if done >= skip:
+                total += r.diagonal(dim1=1, dim2=2).abs().log()
     return (total / (lane.steps - skip - leave)).sort(dim=1, descending=True).values
 
 
@@ -222,11 +224,12 @@ def _jacobian(carrier: Step, step: int, lag: int) -> Tensor:
     size = sum(lane.widths)
     identity = torch.eye(size, dtype=lane.states[0].dtype, device=lane.states[0].device)
     stack = _split(identity[:, None].expand(size, lane.batch, size), lane.widths)
-    for t in range(step, step + lag) if lane.reverse else range(step, step - lag, -1):
-        carrier.back(stack, t, needs_input=False)
-        if lane.passes_on is not None:
-            for part in stack:
-                part.mul_(lane.passes_on[t][:, None])
+    with step_threads(size * lane.batch * lane.parameters.weight_hh.numel()):
+        for t in range(step, step + lag) if lane.reverse else range(step, step - lag, -1):
+            carrier.back(stack, t, needs_input=False)
+            if lane.passes_on is not None:
+                for part in stack:
+                    part.mul_(lane.passes_on[t][:, None])
     return torch.cat(stack, dim=2).transpose(0, 1)
 
 

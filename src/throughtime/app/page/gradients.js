@@ -36,7 +36,7 @@ function showHead() {
   const enough = top_.truncation_lengths.find((t) => t.bias === 0.1);
   tiles.push([enough.steps === null ? "–" : `${enough.steps}`, "steps of such a chunk that lose 10 %"]);
   if (top_.cancellation !== null) {
-    tiles.push([figure(top_.cancellation), `agreement κ over ${bptt} steps: 1 where losses pull a state the same way`]);
+    tiles.push([figure(top_.cancellation), `agreement κ over ${top_.cancellation_steps} steps: 1 where losses pull a state the same way`]);
   }
   say("interval", report.rows > 1 ? `[a–b] is the 95 % interval over ${report.rows} sequences that the same weights read.` : "");
   byId("tiles").append(...tiles.map(([value, name]) => make("li", {}, make("b", {}, value), make("span", {}, name))));
@@ -49,7 +49,7 @@ function showCurve() {
     const series = lanes.map((lane, i) => ({ name: lane.name, values: lane.curve, colour: colourOf(SERIES[i % 4]) }));
     const half = top_.quantiles.find((q) => q.quantile === 0.5);
     series.push({ name: "median", values: half.curve, colour: colourOf("four"), dashed: true });
-    if (top_.paths && top_.carousel) {
+    if (top_.paths) {
       const direct = top_.paths.direct.map((v) => (v === null ? null : v / top_.paths.total[0]));
       series.push({ name: "additive path alone", values: direct, colour: colourOf("three"), dashed: true });
     }
