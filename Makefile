@@ -1,10 +1,10 @@
-# demo · test · test-cpus · check · bench · sanitize. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
+# demo · test · test-cpus · check · bench · native · sanitize. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-cpus check bench sanitize clean
+.PHONY: demo test test-cpus check bench native sanitize clean
 
 demo: $(STAMP)
 	@OMP_WAIT_POLICY=passive $(BIN)/throughtime demo # waiting threads sleep: on a busy machine, several times faster
@@ -24,6 +24,16 @@ check: $(STAMP)
 bench: $(STAMP)-bench
 	$(BIN)/python -m benchmarks.speed $(BENCH) # a quarter of an hour; make bench BENCH=--quick takes a minute
 
+# Compiles what has changed in csrc/ since the last time, and puts the module where .venv has it: the stamp is then as good as new.
+native:
+	@test -e $(STAMP) || $(MAKE) $(STAMP)
+	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt cmake ninja nanobind
+	@PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B build/native -DPython_EXECUTABLE=$(abspath $(BIN)/python) --log-level=WARNING
+	@PATH="$(abspath $(BIN)):$$PATH" cmake --build build/native
+	@built=$$(ls build/native/_native*.so) && to=$$(echo $(VENV)/lib/python*/site-packages/throughtime/kernels) && mkdir -p $$to \
+	  && cp $$built $$to/new && mv $$to/new $$to/$$(basename $$built)
+	@touch $(STAMP)
+
 # The kernels' tests on a build with GCC's AddressSanitizer and UBSan, once for each instruction set.
 SANITIZED := build/sanitize
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
@@ -41,7 +51,7 @@ sanitize: $(STAMP)
 clean:
 	rm -rf $(VENV) demo-run
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/cells/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "throughtime needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

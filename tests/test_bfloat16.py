@@ -16,6 +16,7 @@ BF16 = torch.bfloat16
 LAYERS = {
     **{name: lambda n=name, **k: pair(n, 33, **k)[0] for name in PAIRS},
     "gru_reset_before": lambda **k: throughtime.GRU(5, 33, reset_after=False, **k),
+    "mgu": lambda **k: throughtime.MGU(5, 33, **k),
 }
 ANY_BACKEND = ["auto", *BACKENDS]
 
@@ -50,7 +51,7 @@ def test_a_bfloat16_layer_is_as_accurate_as_torchs(name, backend):
 @pytest.mark.parametrize("parameters", [torch.float32, BF16])
 @pytest.mark.parametrize("given", [torch.float32, BF16])
 def test_autocast_gives_every_cell_the_same_dtypes(name, backend, parameters, given):
-    if name == "gru_reset_before" and backend == "torch":
+    if name in ("gru_reset_before", "mgu") and backend == "torch":
         pytest.skip("torch has no such cell")
     layer = LAYERS[name](backend=backend).to(parameters)
     x = torch.randn(7, 6, 5).to(given)

@@ -20,6 +20,7 @@ LAYERS = {
     "lstm_projected": lambda *sizes, **k: throughtime.LSTM(*sizes, layer_norm=True, proj_size=3, **k),
     "gru": lambda *sizes, **k: throughtime.GRU(*sizes, layer_norm=True, **k),
     "gru_reset_before": lambda *sizes, **k: throughtime.GRU(*sizes, layer_norm=True, reset_after=False, **k),
+    "mgu": lambda *sizes, **k: throughtime.MGU(*sizes, layer_norm=True, **k),
 }
 DROPPING = {"zoneout": 0.3, "recurrent_dropout": 0.4, "weight_drop": 0.2}
 

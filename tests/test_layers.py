@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from functools import partial
 
 import comparison
 import pytest
@@ -24,6 +25,10 @@ PAIRS = {
     "gru": (throughtime.GRU, nn.GRU, {}),
 }
 BACKENDS = ["auto", *comparison.BACKENDS]
+OWN = {
+    "gru_reset_before": partial(throughtime.GRU, reset_after=False),
+    "mgu": throughtime.MGU,
+}  # which torch doesn't have
 
 
 def flat(result: tuple) -> list[Tensor]:
@@ -121,7 +126,7 @@ def test_a_mutant_with_permuted_gates_is_caught():
         )
 
 
-@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_lengths_are_each_row_alone(name, backend, batch_first):
@@ -154,7 +159,7 @@ def test_lengths_are_each_row_alone(name, backend, batch_first):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
 def test_resets_are_sequences_apart(name):
     """Random episode ends in a one-way stack: the same as running each episode on its own from the initial state."""
     layer = make(name, num_layers=2).double()
@@ -210,7 +215,7 @@ def test_packed_sequences_come_back_packed(name, backend, enforce_sorted):
         torch.testing.assert_close(a, e)
 
 
-@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
@@ -236,7 +241,7 @@ def test_a_packed_sequence_gives_the_bits_that_lengths_give(name, dtype, tokens)
         assert torch.equal(a, e), index
 
 
-@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
 @pytest.mark.parametrize(
     "backend", [name for name in comparison.BACKENDS if name != "torch"]
 )  # which recomputes nothing
@@ -286,7 +291,7 @@ def as_one_hot(ids: Tensor, embedding: Tensor | None) -> Tensor:
     return nn.functional.one_hot(ids, 5).double() if embedding is None else embedding[ids]
 
 
-@pytest.mark.parametrize("name", [*PAIRS, "gru_reset_before"])
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("vocabulary", [None, 4, 90])  # none: one-hot; a table of 4, or rows looked up in 90
 @pytest.mark.parametrize("form", ["padded", "batch_first", "lengths", "lengths and resets", "unbatched", "packed"])
@@ -489,14 +494,14 @@ def test_dropout_on_one_layer_warns():
 
 
 def make(name: str, **options) -> nn.Module:
-    if name == "gru_reset_before":
-        return throughtime.GRU(5, 4, reset_after=False, **{k: v for k, v in options.items() if not unable(k, v)})
+    if name in OWN:
+        return OWN[name](5, 4, **{k: v for k, v in options.items() if not unable(k, v)})
     ours, _, extra = PAIRS[name]
     return ours(5, 4, **extra, **options)
 
 
 def unable(key: str, value: object) -> bool:
-    """Torch has no reset-before GRU, so that backend is left to "auto" there."""
+    """Torch has no call for these, so that backend is left to "auto" there."""
     return key == "backend" and value == "torch"
 
 

@@ -19,6 +19,7 @@ LAYERS = {
     "lstm": lambda **k: throughtime.LSTM(3, 4, **k),
     "gru": lambda **k: throughtime.GRU(3, 4, **k),
     "gru_reset_before": lambda **k: throughtime.GRU(3, 4, reset_after=False, **k),
+    "mgu": lambda **k: throughtime.MGU(3, 4, **k),
 }
 
 

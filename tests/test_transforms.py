@@ -32,6 +32,7 @@ LAYERS = {
     "lstm_variant": lambda *a, **k: throughtime.LSTM(*a, peepholes=True, coupled=True, layer_norm=True, **k),
     "gru": throughtime.GRU,
     "gru_reset_before": lambda *a, **k: throughtime.GRU(*a, reset_after=False, **k),
+    "mgu": throughtime.MGU,
     "gru_variant": lambda *a, **k: throughtime.GRU(*a, layer_norm=True, zoneout=0.3, recurrent_dropout=0.3, **k),
 }
 

@@ -64,8 +64,7 @@ def run(name: str, x: Tensor, state: list[Tensor], parameters: list[Tensor], mas
             new_h, new_c = _lstm(w, h_in, c[0], p, "coupled" in variants)
             c = [_mix(mask.get("zoneout_c"), t, c[0], new_c)]
         else:
-            new_h = {"gru": _gru, "gru_reset_before": _gru_reset_before}.get(base, _rnn)(w, h_in, h, p)
-            new_h = torch.tanh(new_h) if base == "rnn_tanh" else new_h.relu() if base == "rnn_relu" else new_h
+            new_h = STEPS[base](w, h_in, h, p)
         h = _mix(mask.get("zoneout_h"), t, h, new_h)
         outputs.append(h)
     return [torch.stack(outputs), h, *c]
@@ -84,8 +83,12 @@ def _map(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) ->
     return u if bias is None else u + bias
 
 
-def _rnn(w: Tensor, h_in: Tensor, h: Tensor, p: Parameters) -> Tensor:
-    return w + _map(h_in, p.weight_hh, p.bias_hh, p.gain_hh)
+def _rnn_tanh(w: Tensor, h_in: Tensor, h: Tensor, p: Parameters) -> Tensor:
+    return torch.tanh(w + _map(h_in, p.weight_hh, p.bias_hh, p.gain_hh))
+
+
+def _rnn_relu(w: Tensor, h_in: Tensor, h: Tensor, p: Parameters) -> Tensor:
+    return (w + _map(h_in, p.weight_hh, p.bias_hh, p.gain_hh)).relu()
 
 
 def _lstm(w: Tensor, h_in: Tensor, c: Tensor, p: Parameters, coupled: bool) -> tuple[Tensor, Tensor]:
@@ -110,12 +113,28 @@ def _gru(w: Tensor, h_in: Tensor, h: Tensor, p: Parameters) -> Tensor:
     return z * h + (1 - z) * torch.tanh(w[:, 2 * size :] + r * u[:, 2 * size :])
 
 
+def _part(x: Tensor, p: Parameters, rows: slice) -> Tensor:
+    bias, gain = (None if v is None else v[rows] for v in (p.bias_hh, p.gain_hh))
+    return _map(x, p.weight_hh[rows], bias, gain)
+
+
 def _gru_reset_before(w: Tensor, h_in: Tensor, h: Tensor, p: Parameters) -> Tensor:
     size = h.shape[1]
+    r, z = torch.sigmoid(w[:, : 2 * size] + _part(h_in, p, slice(0, 2 * size))).chunk(2, 1)
+    return z * h + (1 - z) * torch.tanh(w[:, 2 * size :] + _part(r * h_in, p, slice(2 * size, None)))
 
-    def u(x: Tensor, rows: slice) -> Tensor:
-        bias, gain = (None if v is None else v[rows] for v in (p.bias_hh, p.gain_hh))
-        return _map(x, p.weight_hh[rows], bias, gain)
 
-    r, z = torch.sigmoid(w[:, : 2 * size] + u(h_in, slice(0, 2 * size))).chunk(2, 1)
-    return z * h + (1 - z) * torch.tanh(w[:, 2 * size :] + u(r * h_in, slice(2 * size, None)))
+def _mgu(w: Tensor, h_in: Tensor, h: Tensor, p: Parameters) -> Tensor:
+    size = h.shape[1]
+    f = torch.sigmoid(w[:, :size] + _part(h_in, p, slice(size)))
+    return h + f * (torch.tanh(w[:, size:] + _part(f * h_in, p, slice(size, None))) - h)
+
+
+STEPS = {
+    "rnn_tanh": _rnn_tanh,
+    "rnn_relu": _rnn_relu,
+    "lstm": _lstm,
+    "gru": _gru,
+    "gru_reset_before": _gru_reset_before,
+    "mgu": _mgu,
+}

@@ -12,7 +12,7 @@ from throughtime.lazy import on_first_use
 if TYPE_CHECKING:
     from throughtime import init
     from throughtime.backend import backends
-    from throughtime.layers import GRU, LSTM, RNN
+    from throughtime.layers import GRU, LSTM, MGU, RNN
     from throughtime.lm.loaded import load
     from throughtime.streaming import stream
 
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",
+    "MGU",
     "RNN",
     "InputError",
     "MissingKernelsWarning",
@@ -31,7 +32,12 @@ __all__ = [
     "stream",
 ]
 
-_HOMES = {"layers": ["GRU", "LSTM", "RNN"], "backend": ["backends"], "lm.loaded": ["load"], "streaming": ["stream"]}
+_HOMES = {
+    "layers": ["GRU", "LSTM", "MGU", "RNN"],
+    "backend": ["backends"],
+    "lm.loaded": ["load"],
+    "streaming": ["stream"],
+}
 _MODULES = (
     "app",
     "backend",

@@ -640,7 +640,73 @@ class GRU(Recurrent):
         return output, h
 
 
-for _layer in (RNN, LSTM, GRU):
+class MGU(Recurrent):
+    """Minimal gated unit (Zhou et al., 2016): h_t = (1 − f) ⊙ h_{t−1} + f ⊙ tanh(W_n x + b_n + U_n (f ⊙ h_{t−1}) + c_n).
+
+    A GRU with one gate f in place of two: two thirds of its parameters. Gates are in the order f n; the equations stand in
+    `throughtime.cells.mgu`. torch.nn has no such layer, so there is no torch call for it: the kernels and the equations serve.
+
+    Example:
+        >>> import torch, throughtime
+        >>> layer = throughtime.MGU(input_size=5, hidden_size=8)
+        >>> output, h = layer(torch.randn(20, 3, 5))
+        >>> output.shape, h.shape, layer.weight_hh_l0.shape
+        (torch.Size([20, 3, 8]), torch.Size([1, 3, 8]), torch.Size([16, 8]))
+    """
+
+    def __init__(  # noqa: PLR0917 as torch.nn's GRU has it
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        recompute_every: int = 0,
+    ) -> None:
+        super().__init__(
+            "mgu",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            layer_norm=layer_norm,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            weight_drop=weight_drop,
+            recompute_every=recompute_every,
+        )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        embedding: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
+        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset, embedding)
+        return output, h
+
+
+for _layer in (RNN, LSTM, GRU, MGU):
     _layer.__doc__ = f"{_layer.__doc__}{_ARGUMENTS}"
 
 

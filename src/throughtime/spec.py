@@ -28,6 +28,7 @@ _BASES = {
     "lstm": _Base(4, ("h", "c"), ("coupled", "peepholes", "layer_norm", *_MASKS)),
     "gru": _Base(3, ("h",), _VARIANTS),
     "gru_reset_before": _Base(3, ("h",), _VARIANTS),
+    "mgu": _Base(2, ("h",), _VARIANTS),
 }
 
 
@@ -36,7 +37,7 @@ class Spec(NamedTuple):
 
     Attributes:
         name: The whole of it.
-        base: The cell without variants: "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before".
+        base: The cell without variants, one of `names()`.
         variants: Their names, as given.
         gates: G, the number of H-row blocks in `weight_ih` and `weight_hh`.
         states: The parts of its state: ("h",), or ("h", "c").
@@ -95,6 +96,16 @@ def read(name: str) -> Spec:
         parameters += ["gain_ih", "gain_hh", *(["gain_c", "shift_c"] if "c" in states else [])]
     masks = tuple(mask for mask in _MASKS if mask in variants)
     return Spec(name, base, tuple(variants), gates - ("coupled" in variants), states, tuple(parameters), masks)
+
+
+def names() -> list[str]:
+    """Return the names of all cells, without variants.
+
+    Example:
+        >>> names()
+        ['rnn_tanh', 'rnn_relu', 'lstm', 'gru', 'gru_reset_before', 'mgu']
+    """
+    return list(_BASES)
 
 
 def name_of(name: str, **variants: object) -> str:

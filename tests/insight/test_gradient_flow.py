@@ -21,6 +21,7 @@ LAYERS = {
     "lstm": throughtime.LSTM,
     "gru": throughtime.GRU,
     "gru_reset_before": lambda *sizes, **more: throughtime.GRU(*sizes, reset_after=False, **more),
+    "mgu": throughtime.MGU,
     "lstm+coupled+peepholes+layer_norm": lambda *sizes, **more: throughtime.LSTM(
         *sizes, coupled=True, peepholes=True, layer_norm=True, **more
     ),

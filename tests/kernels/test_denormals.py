@@ -21,6 +21,7 @@ CELLS = {
     "lstm": throughtime.LSTM,
     "gru": throughtime.GRU,
     "gru_reset_before": lambda *sizes, **more: throughtime.GRU(*sizes, reset_after=False, **more),
+    "mgu": throughtime.MGU,
 }
 KINDS: dict[str, Callable[..., torch.nn.Module]] = CELLS | {
     "lstm+proj": lambda *sizes, **more: throughtime.LSTM(*sizes, proj_size=10, **more),

@@ -19,6 +19,7 @@ LAYERS = {
     "lstm": throughtime.LSTM,
     "gru": throughtime.GRU,
     "gru_reset_before": lambda *sizes: throughtime.GRU(*sizes, reset_after=False),
+    "mgu": throughtime.MGU,
 }
 
 

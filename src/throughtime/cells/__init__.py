@@ -6,7 +6,7 @@ This is the reference that every kernel answers to. It is written to be read.
 from functools import lru_cache, partial
 
 from throughtime import spec
-from throughtime.cells import gru, lstm, readout, rnn, sequence
+from throughtime.cells import gru, lstm, mgu, readout, rnn, sequence
 from throughtime.cells.cell import Cell, Linearised, StepGradient, recurrent_factors
 from throughtime.spec import Masks, Parameters
 
@@ -30,6 +30,7 @@ CELLS: dict[str, Cell] = {
             *(gru.step_reset_before, gru.step_reset_before_backward),
             recurrent_factors=gru.recurrent_factors_reset_before,
         ),
+        Cell(spec.read("mgu"), mgu.Saved, mgu.step, mgu.step_backward, recurrent_factors=mgu.recurrent_factors),
     )
 }
 
@@ -68,6 +69,7 @@ __all__ = [
     "find",
     "gru",
     "lstm",
+    "mgu",
     "readout",
     "rnn",
     "sequence",
