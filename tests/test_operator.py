@@ -1,9 +1,12 @@
 """The operator's rules: derivatives of first and second order, fake tensors, compilation, export."""
 
+import shutil
+
 import pytest
 import torch
 from comparison import BACKENDS, HAS_NATIVE
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from variants import mask_names, random_masks, random_parameters
 
@@ -334,3 +337,77 @@ def test_parameters_travel_in_torchs_flat_order():
     for count in (2, 3, 4, 5):
         there = tensors[:count]
         assert all(a is b for a, b in zip(Parameters.from_list(there).to_list(), there, strict=True))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"layer_norm": True}])
+def test_fake_tensors_tell_the_shapes_of_ragged_layers(name, options):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        layer, x = LAYERS[name](**options), torch.randn(7, 2, 3, requires_grad=True)
+        output, final = layer(x, lengths=torch.tensor([7, 2]))
+        output.sum().backward()
+        ids = layer(torch.zeros(7, 2, dtype=torch.int64), lengths=torch.tensor([7, 2]))[0]
+    ways = 1 + options.get("bidirectional", False)
+    assert output.shape == ids.shape == (7, 2, 4 * ways)
+    assert (final[0] if isinstance(final, tuple) else final).shape == (ways, 2, 4)
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which the compiler looks at
+@pytest.mark.parametrize(("name", "is_sorted"), [("rnn", False), ("lstm", True), ("gru", False)])
+def test_a_compiled_function_may_pack(name, is_sorted):
+    torch.compiler.reset()
+    layer = LAYERS[name](bidirectional=True).double()
+
+    def run(x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=is_sorted)
+        output, final = layer(packed)
+        return pad_packed_sequence(output)[0] + (final[0] if isinstance(final, tuple) else final).sum()
+
+    compiled = torch.compile(run, backend="aot_eager")
+    for steps, lengths in ((5, [5, 3]), (6, [6, 1])):
+        x, results = torch.randn(steps, 2, 3, dtype=torch.float64, requires_grad=True), []
+        for function in (run, compiled):
+            output = function(x, torch.tensor(lengths))
+            results.append([output, *torch.autograd.grad(output.square().sum(), [x, *layer.parameters()])])
+        for a, e in zip(*results, strict=True):
+            torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("parametrized", ["weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize("kind", ["orthogonal", "weight_norm", "spectral_norm"])
+def test_a_parametrization_that_autocast_rounds(name, parametrized, kind):
+    layer, x = LAYERS[name](), torch.randn(5, 2, 3)
+    getattr(nn.utils.parametrizations, kind)(layer, parametrized)
+    results = []
+    for rounds in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+            output, _ = layer(x)
+        results.append(torch.autograd.grad(output.float().square().sum(), list(layer.parameters())))
+        assert output.dtype == (torch.bfloat16 if rounds else torch.float32)
+    for a, e in zip(*results, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, e, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch about itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_an_ahead_of_time_package_runs(tmp_path):
+    layers = nn.ModuleList([throughtime.RNN(3, 4), throughtime.LSTM(4, 4, bidirectional=True), throughtime.GRU(8, 4)])
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in layers:
+                x, _ = layer(x)
+            return x
+
+    model, x = Model(), torch.randn(5, 2, 3)
+    model.layers = layers
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), model(x))

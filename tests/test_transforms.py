@@ -270,7 +270,7 @@ NESTS = {
 
 @needs_kernels
 @pytest.mark.parametrize("nest", NESTS)
-@pytest.mark.parametrize("name", ["rnn", "lstm", "lstm_projected", "lstm_variant", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "lstm_projected", "lstm_variant", "gru", "gru_reset_before", "mgu"])
 def test_nests_are_those_of_the_equations(nest, name):
     layer, x = make(name), torch.randn(3, 2, 3, dtype=torch.float64)
     equations = make(name, backend="reference")
@@ -297,7 +297,7 @@ def passes(monkeypatch) -> list[str]:
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "gru_reset_before", "mgu"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_per_sample_gradients_are_one_pass_over_the_batch(name, bidirectional, passes):
     loss, parameters = loss_of(make(name, bidirectional=bidirectional))

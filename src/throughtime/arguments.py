@@ -81,8 +81,8 @@ def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.d
     if lengths.device.type == "meta" != device.type:
         raise RuntimeError(f"lengths is on meta, where it has no values; expected them on {device}")
     lengths = lengths.to(device, torch.int64)
-    if not torch.compiler.is_compiling():
-        all_lengths = watching.values(lengths)
+    all_lengths = watching.values(lengths)
+    if watching.has_values(all_lengths):
         wrong = ((all_lengths < 0) | (all_lengths > steps)).nonzero().tolist()
         if wrong:
             place, length = ", ".join(map(str, wrong[0])), int(all_lengths[tuple(wrong[0])])
@@ -125,7 +125,7 @@ def check_token_ids(ids: Tensor, vocabulary_size: int, is_real: Tensor | None = 
         Traceback (most recent call last):
         IndexError: token id 7 at step 0 of row 1; expected 0 to 4, since there are 5 rows to choose from
     """
-    if ids.is_meta or ids.numel() == 0 or (int(ids.min()) >= 0 and int(ids.max()) < vocabulary_size):
+    if not watching.has_values(ids) or ids.numel() == 0 or (int(ids.min()) >= 0 and int(ids.max()) < vocabulary_size):
         return
     wrong = (ids < 0) | (ids >= vocabulary_size)
     places = (wrong if is_real is None else wrong & is_real).nonzero()

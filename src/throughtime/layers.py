@@ -1,5 +1,6 @@
 """RNN, LSTM and GRU: drop-in for torch.nn's, with `lengths=`, `reset=` and a choice of backend."""
 
+import functools
 import math
 from typing import Any
 
@@ -251,14 +252,15 @@ class Recurrent(nn.Module):
         data, batch_sizes, order, back = packed
         dtype = self._computed_dtype(data.device)
         data = self._check_input(data, 1, embedding, dtype)
-        state = self._check_state(state, data, int(batch_sizes[0]), dtype)
+        rows = int(batch_sizes[0]) if order is None else len(order)  # a graph that is traced has no values to look at
+        state = self._check_state(state, data, rows, dtype)
         if order is not None:
             state = tuple(s.index_select(1, order) for s in state)
         sequences = Sequences(data, batch_sizes=batch_sizes, order=order, embedding=embedding)
         output, final = stack.run(self._stack(), self._weights(), sequences, state)
         if back is not None:
             final = tuple(s.index_select(1, back) for s in final)
-        return packed._replace(data=output), final
+        return PackedSequence(output, batch_sizes, order, back), final
 
     def _stack(self) -> Stack:
         """Say what to run, apart from its tensors."""
@@ -280,6 +282,8 @@ class Recurrent(nn.Module):
     def _weights(self) -> list[Parameters]:
         """Return the parameters of each layer and direction, those in each `weight_hh` dropped while training."""
         weights = [Parameters(**{name: getattr(self, own) for name, own in row.items()}) for row in self._names]
+        if "parametrizations" in self._modules:
+            weights = _in_one_dtype(weights)
         if not self.weight_drop or not self.training:
             return weights
         return [p._replace(weight_hh=self._dropped(p.weight_hh)) for p in weights]
@@ -708,6 +712,15 @@ class MGU(Recurrent):
 
 for _layer in (RNN, LSTM, GRU, MGU):
     _layer.__doc__ = f"{_layer.__doc__}{_ARGUMENTS}"
+
+
+def _in_one_dtype(weights: list[Parameters]) -> list[Parameters]:
+    """Return parameters in the widest of their dtypes: under autocast a parametrization may have made some in its dtype."""
+    tensors = [p for own in weights for p in own.to_list()]
+    if len({t.dtype for t in tensors}) == 1:
+        return weights
+    dtype = functools.reduce(torch.promote_types, [t.dtype for t in tensors])
+    return [own._replace(**{name: p.to(dtype) for name, p in own.there().items()}) for own in weights]
 
 
 def _is_autocast(device: torch.device) -> bool:

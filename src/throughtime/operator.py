@@ -55,6 +55,8 @@ class _Recurrence(torch.autograd.Function):
                 ctx.plan.let_go(request)
             else:
                 output, final, saved = compute(request, keep, backend, is_watched)
+        if output._is_view():  # of pooled memory; autograd would let nobody write to it
+            output = output.data
         ctx.form, ctx.backend, ctx.needs_input = request.form(), backend, request.input.requires_grad
         ctx.set_materialize_grads(False)  # else autograd would make zeros as large as all that is saved
         ctx.save_for_backward(*tensors, output, *saved)
@@ -64,7 +66,10 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         form, needs_input, plan = ctx.form, ctx.needs_input, ctx.plan
-        tensors = ctx.saved_tensors  # each access makes them anew, and checkpointing allows one
+        try:
+            tensors = ctx.saved_tensors  # each access makes them anew, and checkpointing allows one
+        except RuntimeError as error:
+            tensors = _saved_with_output_again(ctx, error)
         ctx.plan = None  # what it holds goes when autograd's own tensors go; a second pass plans anew
         if watching.are_batched(grads) or watching.is_transformed():
             needs = ctx.needs_input_grad[4 : 4 + form.differentiable]
@@ -85,6 +90,25 @@ class _Recurrence(torch.autograd.Function):
         grad_input, grad_initial, grad_parameters = made
         wanted = [grad_input if needs_input else None, *grad_initial, *grad_parameters]
         return *[None] * 4, *wanted, *[None] * (form.total - len(wanted))
+
+
+def _saved_with_output_again(ctx: Any, error: RuntimeError) -> list[Any]:
+    """Return what was saved, where nothing but the output was written to since, as by `relu_`: it is computed again.
+
+    Raises:
+        RuntimeError: Autograd's own `error`: another tensor was written to, or the graph is gone.
+    """
+    total = ctx.form.total
+    kept = watching.one_by_one(ctx)
+    if not kept or watching.is_transformed():
+        raise error
+    try:
+        tensors, saved = [unpack() for unpack in kept[:total]], [unpack() for unpack in kept[total + 1 :]]
+    except RuntimeError:
+        raise error from None
+    with torch.no_grad(), below_autograd():
+        again = compute(ctx.form.request(tensors), False, ctx.backend, watching.is_watched(tensors))
+    return [*tensors, again.output, *saved]
 
 
 def _differentiable(

@@ -58,7 +58,7 @@ def read(  # noqa: PLR0917 as the schema has it
         lengths=lengths,
         reset=reset,
         batch_sizes=batch_sizes,
-        masks=masks,
+        masks=masks or (),  # AOTInductor's packages hand over an empty list as None
         reverse=reverse,
         bidirectional=bidirectional,
         recompute_every=recompute_every,
@@ -96,7 +96,7 @@ def read_backward(  # noqa: PLR0917 as the schema has it
     """Return who computes `recurrence_backward`, and the arguments of that backend's `backward`."""
     tensors = input, initial, parameters, lengths, reset, masks
     request, *_ = read(*tensors, cell, reverse, True, backend, batch_sizes, recompute_every, bidirectional)
-    return backend, (request, grad_output, grad_final, output, saved, needs_input)
+    return backend, (request, grad_output, grad_final, output, saved or [], needs_input)
 
 
 def flat_backward(

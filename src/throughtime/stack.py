@@ -35,9 +35,9 @@ def choose_backend(backend: str, request: Request) -> str:
     refusals = {"native": (transforms.refusal(request) if is_transformed else None) or native.refusal(request)}
     if is_auto and refusals["native"] and refusals["native"] == kernels.missing:
         kernels.warn_of_absence()
-    if is_auto and torch.compiler.is_compiling():
+    is_ragged = request.lengths is not None or request.batch_sizes is not None
+    if is_auto and (torch.compiler.is_compiling() or (is_ragged and not watching.has_values(request.input))):
         # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
-        is_ragged = request.lengths is not None or request.batch_sizes is not None
         if not is_ragged and not refusals["native"]:
             return "native"
         return "reference" if triton.refusal(request) else "triton"
@@ -100,7 +100,7 @@ def _read_tokens(
         return ids, directions
     vocabulary_size = directions[0].parameters.weight_ih.shape[1] if embedding is None else embedding.shape[0]
     is_real = None if lengths is None else torch.arange(ids.shape[0], device=ids.device)[:, None] < lengths
-    if not torch.compiler.is_compiling() and not watching.is_mapped(ids):
+    if not watching.is_mapped(ids):
         check_token_ids(ids, vocabulary_size, is_real)
     if is_real is not None:
         ids = torch.where(is_real, ids, 0)

@@ -31,6 +31,7 @@ _is_batched = _private("torch._C._functorch", "is_legacy_batchedtensor", True)
 _LEVELS = ("get_interpreter_stack", "is_functorch_wrapped_tensor", "is_batchedtensor", "get_unwrapped")
 _interpreters, _is_wrapped, _is_one_of_many, _unwrap = (_private("torch._C._functorch", n, None) for n in _LEVELS)
 _knows_levels = all(hasattr(getattr(torch._C, "_functorch", None), name) for name in _LEVELS)
+_is_fake = _private("torch._subclasses.fake_tensor", "is_fake", False)
 _knows_forward_mode = hasattr(forward_ad, "_current_level")
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
@@ -43,6 +44,13 @@ below_autograd: Callable[[], contextlib.AbstractContextManager[Any]] | None = ge
 def is_transformed() -> bool:
     """Whether a transform of torch.func, or forward-mode differentiation, is on."""
     return _are_transforms_on() or not _knows_forward_mode or forward_ad._current_level >= 0
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at: none has any on "meta", under FakeTensorMode and while a graph is compiled."""
+    if tensor.is_meta or torch.compiler.is_compiling():
+        return False
+    return type(tensor) in _PLAIN or not _is_fake(tensor)
 
 
 def is_watched(tensors: Sequence[Tensor | None]) -> bool:
@@ -89,3 +97,12 @@ def values(tensor: Tensor) -> Tensor:
     while _knows_levels and _is_wrapped(tensor):
         tensor = _unwrap(tensor)
     return tensor
+
+
+def one_by_one(context: Any) -> list[Callable[[], Any]]:
+    """Return what makes each of the tensors that a context of autograd's has saved, or raises where one was written to.
+
+    It is empty where torch hands them out together only.
+    """
+    saved = getattr(context, "_raw_saved_tensors", ())
+    return [tensor.unpack for tensor in saved if hasattr(tensor, "unpack")]
