@@ -6,6 +6,7 @@ import warnings
 from functools import partial
 
 import comparison
+import numpy as np
 import pytest
 import torch
 from comparison import GRADIENT_FACTOR, HAS_NATIVE, OUTPUT_FACTOR, assert_as_accurate, gradients, least_accurate, moved
@@ -450,7 +451,7 @@ X = torch.zeros(6, 3, 5)
         ({"lengths": torch.tensor([6, 2, -1])}, ValueError, r"lengths\[2\] = -1 is negative"),
         ({"lengths": torch.tensor([6, 2])}, ValueError, r"lengths has shape \[2\]; expected \(3,\)"),
         ({"lengths": torch.tensor([6.0, 2, 1])}, TypeError, "lengths has dtype torch.float32; expected integers"),
-        ({"lengths": [6, 2, 1]}, TypeError, "lengths is a list of 3; expected an integer tensor"),
+        ({"lengths": "621"}, TypeError, "lengths is str; expected a tensor, a list or a numpy array"),
         ({"reset": torch.zeros(6, 3)}, TypeError, "reset is torch.float32; expected a bool tensor"),
         ({"reset": torch.zeros(3, 6, dtype=torch.bool)}, ValueError, r"reset has shape \[3, 6\]; expected \(T, B\)"),
         ({"hx": torch.zeros(1, 3, 4)}, TypeError, r"hx is a tensor of shape \[1, 3, 4\]; expected a pair"),
@@ -507,3 +508,84 @@ def unable(key: str, value: object) -> bool:
 
 def as_tuple(state: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return state if isinstance(state, tuple) else (state,)
+
+
+def test_lengths_and_resets_may_be_lists_or_numpy_arrays():
+    layer, x = throughtime.GRU(5, 4), torch.randn(6, 3, 5)
+    reset = torch.rand(6, 3) < 0.3
+    expected = flat(layer(x, lengths=torch.tensor([1, 6, 0]), reset=reset))
+    for lengths in ([1, 6, 0], (1, 6, 0), np.array([1, 6, 0], np.uint16), [np.int64(1), 6, 0]):
+        for where in (reset.tolist(), reset.numpy()):
+            assert all(map(torch.equal, flat(layer(x, lengths=lengths, reset=where)), expected))
+    one = layer(x[:, 0], lengths=[4])[0]
+    assert torch.equal(one[:4], layer(x[:4, 0])[0])
+    assert (one[4:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (torch.ones(6, 3, dtype=torch.bool), r"lengths is a mask of shape \[6, 3\]; .* mask.sum\(0\)"),
+        ([1.0, 2, 3], "lengths has dtype torch.float32; expected integers"),
+        ([[1], [2, 3]], "lengths is a list of 2 that makes no tensor"),
+        ("123", "lengths is str; expected a tensor, a list or a numpy array"),
+        ({1, 2, 3}, "lengths is set; expected"),
+    ],
+)
+def test_other_lengths_are_refused(lengths, message):
+    with pytest.raises(TypeError, match=message):
+        throughtime.GRU(5, 4)(torch.randn(6, 3, 5), lengths=lengths)
+
+
+def test_numpys_numbers_are_sizes_and_flags():
+    layer = throughtime.LSTM(
+        *(np.int64(5), np.int32(4), np.int64(2)),
+        bias=np.bool_(False),
+        bidirectional=np.bool_(True),
+        proj_size=np.int64(3),
+    )
+    expected = throughtime.LSTM(5, 4, 2, bias=False, bidirectional=True, proj_size=3)
+    assert repr(layer) == repr(expected)
+    assert {type(getattr(layer, name)) for name in ("input_size", "hidden_size", "num_layers", "proj_size")} == {int}
+    assert layer.bidirectional is True
+    with pytest.raises(TypeError, match="proj_size should be of type int, got: float"):
+        throughtime.LSTM(5, 4, proj_size=2.0)
+    with pytest.raises(TypeError, match="bias should be of type bool, got: int"):
+        throughtime.LSTM(5, 4, bias=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_parameters_of_a_dtype_that_nothing_computes_in_are_refused(dtype):
+    layer = throughtime.GRU(5, 4, dtype=dtype) if dtype.is_complex else throughtime.GRU(5, 4).to(dtype)
+    with pytest.raises(TypeError, match=rf"the parameters are {dtype}; expected float32, float64, bfloat16 or float16"):
+        layer(torch.zeros(6, 3, 5, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        (nn.Embedding(9, 5), "embedding is a module, Embedding; expected its weights, as embedding=embedding.weight"),
+        (np.zeros((9, 5), np.float32), r"embedding is ndarray; expected a tensor \(V, input_size = 5\)"),
+    ],
+)
+def test_an_embedding_that_is_no_tensor_is_refused(embedding, message):
+    with pytest.raises(TypeError, match=message):
+        throughtime.GRU(5, 4)(torch.zeros(6, 3, dtype=torch.int64), embedding=embedding)
+
+
+@pytest.mark.parametrize("lengths", [None, [6, 2, 0]])
+def test_rows_of_an_embedding_that_are_not_read_reach_no_gradient(lengths):
+    """There are fewer rows than tokens, so that all of them are multiplied at once."""
+    layer, ids = throughtime.GRU(5, 4), torch.randint(0, 3, (6, 3))
+    if lengths is not None:
+        ids[2:, 1] = 3  # in the padding
+        ids[3:, 2] = 99
+    embedding = torch.randn(4, 5)
+    plain = embedding.clone().requires_grad_()
+    spoilt = torch.cat([embedding[:3], torch.full((1, 5), torch.nan)]).requires_grad_()
+    results = []
+    for table in (plain, spoilt):
+        output = layer(ids, embedding=table, lengths=lengths)[0]
+        results.append([output, *torch.autograd.grad(output.sum(), [table, *layer.parameters()])])
+    assert all(map(torch.equal, *results))
+    assert (results[0][1][3] == 0).all()

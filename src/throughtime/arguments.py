@@ -12,21 +12,45 @@ from torch import Tensor
 
 from throughtime import watching
 
-
-def check_sizes(**sizes: int) -> None:
-    """Check that sizes are integers greater than zero."""
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-        if value <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {value}")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check_flags(**flags: bool) -> None:
-    """Check that flags are bools."""
+def check_sizes(**sizes: int) -> list[int]:
+    """Return sizes as ints greater than zero; numpy's integers are some."""
+    return [_size(name, value, 1) for name, value in sizes.items()]
+
+
+def check_projection(proj_size: int, hidden_size: int) -> int:
+    """Return the width of a projection, 0 for none."""
+    size = _size("proj_size", proj_size, 0)
+    if size >= hidden_size:
+        raise ValueError(f"proj_size = {size}; expected 0 (no projection) to hidden_size − 1 = {hidden_size - 1}")
+    return size
+
+
+def _size(name: str, value: object, least: int) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be {'greater than zero' if least else 'zero or more'}, got {value}")
+    return int(value)
+
+
+def check_flags(**flags: bool) -> list[bool]:
+    """Return flags as bools; numpy's are some."""
     for name, value in flags.items():
-        if not isinstance(value, bool):
+        if not isinstance(value, bool) and not _is_numpy_bool(value):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    return [bool(value) for value in flags.values()]
+
+
+def _is_numpy_bool(value: object) -> bool:
+    return (
+        type(value).__module__ == "numpy"
+        and str(getattr(value, "dtype", "")) == "bool"
+        and not getattr(value, "ndim", 1)
+    )
 
 
 def check_dropout(dropout: float, num_layers: int) -> None:
@@ -68,13 +92,30 @@ def check_recompute_every(every: int) -> int:
     return int(every)
 
 
+def as_tensor(name: str, value: object) -> Tensor | None:
+    """Return a tensor, or the tensor that a list or a numpy array stands for; `None` for none."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    if not isinstance(value, list | tuple) and type(value).__module__ != "numpy":
+        raise TypeError(f"{name} is {describe_value(value)}; expected a tensor, a list or a numpy array")
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} is {describe_value(value)} that makes no tensor ({error}); expected a tensor"
+        ) from error
+
+
 def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.device) -> Tensor | None:
     """Return lengths as int64 on the input's device."""
     if lengths is None:
         return None
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths is {describe_value(lengths)}; expected an integer tensor of shape ({rows},)")
-    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+    if lengths.dtype == torch.bool:
+        raise TypeError(
+            f"lengths is a mask of shape {list(lengths.shape)}; expected the number of steps in each row: of a mask (T, B) that is "
+            "true at the real steps, mask.sum(0)"
+        )
+    if lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers, such as torch.int64")
     if lengths.shape != (rows,):
         raise ValueError(f"lengths has shape {list(lengths.shape)}; expected ({rows},), one length for each batch row")
@@ -97,15 +138,36 @@ def check_reset(reset: Tensor | None, steps: int, rows: int, device: torch.devic
     """Check where new sequences begin, (T, B)."""
     if reset is None:
         return
-    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
-        given = reset.dtype if isinstance(reset, Tensor) else describe_value(reset)
-        raise TypeError(f"reset is {given}; expected a bool tensor, true where a new sequence begins")
+    if reset.dtype != torch.bool:
+        raise TypeError(f"reset is {reset.dtype}; expected a bool tensor, true where a new sequence begins")
     if reset.shape != (steps, rows):
         shape = list(reset.T.shape if batch_first and reset.dim() == 2 else reset.shape)
         expected = f"(B, T) = ({rows}, {steps})" if batch_first else f"(T, B) = ({steps}, {rows})"
         raise ValueError(f"reset has shape {shape}; expected {expected}")
     if reset.device != device:
         raise RuntimeError(f"reset is on {reset.device}, but the input is on {device}; move one of them with .to()")
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Check that parameters are of a dtype that layers compute in."""
+    if dtype not in _FLOATS:
+        raise TypeError(
+            f"the parameters are {dtype}; expected float32, float64, bfloat16 or float16: convert with layer.to(…)"
+        )
+
+
+def check_embedding(embedding: object, width: int, dtype: torch.dtype) -> None:
+    """Check that token ids can choose rows of it."""
+    if isinstance(embedding, torch.nn.Module):
+        raise TypeError(
+            f"embedding is a module, {type(embedding).__name__}; expected its weights, as embedding=embedding.weight"
+        )
+    if not isinstance(embedding, Tensor):
+        raise TypeError(f"embedding is {describe_value(embedding)}; expected a tensor (V, input_size = {width})")
+    if embedding.dim() != 2 or embedding.shape[1] != width:
+        raise RuntimeError(f"embedding has shape {list(embedding.shape)}; expected (V, input_size = {width})")
+    if embedding.dtype != dtype:
+        raise ValueError(f"embedding is {embedding.dtype}; expected {dtype}, like the parameters")
 
 
 def check_token_ids(ids: Tensor, vocabulary_size: int, is_real: Tensor | None = None) -> None:

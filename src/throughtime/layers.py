@@ -10,10 +10,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import spec, stack
 from throughtime.arguments import (
+    as_tensor,
     check_dropout,
+    check_dtype,
+    check_embedding,
     check_flags,
     check_lengths,
     check_probabilities,
+    check_projection,
     check_recompute_every,
     check_reset,
     check_sizes,
@@ -57,8 +61,8 @@ _ARGUMENTS = """
       Or token ids, integers, the same without the axis I: each stands for a one-hot vector, so that W_ih x is a column of
       W_ih, and I the size of the vocabulary.
     - `hx`: the initial state, zeros if not given.
-    - `lengths`: steps in each row, integers (B,) in any order, 0 ≤ length ≤ T, on any device. Outputs past a row's end
-      are zero, and its final state is the state at its end.
+    - `lengths`: steps in each row, integers (B,) in any order, 0 ≤ length ≤ T: a tensor on any device, a list or a numpy array.
+      Outputs past a row's end are zero, and its final state is the state at its end.
     - `reset`: bool, (T, B), or (B, T) if `batch_first`, or (T,) unbatched. Where true, a new sequence begins at that step:
       the state before it is the initial state. A reverse direction starts anew on the other side of the same boundary.
     - `embedding`: (V, I), such as `nn.Embedding.weight`: x is the row of each token's id. Where V is at most the number of
@@ -69,7 +73,8 @@ _ARGUMENTS = """
 
     Parameters have torch's names, shapes and initialisation U(−1/√H, 1/√H), so state_dicts exchange both ways and the same
     seed gives the same weights. Gains begin at 1 and `shift_c` at 0. What is dropped is drawn from torch's generator, so
-    `torch.manual_seed` repeats it, whatever the backend and the number of threads.
+    `torch.manual_seed` repeats it, whatever the number of threads. Kernels and equations get the same masks; torch's own call draws
+    its own, and `dropout` between layers draws others for packed rows than for `lengths`, since there are fewer.
 
     Raises:
         ValueError: A size, a probability, a length or a number of dimensions is wrong.
@@ -104,26 +109,19 @@ class Recurrent(nn.Module):
         recompute_every: int,
     ) -> None:
         super().__init__()
-        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional, layer_norm=layer_norm)
+        self.input_size, self.hidden_size, self.num_layers = check_sizes(
+            input_size=input_size, hidden_size=hidden_size, num_layers=num_layers
+        )
+        self.bias, self.batch_first, self.bidirectional, self.layer_norm = check_flags(
+            bias=bias, batch_first=batch_first, bidirectional=bidirectional, layer_norm=layer_norm
+        )
         check_dropout(dropout, num_layers)
         check_probabilities(recurrent_dropout=recurrent_dropout, weight_drop=weight_drop)
-        if not 0 <= proj_size < hidden_size:
-            raise ValueError(
-                f"proj_size = {proj_size}; expected 0 (no projection) to hidden_size − 1 = {hidden_size - 1}"
-            )
+        self.proj_size = check_projection(proj_size, self.hidden_size)
         check_backend(backend)
-        self._spec = spec.read(spec.name_of(cell, layer_norm=layer_norm))
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bias = bias
-        self.batch_first = batch_first
+        self._spec = spec.read(spec.name_of(cell, layer_norm=self.layer_norm))
         self.dropout = float(dropout)
-        self.bidirectional = bidirectional
-        self.proj_size = proj_size
         self.backend = backend
-        self.layer_norm = layer_norm
         self.zoneout = check_zoneout(zoneout, has_pair="c" in self._spec.states)
         self.recurrent_dropout = float(recurrent_dropout)
         self.weight_drop = float(weight_drop)
@@ -219,10 +217,12 @@ class Recurrent(nn.Module):
         embedding: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """Bring every form of input to (T, B, I), ids (T, B) or packed, check it, run the stack, and give the form back."""
+        check_dtype(self._first_weight.dtype)
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None:
                 raise ValueError("a PackedSequence carries its own lengths; give lengths= and reset= with padded input")
             return self._run_packed(input, state, embedding)
+        lengths, reset = as_tensor("lengths", lengths), as_tensor("reset", reset)
         if not isinstance(input, Tensor):
             raise TypeError(f"input is {describe_value(input)}; expected a tensor or a PackedSequence")
         axes = input.dim() - 1 if not _are_ids(input) else input.dim()
@@ -234,7 +234,7 @@ class Recurrent(nn.Module):
         input = self._check_input(input, 2, embedding, dtype)
         if self.batch_first:
             input = input.transpose(0, 1)
-            reset = reset.T if isinstance(reset, Tensor) and reset.dim() == 2 else reset
+            reset = reset.T if reset is not None and reset.dim() == 2 else reset
         steps, rows = input.shape[:2]
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -314,8 +314,8 @@ class Recurrent(nn.Module):
         output, final = self._run(
             input.unsqueeze(axis),
             state,
-            lengths.reshape(1) if isinstance(lengths, Tensor) and lengths.numel() == 1 else lengths,
-            reset.unsqueeze(axis) if isinstance(reset, Tensor) and reset.dim() == 1 else reset,
+            lengths.reshape(1) if lengths is not None and lengths.numel() == 1 else lengths,
+            reset.unsqueeze(axis) if reset is not None and reset.dim() == 1 else reset,
             embedding,
         )
         assert isinstance(output, Tensor)
@@ -342,18 +342,14 @@ class Recurrent(nn.Module):
         weight = self._first_weight
         if input.dim() != axes:
             raise RuntimeError(f"token ids must have {axes} dimensions here, got {input.dim()}")
+        if embedding is not None:
+            check_embedding(embedding, self.input_size, weight.dtype)
         tensors = {"token ids are": input} if embedding is None else {"token ids are": input, "embedding is": embedding}
         for name, tensor in tensors.items():
             if tensor.device != weight.device:
                 raise RuntimeError(
                     f"{name} on {tensor.device}, but the parameters are on {weight.device}; move one of them with .to()"
                 )
-        if embedding is not None and (embedding.dim() != 2 or embedding.shape[1] != self.input_size):
-            raise RuntimeError(
-                f"embedding has shape {list(embedding.shape)}; expected (V, input_size = {self.input_size})"
-            )
-        if embedding is not None and embedding.dtype != weight.dtype:
-            raise ValueError(f"embedding is {embedding.dtype}; expected {weight.dtype}, like the parameters")
         return input.to(torch.int64)
 
     def _check_features(self, input: Tensor, dims: int) -> None:
@@ -519,7 +515,7 @@ class LSTM(Recurrent):
         weight_drop: float = 0.0,
         recompute_every: int = 0,
     ) -> None:
-        check_flags(peepholes=peepholes, coupled=coupled)
+        peepholes, coupled = check_flags(peepholes=peepholes, coupled=coupled)
         super().__init__(
             spec.name_of("lstm", coupled=coupled, peepholes=peepholes),
             input_size,
@@ -601,7 +597,7 @@ class GRU(Recurrent):
         weight_drop: float = 0.0,
         recompute_every: int = 0,
     ) -> None:
-        check_flags(reset_after=reset_after)
+        (reset_after,) = check_flags(reset_after=reset_after)
         super().__init__(
             "gru" if reset_after else "gru_reset_before",
             input_size,

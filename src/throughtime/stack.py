@@ -93,19 +93,30 @@ def _read_tokens(
     a product of V columns in place of one of T · B rows, so it is done where V is the smaller.
     """
     ids, lengths, embedding = sequences.input, sequences.lengths, sequences.embedding
+    is_real = None if lengths is None else torch.arange(ids.shape[0], device=ids.device)[:, None] < lengths
     if embedding is not None and backend in ("native", "triton") and _is_small(embedding, ids):
         first, others = directions[: stack.directions], directions[stack.directions :]
-        return ids, [*(_with_table(direction, embedding) for direction in first), *others]
+        read = _only_read(embedding, ids, is_real)
+        return ids, [*(_with_table(direction, read) for direction in first), *others]
     if embedding is None and backend != "torch":
         return ids, directions
     vocabulary_size = directions[0].parameters.weight_ih.shape[1] if embedding is None else embedding.shape[0]
-    is_real = None if lengths is None else torch.arange(ids.shape[0], device=ids.device)[:, None] < lengths
     if not watching.is_mapped(ids):
         check_token_ids(ids, vocabulary_size, is_real)
     if is_real is not None:
         ids = torch.where(is_real, ids, 0)
     x = one_hot(ids, vocabulary_size) if embedding is None else look_up(ids, embedding)
     return x.to(directions[0].initial[0].dtype), directions
+
+
+def _only_read(embedding: Tensor, ids: Tensor, is_real: Tensor | None) -> Tensor:
+    """Return the embedding with zeros in rows that no real id names: what stands there is to reach no gradient, not even a NaN."""
+    rows = embedding.shape[0]
+    named = ids.clamp(0, rows - 1)  # one that names no row is met later
+    if is_real is not None:
+        named = torch.where(is_real, named, rows)
+    is_read = torch.zeros(rows + 1, dtype=torch.bool, device=ids.device).scatter(0, named.flatten(), True)
+    return torch.where(is_read[:rows, None], embedding, 0)
 
 
 def _with_table(direction: Direction, embedding: Tensor) -> Direction:
