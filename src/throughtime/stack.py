@@ -70,6 +70,8 @@ def run(
     Returns:
         The output (T, B, directions · P), or packed (N, directions · P), and the final state, shaped like `state`.
     """
+    if state[0].dtype == torch.float16 and _computes_float16_wide(stack.backend, state[0].device):
+        return _run_wide(stack, weights, sequences, state)
     states = zip(*(s.unbind() for s in state), strict=True)
     each = enumerate(zip(states, weights, strict=True))
     directions = [Direction(*given, reverse=row % stack.directions == 1) for row, given in each]
@@ -82,6 +84,26 @@ def run(
     if backend == "torch":
         return fused.forward(stack, weights, sequences, state)
     return _run_layers(stack, backend, directions, sequences)
+
+
+def _computes_float16_wide(backend: str, device: torch.device) -> bool:
+    """Whether kernels take float16 as float32: CPUs have no products of it, so that it is a format to keep numbers in."""
+    return device.type == "cpu" and backend in ("auto", "native") and kernels.missing is None
+
+
+def _run_wide(
+    stack: Stack, weights: Sequence[Parameters], sequences: Sequences, state: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a stack in float32, and round output and final state to float16."""
+    input, embedding = sequences.input, sequences.embedding
+    with torch.autocast("cpu", enabled=False):
+        sequences = sequences._replace(
+            input=input.float() if input.is_floating_point() else input,
+            embedding=None if embedding is None else embedding.float(),
+        )
+        wide = [p._replace(**{name: tensor.float() for name, tensor in p.there().items()}) for p in weights]
+        output, final = run(stack, wide, sequences, tuple(s.float() for s in state))
+    return output.half(), tuple(s.half() for s in final)
 
 
 def _read_tokens(

@@ -2,7 +2,7 @@
 
 | backend | what computes |
 |---|---|
-| `native` | the C++ kernels: float32, float64 and bfloat16 on the CPU, every cell, lengths and resets at no detour |
+| `native` | the C++ kernels: float32, float64, bfloat16 (and float16 as float32) on the CPU, every cell, lengths and resets |
 | `reference` | the equations in `throughtime.cells`, step by step in plain torch: any device, any floating dtype |
 | `triton` | Triton kernels: float32, bfloat16, float16 on an NVIDIA GPU, every cell without a projection, lengths and resets |
 | `torch` | torch's own fused call (oneDNN, cuDNN): no resets, no reset-before GRU |
