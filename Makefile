@@ -42,7 +42,7 @@ sanitize: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt cmake nanobind
 	@PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -DCMAKE_CXX_COMPILER=$(CXX) \
 	  -DTHROUGHTIME_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(BIN)/python)
-	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED) --parallel
+	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED) --parallel $$(nproc)
 	@for set in $$($(BIN)/python -c 'from throughtime.kernels import native; print(*native.instruction_sets())'); do \
 	  echo "$$set:" && THROUGHTIME_NATIVE=$$(ls $(abspath $(SANITIZED))/_native*.so) THROUGHTIME_INSTRUCTION_SET=$$set \
 	  LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
