@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "choice.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "stream.h"
@@ -251,6 +252,23 @@ class Engine {
          last_only});
   }
 
+  // Let the one stream, whose logits `choice` holds, write up to `count` tokens: each is chosen, and read. Returns how many they were,
+  // fewer where `end` was chosen or none is left; or -1 where a logit is no number.
+  long write(Choice& choice, long count, Address chances, Address forbidden, int64_t end, Address tokens) {
+    const nb::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    int64_t* const to = at<int64_t>(tokens);
+    for (long i = 0; i < count; ++i) {
+      const int64_t token = choice.choose(at<const uint8_t>(forbidden), chances ? at<const double>(chances)[i] : 0.0);
+      if (token == Choice::no_number) return -1;
+      if (token == Choice::none_left || token == end) return i;
+      to[i] = token;
+      choice.see(token);
+      step_all({1, 1, nullptr, states_, nullptr, &token, choice.logits.data(), false});
+    }
+    return count;
+  }
+
   // States one after the other, each (h, c of an LSTM) of every layer, without gaps.
   void read_states(Address which, long count, Address to) {
     each_state(which, count, [to = at<float>(to)](float* state, long length, long place) {
@@ -283,6 +301,10 @@ class Engine {
     const nb::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(mutex_);
     if (call.which) check_which(call.which, call.rows);
+    step_all(call);
+  }
+
+  void step_all(const StreamCall& call) const {
     struct Task {
       const Engine& engine;
       const StreamCall& call;
@@ -366,12 +388,31 @@ void bind_streams(nb::module_& module, const InstructionSet* const* active) {
       .def("set_table", &Weights::set_table, "rows"_a, "count"_a, "width"_a, "is_product"_a)
       .def("multiply", &Weights::multiply, "rows"_a, "x"_a, "out"_a, "times"_a = 1)
       .def_prop_ro("bytes", &Weights::bytes);
+  nb::class_<Choice>(module, "Choice")
+      .def("__init__",
+           [](Choice* it, long vocabulary, double temperature, long top_k, double top_p, double min_p, double typical_p,
+              double repetition_penalty, long no_repeat_ngram, bool greedy) {
+             new (it) Choice(vocabulary, {temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
+                                          no_repeat_ngram, greedy});
+           },
+           "vocabulary"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "repetition_penalty"_a,
+           "no_repeat_ngram"_a, "greedy"_a)
+      .def(
+          "see", [](Choice& c, Address tokens, long count, long more) { c.see(at<const int64_t>(tokens), count, more); },
+          "tokens"_a, "count"_a, "more"_a)
+      .def("choose", [](Choice& c, Address forbidden, double chance) { return c.choose(at<const uint8_t>(forbidden), chance); },
+           "forbidden"_a, "chance"_a)
+      .def(
+          "take",
+          [](Choice& c, Address logits) { memcpy(c.logits.data(), at<const float>(logits), c.logits.size() * sizeof(float)); },
+          "logits"_a);
   nb::class_<Engine>(module, "StreamEngine")
       .def(nb::init<std::shared_ptr<Weights>, long, int>(), "weights"_a, "streams"_a, "threads"_a)
       .def("clone", &Engine::clone)
       .def("step", &Engine::step, "x"_a, "out"_a)
       .def("step_id", &Engine::step_id, "id"_a, "out"_a)
       .def("feed", &Engine::feed, "steps"_a, "rows"_a, "which"_a, "x"_a, "ids"_a, "out"_a, "last_only"_a)
+      .def("write", &Engine::write, "choice"_a, "count"_a, "chances"_a, "forbidden"_a, "end"_a, "tokens"_a)
       .def("read_states", &Engine::read_states, "which"_a, "count"_a, "to"_a)
       .def("write_states", &Engine::write_states, "which"_a, "count"_a, "from"_a)
       .def("reset", &Engine::reset, "which"_a, "count"_a)

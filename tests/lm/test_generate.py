@@ -152,7 +152,7 @@ def test_greedy_follows_the_model_step_by_step(model, tokenizer):
 
 
 def test_bytes_that_make_no_character_are_held_back(monkeypatch):
-    model = LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=4))
+    model = LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=4)).double()  # which no stream reads
     wanted = iter("가나".encode())
     monkeypatch.setattr(Sampling, "choose", lambda *_: next(wanted))
     assert list(generate(model, ByteTokenizer(), "x", 6)) == ["가", "나"]
@@ -332,7 +332,7 @@ def test_a_prompt_of_two_lines_is_refused_where_a_line_is_a_sequence(tokenizer):
 
 
 def test_bytes_come_out_as_they_are(monkeypatch):
-    model = LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=4))
+    model = LanguageModel(ModelConfig(vocabulary_size=256, hidden_size=4)).double()  # which no stream reads
     wanted = iter("caf\xe9, \xff\0".encode("latin-1"))
     monkeypatch.setattr(Sampling, "choose", lambda *_: next(wanted))
     read = []

@@ -424,6 +424,9 @@ def sample(
     greedy: Annotated[
         bool | None, typer.Option("--greedy", help="Always choose the likeliest.", rich_help_panel=CHOICE)
     ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="float32, or bfloat16 or int8, which are faster and nearly as good.")
+    ] = "float32",
     beams: Annotated[int | None, _choice("--beams", "K", "", BEAMS, "Search the likeliest text with K beams.")] = None,
     length_penalty: Annotated[
         float | None, _choice("--length-penalty", "A", "1", BEAMS, "Compare ln p / tokens^A.")
@@ -442,8 +445,11 @@ def sample(
             raise InputError("--length-penalty is for beam search; expected --beams with it")
         sampling = Sampling(**opened.generation | chosen)
         stops = stop_texts(stop or ())
-        stream(opened, prompt, length, sampling, seed, stop=stops, samples=samples, last=last, alphabet=alphabet)
+        how = {"stop": stops, "samples": samples, "last": last, "alphabet": alphabet, "precision": precision}
+        stream(opened, prompt, length, sampling, seed, **how)
         return
+    if precision != "float32":
+        raise InputError(f"--precision {precision} is for samples; expected it without --beams")
     if chosen or stop or seed is not None:
         raise InputError(
             "--beams searches the likeliest text; expected no option that chooses by chance, and no --stop"

@@ -74,6 +74,7 @@ def stream(
     samples: int = 1,
     last: bool = False,
     alphabet: str | None = None,
+    precision: str = "float32",
 ) -> None:
     """Write the prompt and its continuation to stdout as they come; what the run can't read in the prompt is said once.
 
@@ -90,6 +91,7 @@ def stream(
         samples: How many continuations; those of a stream are set apart by an empty line.
         last: Whether the last weights write, not the best that were measured.
         alphabet: The only characters that may be written.
+        precision: What products multiply.
 
     Raises:
         InputError: A number is out of its range, or the run is damaged.
@@ -106,13 +108,12 @@ def stream(
             output.write("\n")
         how = (prompt, length, sampling, seed_of_sample(seed, number), stop, alphabet)
         if isinstance(tokenizer, ByteTokenizer):
-            continuation = generate_bytes(
-                model, tokenizer, *how
-            )  # which refuses what can't be, before anything is written
+            # which refuses what can't be, before anything is written
+            continuation = generate_bytes(model, tokenizer, *how, precision=precision)
             output.write(to_bytes(prompt))
             output.write_all(continuation)
         else:
-            continued = generate(model, tokenizer, *how)
+            continued = generate(model, tokenizer, *how, precision=precision)
             output.write(prompt)
             output.write_all(continued)
         if not is_bare or sys.stdout.isatty():

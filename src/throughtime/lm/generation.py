@@ -1,7 +1,8 @@
 """Text from a language model: sampled token by token, or the likeliest by beam search."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,8 +14,12 @@ from throughtime.errors import FieldError, InputError
 from throughtime.lm.bpe import BpeTokenizer
 from throughtime.lm.kinds import settled
 from throughtime.lm.model import LanguageModel
+from throughtime.lm.streamed import stream_of
 from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer, line_end_ids, to_bytes
+from throughtime.streaming import Stream
+from throughtime.streaming.writing import Writer
 
+_A_MOMENT = 0.01  # seconds for which text may be kept back to be written faster
 MOST_TOKENS = 10**9  # beyond all patience: what is meant by more is a slip, or no end at all
 Piece = TypeVar("Piece", str, bytes)
 
@@ -146,6 +151,8 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     alphabet: str | None = None,
+    *,
+    precision: str = "float32",
 ) -> Iterator[str]:
     """Continue a prompt; yield text as it comes. The prompt and what is yielded are the whole text.
 
@@ -162,6 +169,7 @@ def generate(
         seed: Makes the text reproducible.
         stop: Texts before which to stop; they are not part of what is yielded.
         alphabet: The only characters that may be generated; see `allowed_tokens`. Where penalties leave none, the text ends.
+        precision: What products multiply, see `throughtime.stream`; `throughtime quantize` says what less than "float32" costs.
 
     Raises:
         InputError: `length` is out of its range, `seed` below 0, one of them no whole number; a stop text is empty, or the alphabet
@@ -174,7 +182,7 @@ def generate(
     """
     _check_seed(seed)
     opening = _checked_opening(tokenizer, prompt, length, stop, alphabet)
-    pieces = opening.continued(_tokens(model, tokenizer, opening, length, sampling, seed), tokenizer)
+    pieces = opening.continued(_tokens(model, tokenizer, opening, length, sampling, seed, precision), tokenizer)
     return _until(pieces, stop) if stop else pieces
 
 
@@ -187,6 +195,8 @@ def generate_bytes(
     seed: int | None = None,
     stop: Sequence[str] = (),
     alphabet: str | None = None,
+    *,
+    precision: str = "float32",
 ) -> Iterator[bytes]:
     r"""Continue a prompt as `generate` does, for a model of bytes; yield the bytes themselves, whatever they stand for.
 
@@ -198,7 +208,7 @@ def generate_bytes(
     """
     _check_seed(seed)
     opening = _checked_opening(tokenizer, prompt, length, stop, alphabet)
-    pieces = map(tokenizer.token_bytes, _tokens(model, tokenizer, opening, length, sampling, seed))
+    pieces = map(tokenizer.token_bytes, _tokens(model, tokenizer, opening, length, sampling, seed, precision))
     return _until(pieces, [to_bytes(text) for text in stop]) if stop else pieces
 
 
@@ -343,13 +353,22 @@ def _checked_opening(
 
 @torch.no_grad()
 def _tokens(
-    model: LanguageModel, tokenizer: Tokenizer, opening: Opening, length: int, sampling: Sampling, seed: int | None
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    opening: Opening,
+    length: int,
+    sampling: Sampling,
+    seed: int | None,
+    precision: str,
 ) -> Iterator[int]:
     """Yield the tokens that follow, as they are chosen; the end of a sequence isn't among them."""
-    device = next(model.parameters()).device
     chance = np.random.default_rng(seed)
-    history, forbidden = list(opening.ids), opening.forbidden_at_first
     model.eval()
+    if (stream := stream_of(model, precision)) is not None:
+        yield from _streamed_tokens(stream, tokenizer, opening, length, sampling, chance)
+        return
+    device = next(model.parameters()).device
+    history, forbidden = list(opening.ids), opening.forbidden_at_first
     logits, state = model(torch.tensor(history, device=device)[:, None])
     for _ in range(length):
         token = sampling.choose(_allowed(logits[-1, 0], forbidden), chance, history)
@@ -359,6 +378,30 @@ def _tokens(
         history.append(token)
         forbidden = opening.forbidden
         logits, state = model(torch.tensor([[token]], device=device), state)
+
+
+def _streamed_tokens(
+    stream: Stream,
+    tokenizer: Tokenizer,
+    opening: Opening,
+    length: int,
+    sampling: Sampling,
+    chance: np.random.Generator,
+) -> Iterator[int]:
+    """The same, chosen and read natively, some at a time: as many as take a moment."""
+    writer = Writer(stream, tokenizer.eos_id, **asdict(sampling))
+    writer.read(opening.ids)
+    forbidden, count = opening.forbidden_at_first, 1
+    while length:
+        began = time.perf_counter()
+        chances = np.zeros(count) if sampling.greedy else chance.random(count)
+        tokens = writer.write(chances, forbidden.numpy()).tolist()
+        yield from tokens
+        if len(tokens) < count:
+            return
+        length -= count
+        grown = count if time.perf_counter() - began > _A_MOMENT else 2 * count
+        forbidden, count = opening.forbidden, min(grown, length)
 
 
 def _allowed(logits: Tensor, forbidden: Tensor) -> Tensor:

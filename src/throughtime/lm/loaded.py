@@ -27,6 +27,7 @@ class Writing(TypedDict, total=False):
         seed: Makes the text repeatable.
         stop: A text, or several, before which to stop.
         alphabet: The only characters that may be written.
+        precision: What products multiply: "float32", "bfloat16" or "int8"; see `throughtime.stream`.
     """
 
     length: int
@@ -41,6 +42,7 @@ class Writing(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     alphabet: str | None
+    precision: str
 
 
 class LoadedRun:
@@ -141,12 +143,14 @@ class LoadedRun:
         for name in options:
             if name not in Writing.__annotations__:
                 raise unknown_name("option", name, Writing.__annotations__)
-        chosen: dict[str, Any] = {"length": 500, "seed": None, "stop": (), "alphabet": None} | options
-        length, seed, stop, alphabet = (chosen.pop(name) for name in ("length", "seed", "stop", "alphabet"))
+        apart: dict[str, Any] = {"length": 500, "seed": None, "stop": (), "alphabet": None, "precision": "float32"}
+        chosen: dict[str, Any] = apart | options
+        length, seed, stop, alphabet, precision = (chosen.pop(name) for name in apart)
         stop = (stop,) if isinstance(stop, str) else stop
         sampling = Sampling(**self.run.generation | chosen)
         seed = seed_of_sample(seed, number)
-        pieces = generate(self.model, self.tokenizer, prompt, length, sampling, seed, stop, alphabet)
+        how = (prompt, length, sampling, seed, stop, alphabet)
+        pieces = generate(self.model, self.tokenizer, *how, precision=precision)
         return chain([prompt], pieces)
 
     def __repr__(self) -> str:
