@@ -237,7 +237,7 @@ long scratch_bytes(const StreamModel& model) { return Scratch(model, nullptr).by
 // Cells --------------------------------------------------------------------------------------------------------------
 
 // One step of a stream: the products are made, x = W_ih x and u = W_hh h. Whole vectors are read and written, whose last lanes may
-// be nobody's. Sums are in the order in which the layers take them (plain.cpp, variants.cpp).
+// be nobody's. Sums are in the order in which the layers take them (csrc/cells).
 struct StreamCell {
   const Stage& s;
   const float* x;
@@ -247,27 +247,25 @@ struct StreamCell {
     switch (s.kind) {
       case StageKind::lstm: return s.is_variant ? step_lstm_variant() : step_lstm();
       case StageKind::gru: return s.is_variant ? step_gru_variant() : step_gru();
-      case StageKind::gru_reset_before: return s.is_variant ? step_gates_variant() : step_gates();
+      case StageKind::gru_reset_before:
+      case StageKind::mgu: return s.is_variant ? step_gates_variant() : step_gates();
       default: return s.is_variant ? step_rnn_variant() : step_rnn();
     }
   }
 
-  // The second half of a GRU whose reset gate acts before the product, whose result follows the gates in `u`.
+  // The second half of a cell whose last gate meets what another makes of h: its product follows the gates in `u`.
   void step_candidate() const {
-    const long H = s.hidden;
+    const long H = s.hidden, last = s.joint() * H;
+    const float* const gate = u + last - H;  // z, or f
+    const auto mix = [&](long j, V n) {
+      const V h_prev = load(h + j), share = load(gate + j);
+      put_h(j, s.kind == StageKind::mgu ? Mgu<float>::mix(share, n, h_prev) : Gru<float>::mix(share, n, h_prev));
+    };
     if (s.is_variant) {
-      const Norm<float> of_x = norm_of_row(x, 3 * H), of_n = norm_of_row(u + 2 * H, H);
-      return each([&](long j) {
-        const V n = tanh<float>(in(of_x, 2 * H + j) + back(of_n, 2 * H + j)), z = load(u + H + j);
-        V fresh = (1.0f - z) * n;
-        hold(fresh);
-        put_h(j, z * load(h + j) + fresh);
-      });
+      const Norm<float> of_x = norm_of_row(x, last + H), of_n = norm_of_row(u + last, H);
+      return each([&](long j) { mix(j, tanh<float>(in(of_x, last + j) + back(of_n, last + j))); });
     }
-    each([&](long j) {
-      const V n = tanh<float>(load(u + 2 * H + j) + load(x + 2 * H + j));
-      put_h(j, Gru<float>::mix(load(u + H + j), n, load(h + j)));
-    });
+    each([&](long j) { mix(j, tanh<float>(load(u + last + j) + load(x + last + j))); });
   }
 
   // h = W_hr m, which is in `u`.
@@ -284,10 +282,7 @@ struct StreamCell {
   THROUGHTIME_INLINE V a(long j) const { return load(u + j) + (load(x + j) + load(s.bias_ih + j)); }
 
   THROUGHTIME_INLINE void put_h(long j, V to) const {
-    if (s.kept_h != 0.0f) {
-      const V keep = splat(s.kept_h);
-      to = keep * load(h + j) + (1.0f - keep) * to;
-    }
+    if (s.kept_h != 0.0f) to = blend(splat(s.kept_h), load(h + j), to);
     store(h + j, to);
     store(out + j, to);
   }
@@ -323,12 +318,15 @@ struct StreamCell {
     });
   }
 
+  // What of h the last gate meets: r * h, its z in `u`; or f * h, its f there.
   void step_gates() const {
     const long H = s.hidden;
     each([&](long j) {
-      const V r = sigmoid<float>(a(j)), z = sigmoid<float>(a(H + j));
-      store(u + H + j, z);
-      store(m + j, r * load(h + j));
+      V gate = sigmoid<float>(a(j));
+      const V met = gate * load(h + j);
+      if (s.joint() == 2) gate = sigmoid<float>(a(H + j));
+      store(u + (s.joint() - 1) * H + j, gate);
+      store(m + j, met);
     });
   }
 
@@ -360,12 +358,9 @@ struct StreamCell {
       const V c_prev = load(c + j);
       const V f = sigmoid<float>(a(f_row) + peephole(f_row, c_prev)), g = tanh<float>(a(f_row + 1));
       const V i = s.is_coupled ? 1.0f - f : sigmoid<float>(a(0) + peephole(0, c_prev));
-      V added = i * g;
-      hold(added);
-      const V new_c = f * c_prev + added;
+      const V new_c = Lstm<float>::next_c(f, c_prev, i, g);
       const V o = sigmoid<float>(a(f_row + 2) + peephole(f_row + 1, new_c));
-      const V keep = splat(s.kept_c);
-      store(c + j, s.kept_c != 0.0f ? keep * c_prev + (1.0f - keep) * new_c : new_c);
+      store(c + j, s.kept_c != 0.0f ? blend(splat(s.kept_c), c_prev, new_c) : new_c);
       if (!s.gain_c) return put_m(j, o * tanh<float>(new_c));
       store(o_row + j, o);
       store(m + j, new_c);
@@ -390,11 +385,13 @@ struct StreamCell {
 
   void step_gates_variant() const {
     const long H = s.hidden;
-    const Norm<float> of_x = norm_of_row(x, 3 * H), of_u = norm_of_row(u, 2 * H);
+    const Norm<float> of_x = norm_of_row(x, s.gates() * H), of_u = norm_of_row(u, s.joint() * H);
     each([&](long j) {
-      const V r = sigmoid<float>(in(of_x, j) + back(of_u, j)), z = sigmoid<float>(in(of_x, H + j) + back(of_u, H + j));
-      store(u + H + j, z);
-      store(m + j, r * load(h + j));
+      V gate = sigmoid<float>(in(of_x, j) + back(of_u, j));
+      const V met = gate * load(h + j);
+      if (s.joint() == 2) gate = sigmoid<float>(in(of_x, H + j) + back(of_u, H + j));
+      store(u + (s.joint() - 1) * H + j, gate);
+      store(m + j, met);
     });
   }
 };
@@ -484,8 +481,9 @@ class Stepper {
         return {s, x, u.at(row), h.at(row), states.at(row) + s.c_at, m.at(row), own_out.at(row)};
       };
       for (long row = 0; row < rows; ++row) cell(row).step();
-      if (s.kind == StageKind::gru_reset_before) {
-        product(s.weight_n, s.is_variant ? nullptr : s.bias_n, rows, {m.first, m.stride}, {u.first + 2 * s.hidden, u.stride});
+      if (s.has_last()) {
+        const Row<float> to{u.first + s.joint() * s.hidden, u.stride};
+        product(s.weight_n, s.is_variant ? nullptr : s.bias_n, rows, {m.first, m.stride}, to);
         for (long row = 0; row < rows; ++row) cell(row).step_candidate();
       }
       if (s.projected) {

@@ -18,13 +18,13 @@ struct Matrix {
   const int32_t* offset = nullptr;  // likewise: 128 times the sum of a column's units
 };
 
-enum class StageKind : int { linear, rnn_tanh, rnn_relu, lstm, gru, gru_reset_before };
+enum class StageKind : int { linear, rnn_tanh, rnn_relu, lstm, gru, gru_reset_before, mgu };
 
 // A layer. Vectors are padded with zeros to whole panels; those that aren't there are null, but for bias_ih, which is zeros then.
 struct Stage {
   StageKind kind;
   long input, hidden, projected;  // I, H, and P or 0; of a linear layer `hidden` is the output
-  Matrix weight_ih, weight_hh, weight_n, weight_hr;  // n: what meets r * h, where the reset gate acts before the product
+  Matrix weight_ih, weight_hh, weight_n, weight_hr;  // n: of the last gate, where that meets what another makes of h
   const float *bias_ih, *bias_hh, *bias_n;
   long h_at, c_at;  // where in a stream's state its h and c begin
   // Variants compute in another order, as the layers do: biases come after the products.
@@ -39,9 +39,12 @@ struct Stage {
       case StageKind::lstm: return is_coupled ? 3 : 4;
       case StageKind::gru:
       case StageKind::gru_reset_before: return 3;
+      case StageKind::mgu: return 2;
       default: return 1;
     }
   }
+  bool has_last() const { return kind == StageKind::gru_reset_before || kind == StageKind::mgu; }
+  long joint() const { return gates() - has_last(); }  // the gates that meet h itself
 };
 
 struct StreamModel {

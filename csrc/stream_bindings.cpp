@@ -71,10 +71,9 @@ class Weights {
     s.kept_h = kept_h;
     s.kept_c = kept_c;
     const long rows = s.gates() * hidden;
-    const bool is_reset_before = s.kind == StageKind::gru_reset_before;
     if (weight_ih) s.weight_ih = pack(weight_ih, rows, input);
-    s.weight_hh = pack(weight_hh, is_reset_before ? 2 * hidden : rows, s.width());
-    if (is_reset_before) s.weight_n = pack(weight_hh + 2 * hidden * hidden * sizeof(float), hidden, hidden);
+    s.weight_hh = pack(weight_hh, s.joint() * hidden, s.width());
+    if (s.has_last()) s.weight_n = pack(weight_hh + s.joint() * hidden * hidden * sizeof(float), hidden, hidden);
     if (projected) s.weight_hr = pack(weight_hr, projected, hidden);
     s.bias_ih = copy(bias_ih, rows);
     s.bias_hh = optional(bias_hh, rows);

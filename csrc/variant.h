@@ -115,7 +115,7 @@ class VariantForward : public VariantMember<E, ForwardLoop<E, Own>> {
   void put_h(long t, long row, long unit, V h) {
     if (Base::zones_h()) {
       const V keep = Base::mask_h(t, row, unit);
-      h = keep * h_before(row, unit) + (T(1) - keep) * h;
+      h = blend(keep, h_before(row, unit), h);
     }
     put(row, unit, h, 1 - now_);
     if (s_.output) store(s_.output + Loop::output_row(t, row) * s_.output_stride + unit, h, s_.width() - unit);

@@ -113,6 +113,14 @@ THROUGHTIME_INLINE void store(E* to, Vector<E> v, long count) {
   for (long lane = 0; lane < count; ++lane) to[lane] = all[lane];
 }
 
+// share * old + (1 - share) * fresh. Rounded in one way wherever it stands, as a compiler might fuse either product with the sum.
+template <class V>
+THROUGHTIME_INLINE V blend(V share, V old, V fresh) {
+  V added = (1 - share) * fresh;
+  hold(added);
+  return share * old + added;
+}
+
 // Comparisons are written so that a NaN passes through.
 template <class V, class S>
 THROUGHTIME_INLINE V clamp(V x, S low, S high) {

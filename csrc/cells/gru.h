@@ -12,7 +12,7 @@ template <class T>
 struct Gru {
   using V = Vector<T>;
 
-  static THROUGHTIME_INLINE V mix(V z, V n, V h_prev) { return (T(1) - z) * n + z * h_prev; }
+  static THROUGHTIME_INLINE V mix(V z, V n, V h_prev) { return blend(z, h_prev, n); }
 
   struct Gradient {
     V a_z, a_n, h_prev;  // h_prev: the part that goes past the weights

@@ -22,7 +22,7 @@ struct Lstm {
     s.f = sigmoid<T>(a_f);
     s.g = tanh<T>(a_g);
     s.o = sigmoid<T>(a_o);
-    s.c = s.f * c_prev + s.i * s.g;
+    s.c = next_c(s.f, c_prev, s.i, s.g);
     s.m = s.o * tanh<T>(s.c);
     return s;
   }
@@ -44,8 +44,8 @@ struct Lstm {
     return d;
   }
 
-  // c_t of a variant, which with zoneout both passes compute: fused alike in both, or the backward pass would meet another c than
-  // the forward pass has normalised. Of a single unit c − mean is exactly zero, and what isn't grows by 1/√ε.
+  // Fused alike wherever it stands: with zoneout both passes compute it, and the backward pass must not meet another c than the forward
+  // pass has normalised. Of a single unit c − mean is exactly zero, and what isn't grows by 1/√ε.
   static THROUGHTIME_INLINE V next_c(V f, V c_prev, V i, V g) {
     V added = i * g;
     hold(added);
@@ -198,7 +198,7 @@ class LstmVariantForward : public VariantForward<E, Cell, LstmVariantForward<E, 
       V after = c;
       if (this->zones_c()) {
         const V keep = this->mask_c(t, row, unit);
-        after = keep * c_prev + (T(1) - keep) * c;
+        after = blend(keep, c_prev, c);
       }
       store(c_row + unit, after);
       if (this->s_.kept) store(this->kept(t, row) + unit, after, n);

@@ -12,7 +12,7 @@ template <class T>
 struct Mgu {
   using V = Vector<T>;
 
-  static THROUGHTIME_INLINE V mix(V f, V n, V h_prev) { return (T(1) - f) * h_prev + f * n; }
+  static THROUGHTIME_INLINE V mix(V f, V n, V h_prev) { return blend(f, n, h_prev); }
 
   static THROUGHTIME_INLINE V candidate_backward(V dh, V f, V n) { return dh * f * (T(1) - n * n); }
 

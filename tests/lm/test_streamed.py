@@ -10,8 +10,10 @@ from torch import nn
 import throughtime
 from throughtime import InputError
 from throughtime.kernels import native
-from throughtime.lm import CharTokenizer, LanguageModel, ModelConfig, Sampling, generate
+from throughtime.lm import CharTokenizer, LanguageModel, ModelConfig, Sampling, evaluate, generate
+from throughtime.lm import evaluation as evaluation_module
 from throughtime.lm import generation as generation_module
+from throughtime.lm.streamed import StreamReader
 from throughtime.streaming.writing import Writer
 
 pytestmark = pytest.mark.skipif(native.module is None, reason="streams need the kernels")
@@ -181,3 +183,31 @@ def test_a_writer_wants_one_stream_of_ids():
     for stream in (throughtime.stream(layer), throughtime.stream(layer, ids=True, streams=2)):
         with pytest.raises(InputError, match="expected one stream that reads token ids"):
             Writer(stream, None)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_streams_read_a_text_as_the_model_does(cell, monkeypatch):
+    model = sharp_model(41, hidden_size=24, cell=cell, num_layers=2)
+    tokens = np.random.default_rng(0).integers(1, 41, size=3000)
+    sequences = np.where(tokens == 7, 0, tokens)
+    sequences[-1] = 0
+    monkeypatch.setattr(evaluation_module, "_EXACT", 1000)  # so that there are several streams
+    calls = [{"tokens": tokens}, {"tokens": tokens[:500]}, {"tokens": tokens, "cold": 50}]
+    calls += [{"tokens": sequences, "eos_id": 0, "unknown_id": 3}, {"tokens": sequences, "eos_id": 0, "window": 5}]
+    expected = [evaluate(model, **call) for call in calls]
+    monkeypatch.setattr(evaluation_module, "reader_of", lambda model, _, rows: StreamReader(model, "float32", rows))
+    for call, exact in zip(calls, expected, strict=True):
+        found = evaluate(model, **call)
+        assert found.nats_per_token == pytest.approx(exact.nats_per_token, rel=1e-6)
+        assert found.unknown == exact.unknown
+        assert (found.perplexity_without_eos or 0) == pytest.approx(exact.perplexity_without_eos or 0, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_precision_costs_little(precision):
+    model = sharp_model(41, hidden_size=64)
+    tokens = np.random.default_rng(0).integers(1, 41, size=2000)
+    exact, narrow = (evaluate(model, tokens, precision=name) for name in ("float32", precision))
+    assert narrow.nats_per_token != exact.nats_per_token
+    assert narrow.nats_per_token == pytest.approx(exact.nats_per_token, rel=0.02)
+    assert narrow.method == f"carried state, {precision}"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import throughtime
-from throughtime import GRU, LSTM, RNN, InputError
+from throughtime import GRU, LSTM, MGU, RNN, InputError
 from throughtime.kernels import native
 
 pytestmark = pytest.mark.skipif(native.module is None, reason="streams need the kernels")
@@ -22,6 +22,7 @@ LAYERS = {
     "lstm_projected": lambda i, h, **o: LSTM(i, h, proj_size=max(1, h // 2), **o) if h > 1 else LSTM(i, h, **o),
     "gru": lambda i, h, **o: GRU(i, h, **o),
     "gru_reset_before": lambda i, h, **o: GRU(i, h, reset_after=False, **o),
+    "mgu": lambda i, h, **o: MGU(i, h, **o),
 }
 VARIANTS = {
     "rnn": [{"layer_norm": True}, {"zoneout": 0.3}],
@@ -40,6 +41,7 @@ VARIANTS = {
     ],
     "gru": [{"layer_norm": True}, {"zoneout": 0.5}],
     "gru_reset_before": [{"layer_norm": True}, {"zoneout": 0.5, "layer_norm": True}, {"zoneout": 0.5}],
+    "mgu": [{"layer_norm": True}, {"zoneout": 0.5, "layer_norm": True}, {"zoneout": 0.5}],
 }
 SIZES = [(1, 1), (3, 5), (7, 16), (19, 33), (64, 64), (130, 67), (5, 200)]
 ALL = [

@@ -30,6 +30,7 @@ NEEDS_ARGUMENTS = (
     "explain",
     "info",
     "pack",
+    "quantize",
     "plot",
     "gradients",
     "compare-gradients",
@@ -328,6 +329,9 @@ def evaluate(
         int | None,
         typer.Option(metavar="N", help="Beside it, an N-gram model of the run's training text.", show_default=False),
     ] = None,
+    precision: Annotated[
+        str, _choice("--precision", "NAME", "float32", READING, "Read it as bfloat16 or int8 weights do.")
+    ] = "float32",
     as_json: Json = False,
 ) -> None:
     """Measure how well a run predicts a text."""
@@ -341,7 +345,7 @@ def evaluate(
         for name, value in options.items():
             if needed is None and value is not None:
                 raise InputError(f"{flag(name)} is for {with_it}; expected that with it")
-    reading = Reading(cold, by_position, dynamic, adaptive, cache, of_cache, ngram)
+    reading = Reading(cold, by_position, dynamic, adaptive, cache, of_cache, ngram, precision)
     measured = measure(open_run(run), file, reading, last=last)
     if as_json:
         print_json(measured.record())
@@ -687,6 +691,29 @@ def pack(
     for name, size in files.items():
         results().print(f"{size:>12,}  {name}", soft_wrap=True)
     note(f"packed {out} without text and paths, but with the vocabulary; its README.md is what others will read")
+
+
+@app.command(epilog="[dim]Example[/]  throughtime quantize run")
+def quantize(
+    run: RunArgument,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Text to measure on.", show_default="what the run held out"),
+    ] = None,
+    last: Last = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what bfloat16 and int8 weights cost a run, in perplexity, and what they bring."""
+    from throughtime.app.quantizing import measure_precisions, print_costs, records
+    from throughtime.app.terminal import print_json
+    from throughtime.lm.run import open_run
+
+    opened = open_run(run)
+    found = measure_precisions(opened, file, last=last)
+    if as_json:
+        print_json({"precisions": records(found)})
+    else:
+        print_costs(found, opened, f"{file or 'held-out text'}, read by {run}")
 
 
 @app.command(epilog="[dim]Example[/]  throughtime plot run")

@@ -29,8 +29,13 @@ class Reading:
     cache: int | None
     cache_options: dict[str, Any]
     ngram: int | None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.precision != "float32" and (self.by_position or self.dynamic or self.cache):
+            raise InputError(
+                f"--precision {self.precision} is for a text that is only read; expected no --by-position, --dynamic or --cache"
+            )
         if (self.cold is not None or self.by_position) and (self.dynamic or self.cache):
             given = "--cold" if self.cold is not None else "--by-position"
             raise InputError(
@@ -105,7 +110,7 @@ def measure(run: "Run", file: Path, reading: Reading, *, last: bool = False) -> 
         if reading.by_position:
             positions = loss_by_position(model, tokens, eos_id=eos_id, cold=cold)
         if dynamic is None and cache is None:
-            evaluation = evaluate(model, tokens, cold=cold, **units)
+            evaluation = evaluate(model, tokens, cold=cold, precision=reading.precision, **units)
         else:
             training = run.corpus().train if dynamic is not None and dynamic.rule == "rms" else None
             evaluation = evaluate_adaptively(model, tokens, dynamic=dynamic, cache=cache, training=training, **units)

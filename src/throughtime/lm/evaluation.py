@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from throughtime.errors import InputError
 from throughtime.lm.model import LanguageModel
+from throughtime.lm.streamed import reader_of
 from throughtime.training import Sequences
 
 _EXACT = 250_000  # tokens up to which one stream carries its state through the whole text
@@ -122,6 +123,7 @@ def evaluate(
     eos_id: int | None = None,
     window: int = 512,
     cold: int | None = None,
+    precision: str = "float32",
 ) -> Evaluation:
     """Score a whole text: a stream with carried state or in cold windows, or sequences one by one.
 
@@ -138,23 +140,28 @@ def evaluate(
         eos_id: The id that ends a sequence; `None` where the text is one stream.
         window: Most steps in one call of the model.
         cold: Tokens in a cold window, of a stream; `None` carries the state.
+        precision: What products multiply: "float32", or as streams read the text, "bfloat16" or "int8"; see `throughtime.stream`.
 
     Raises:
-        InputError: There are too few tokens, or `cold` is below 1 or given with sequences.
+        InputError: There are too few tokens, or `cold` is below 1 or given with sequences, or no stream has the precision.
     """
     _check_readable(tokens, eos_id, cold)
     was_training = model.training
     model.eval()
     method = CARRIED
     if eos_id is not None:
-        scores, method = score_sequences(model, tokens, eos_id, window, unknown_id=unknown_id), FRESH
+        scores = score_sequences(model, tokens, eos_id, window, unknown_id=unknown_id, precision=precision)
+        method = FRESH
         lost = Lost(*(float(part.sum()) for part in (scores.nats, scores.unknown_nats, scores.eos_nats)))
     elif cold is not None:
-        lost = Lost.of(cold_nats(model, tokens, cold), tokens[1:], unknown_id, eos_id)
+        lost = Lost.of(cold_nats(model, tokens, cold, precision), tokens[1:], unknown_id, eos_id)
         method = f"cold windows of {cold:,} tokens"
     else:
         streams = 1 if len(tokens) - 1 <= _EXACT else min(64, -(-(len(tokens) - 1) // (_EXACT // 4)))
-        lost = _lost_in_streams(model, tokens, window, streams, 0 if streams == 1 else _WARM_UP, unknown_id)
+        warm_up = 0 if streams == 1 else _WARM_UP
+        lost = _lost_in_streams(model, tokens, window, streams, warm_up, unknown_id, precision=precision)
+    if precision != "float32":
+        method = f"{method}, {precision}"
     model.train(was_training)
     return summarise(lost, tokens, method, characters=characters, bytes=bytes, unknown_id=unknown_id, eos_id=eos_id)
 
@@ -242,18 +249,21 @@ def loss_by_position(
 
 
 @torch.no_grad()
-def cold_nats(model: LanguageModel, tokens: NDArray[np.integer], window: int) -> NDArray[np.float64]:
+def cold_nats(
+    model: LanguageModel, tokens: NDArray[np.integer], window: int, precision: str = "float32"
+) -> NDArray[np.float64]:
     """Return −ln p of every token but the first, (N−1,); each window of so many is read from a fresh state."""
-    device = next(model.parameters()).device
     count = len(tokens) - 1
     rows = max(min(_BATCH, _MOST_LOGITS // (window * model.config.vocabulary_size)), 1)
+    reader = reader_of(model, precision, rows)
     nats = []
     for begin in range(0, count, rows * window):
         places = np.arange(begin, begin + rows * window).reshape(rows, window).T  # (T, B)
         places = places[:, places[0] < count]
         inside = places.clip(0, count - 1)
-        logits, _ = model(torch.from_numpy(tokens[inside].astype(np.int64)).to(device))
-        targets = torch.from_numpy(tokens[inside + 1].astype(np.int64)).to(device)
+        reader.begin()
+        logits = reader.read(torch.from_numpy(tokens[inside].astype(np.int64)))
+        targets = torch.from_numpy(tokens[inside + 1].astype(np.int64)).to(logits.device)
         lost = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
         nats.append(lost.double().cpu().numpy().T.ravel())
     return np.concatenate(nats)[:count]
@@ -315,6 +325,7 @@ def score_sequences(
     *,
     unknown_id: int | None = None,
     end_tokens: int = 1,
+    precision: str = "float32",
 ) -> SequenceScores:
     """Return −ln p of each sequence, every one read from a fresh state.
 
@@ -326,11 +337,12 @@ def score_sequences(
         should_stop: Asked between any two windows; if so, an exception ends it.
         unknown_id: The id that is counted as unknown.
         end_tokens: How many tokens a sequence's end is, `eos_id` the last of them.
+        precision: As of `evaluate`.
     """
     lengths = np.diff(np.flatnonzero(np.asarray(tokens) == eos_id), prepend=-1)
     nats, eos_nats, unknown_nats = np.zeros((3, len(lengths)))
     unknown = np.zeros(len(lengths), dtype=np.int64)
-    for begin, rows, targets, lost in _sequence_windows(model, tokens, eos_id, window, should_stop):
+    for begin, rows, targets, lost in _sequence_windows(model, tokens, eos_id, window, should_stop, precision):
         places = begin + torch.arange(len(targets))[:, None]
         is_end = places >= torch.from_numpy(lengths[rows]) - end_tokens
         is_unknown = targets == (-1 if unknown_id is None else unknown_id)
@@ -347,20 +359,23 @@ def _sequence_windows(
     eos_id: int,
     window: int,
     should_stop: Callable[[], bool] = lambda: False,
+    precision: str = "float32",
 ) -> Iterator[tuple[int, NDArray[np.int64], Tensor, Tensor]]:
     """Yield where in its sequences a window begins, which sequences they are, its targets, and −ln p of each, (T, B)."""
-    device = next(model.parameters()).device
     window = _affordable(window, _BATCH, model.config.vocabulary_size)
     sequences = Sequences(tokens, eos_id, _BATCH, window, shuffle=False)
-    state, begin = None, 0
+    reader, begin = reader_of(model, precision, _BATCH), 0
     for step in range(len(sequences)):
         if should_stop():
             raise _StoppedError
         inputs, targets, lengths = sequences.window_at(step)
-        state, begin = (None, 0) if sequences.begins_epoch(step) else (state, begin + window)
-        logits, state = model(inputs.to(device), state, lengths.to(device))
+        begin += window
+        if sequences.begins_epoch(step):
+            reader.begin()
+            begin = 0
+        logits = reader.read(inputs, lengths)
         lost = cross_entropy(
-            logits.flatten(0, 1).float(), targets.to(device).flatten(), ignore_index=-100, reduction="none"
+            logits.flatten(0, 1).float(), targets.to(logits.device).flatten(), ignore_index=-100, reduction="none"
         )
         yield begin, sequences.rows_at(step), targets, lost.view(targets.shape).double().cpu()
 
@@ -383,29 +398,27 @@ def _lost_in_streams(
     warm_up: int,
     unknown_id: int | None,
     should_stop: Callable[[], bool] = lambda: False,
+    precision: str = "float32",
 ) -> Lost:
     """Return −ln p of all tokens but the first, read in streams that begin `warm_up` tokens before those they are scored on."""
-    device = next(model.parameters()).device
+    reader = reader_of(model, precision, streams)
     count = len(tokens) - 1
     stride = -(-count // streams)
     window = _affordable(window, streams, model.config.vocabulary_size)
     starts = np.arange(streams) * stride
     total = of_unknown = 0.0
-    state: tuple[Tensor, ...] | None = None
     for begin in (*range(-warm_up, 0, window), *range(0, stride, window)):
         if should_stop():
             raise _StoppedError
         end = min(begin + window, 0 if begin < 0 else stride)
         places = starts + np.arange(begin, end)[:, None]  # (T, streams)
         inside = places.clip(0, count - 1)
-        ids = torch.from_numpy(tokens[inside].astype(np.int64)).to(device)
-        if begin == 0 and state is not None:
-            for tensor in state:  # before the first stream there is nothing to have read
-                tensor[:, 0] = 0
-        logits, state = model(ids, state)
+        if begin == 0:
+            reader.begin_row(0)  # before the first stream there is nothing to have read
+        logits = reader.read(torch.from_numpy(tokens[inside].astype(np.int64)))
         if begin >= 0:
             targets = np.where(places < count, tokens[inside + 1].astype(np.int64), -100)
-            targets = torch.from_numpy(targets).to(device).flatten()
+            targets = torch.from_numpy(targets).to(logits.device).flatten()
             lost = cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-100, reduction="none")
             total += lost.sum().item()
             of_unknown += 0.0 if unknown_id is None else lost[targets == unknown_id].sum().item()

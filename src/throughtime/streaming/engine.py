@@ -16,7 +16,8 @@ from throughtime.streaming import state
 from throughtime.streaming.reading import LinearStage, RecurrentStage, Snapshot, snapshot
 
 PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}
-_KINDS = {"rnn_tanh": 1, "rnn_relu": 2, "lstm": 3, "gru": 4, "gru_reset_before": 5}
+_KINDS = {"rnn_tanh": 1, "rnn_relu": 2, "lstm": 3, "gru": 4, "gru_reset_before": 5, "mgu": 6}
+_HAVE_LAST = ("gru_reset_before", "mgu")  # cells whose last gate meets what another makes of h
 _LARGEST_TABLE = 64 << 20  # bytes; more is read as embeddings, and multiplied at each step
 _WORK_A_CALL = 1 << 31  # products between two looks at signals, such as Ctrl-C's: a tenth of a second
 
@@ -330,8 +331,8 @@ def _add_recurrent(weights: Any, stage: RecurrentStage, *, has_table: bool) -> N
     p, hidden = stage.parameters, stage.hidden_size
     projected = stage.output_size if p.weight_hr is not None else 0
     bias_n = None
-    if stage.spec.base == "gru_reset_before" and p.bias_ih is not None and p.bias_hh is not None:
-        bias_n = p.bias_ih[2 * hidden :] + p.bias_hh[2 * hidden :]
+    if stage.spec.base in _HAVE_LAST and p.bias_ih is not None and p.bias_hh is not None:
+        bias_n = p.bias_ih[-hidden:] + p.bias_hh[-hidden:]
     tensors = (
         p.weight_hh,
         p.weight_hr,

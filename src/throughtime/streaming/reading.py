@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.errors import InputError
-from throughtime.layers import GRU, LSTM, RNN, Recurrent
+from throughtime.layers import GRU, LSTM, MGU, RNN, Recurrent
 from throughtime.spec import Parameters, Spec, read
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -174,11 +174,11 @@ def _stages(module: nn.Module, name: str) -> list[RecurrentStage] | list[LinearS
         return [LinearStage(_numbers(module.weight, name), bias)]
     if isinstance(module, nn.RNNBase) and any(_is(module, kind) for kind in (nn.RNN, nn.LSTM, nn.GRU)):
         return _recurrent(module, name, read(_OF_TORCH[module.mode]), 0.0)
-    if isinstance(module, Recurrent) and any(_is(module, kind) for kind in (RNN, LSTM, GRU)):
+    if isinstance(module, Recurrent) and any(_is(module, kind) for kind in (RNN, LSTM, GRU, MGU)):
         return _recurrent(module, name, read(module.cell), module.zoneout)
     raise InputError(
-        f"can't stream {name}; expected RNN, LSTM and GRU layers (throughtime's or torch.nn's), nn.Linear, and an nn.Embedding "
-        "at the beginning: give them in an nn.Sequential"
+        f"can't stream {name}; expected RNN, LSTM, GRU and MGU layers (throughtime's or torch.nn's), nn.Linear, an nn.Embedding "
+        "at the beginning, and all of them in an nn.Sequential"
     )
 
 
