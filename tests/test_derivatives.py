@@ -7,6 +7,7 @@ differentiation in a way of its own: row by row, or summed over the rows.
 from dataclasses import dataclass
 from functools import partial
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,6 +208,19 @@ def by_sample(of: Draw, v: Tensors) -> Tensor:
     return sum((gradients[name] * t).flatten(1).sum(1) for name, t in v.items())
 
 
+def by_copies(of: Draw, v: Tensors) -> Tensor:
+    """In plain autograd, of a copy of each parameter for each row."""
+    of.layer.eval()
+    axes, rows = of.axes(), of.others["w0"].shape[0]
+    copies = {name: t.expand(rows, *t.shape) if axes[name] is None else t for name, t in leaves_of(of.theta).items()}
+    own, others = {name: axes[name] or 0 for name in copies}, {name: axes[name] for name in of.others}
+    losses = vmap(of.row_loss, in_dims=(own, others))(copies, of.others)
+    found = torch.autograd.grad(losses.sum(), list(copies.values()), allow_unused=True, materialize_grads=True)
+    rows_first = {name: g.movedim(own[name], 0) for (name, g) in zip(copies, found, strict=True)}
+    v = {name: t if axes[name] is None else t.movedim(axes[name], 0) for name, t in v.items()}
+    return sum((rows_first[name] * t).flatten(1).sum(1) for name, t in v.items())
+
+
 def by_forward_mode(of: Draw, v: Tensors) -> Tensor:
     return jvp(lambda theta: of.losses(theta, of.others), (of.theta,), (v,))[1]
 
@@ -220,7 +234,7 @@ def by_dual_tensors(of: Draw, v: Tensors) -> Tensor:
 
 def check(by, **options) -> None:
     of = draw(**options)
-    if by is by_sample:
+    if by in (by_sample, by_copies):
         of = draw(**options | {"trains": False, "read": "vectors" if options["read"] == "packed" else options["read"]})
     v = {name: torch.randn_like(t) for name, t in of.theta.items()}
     found = by(of, v)
@@ -231,23 +245,26 @@ def check(by, **options) -> None:
 
 
 IN_REVERSE = [by_autograd, by_grad, by_vjp]
-FOR_MANY = [by_jacrev, by_batched_gradients, by_mapped_gradients, by_sample]
+FOR_MANY = [by_jacrev, by_batched_gradients, by_mapped_gradients, by_sample, by_copies]
 FORWARD = [by_forward_mode, by_dual_tensors]
 
 
-@settings(max_examples=900)
-@given(by=st.sampled_from(IN_REVERSE), **OPTIONS)
+@pytest.mark.parametrize("by", IN_REVERSE)
+@settings(max_examples=300)
+@given(**OPTIONS)
 def test_gradients(by, **options):
     check(by, **options)
 
 
-@settings(max_examples=900)
-@given(by=st.sampled_from(FOR_MANY), **OPTIONS)
+@pytest.mark.parametrize("by", FOR_MANY)
+@settings(max_examples=180)
+@given(**OPTIONS)
 def test_many_gradients(by, **options):
     check(by, **options)
 
 
-@settings(max_examples=300)
-@given(by=st.sampled_from(FORWARD), **OPTIONS)
+@pytest.mark.parametrize("by", FORWARD)
+@settings(max_examples=150)
+@given(**OPTIONS)
 def test_forward_mode(by, **options):
     check(by, **options)

@@ -20,6 +20,8 @@ MODULES = [
 def test_docstring_examples(name, tmp_path, monkeypatch):
     if native.module is None and name == "throughtime.streaming.engine":
         pytest.skip("streams need the kernels")
+    if name == "throughtime.opacus":
+        pytest.importorskip("opacus", reason="Opacus isn't installed")
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert result.failed == 0

@@ -201,7 +201,9 @@ def test_a_backend_that_has_no_rule_says_so(what):
     packed = pack_sequence([x[:, 0], x[:3, 1]])
     transformed = {
         "forward-mode": lambda: jvp(lambda x: layer(x)[0], (x,), (x,)),
-        "parameters": lambda: vmap(run, in_dims=(None, *[0] * len(parameters)))(x, *(p[None] for p in parameters)),
+        "parameters": lambda: vmap(run, in_dims=(None, *[0] * len(parameters)))(
+            x, *(torch.stack([p, 2 * p]) for p in parameters)
+        ),
         "packed rows": lambda: vmap(lambda data: layer(packed._replace(data=data))[0].data)(packed.data[None]),
     }
     with pytest.raises(
@@ -316,6 +318,24 @@ def test_gradients_and_mapped_inputs_are_computed_by_the_kernels(name, passes):
     vmap(grad(loss, argnums=1), in_dims=(None, 1))(parameters, x[:, :, None])
     jacrev(loss, argnums=1)(parameters, x)
     assert passes == ["kernels forward", *["kernels forward", "kernels backward"] * 2]
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "gru_reset_before", "mgu"])
+def test_copies_of_the_parameters_get_gradients_of_their_own_in_one_pass(name, passes):
+    (loss, parameters), x = loss_of(make(name)), torch.randn(4, 3, 3, dtype=torch.float64)
+    leaves = [p.clone().requires_grad_() for p in parameters]
+    copies = tuple(leaf.expand(3, *leaf.shape) for leaf in leaves)
+    losses = vmap(loss, in_dims=(0, 1))(copies, x[:, :, None])
+    gradients = torch.autograd.grad(losses.sum(), copies, retain_graph=True)
+    assert passes == ["kernels forward", "kernels backward"]
+    for a, e in zip(gradients, per_sample(loss)(parameters, x), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
+    again = torch.autograd.grad(losses.sum(), copies, create_graph=True)
+    second = torch.autograd.grad(cubes(again), leaves)
+    expected = in_plain_autograd(lambda p: cubes(per_sample(loss)(p, x)), parameters)
+    for a, e in zip(second, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-11)
 
 
 @needs_kernels

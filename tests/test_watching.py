@@ -10,7 +10,9 @@ from torch import Tensor
 import throughtime
 from throughtime import watching
 
-LEVELS = ["get_interpreter_stack", "is_functorch_wrapped_tensor", "is_batchedtensor", "get_unwrapped"]
+LEVELS = [
+    *("get_interpreter_stack", "is_functorch_wrapped_tensor", "is_batchedtensor", "get_unwrapped", "maybe_get_bdim"),
+]
 NAMES = [
     ("torch._C", "_are_functorch_transforms_active"),
     ("torch._C", "_len_torch_dispatch_stack"),

@@ -6,8 +6,9 @@ parameters, are products in plain torch above them, which `vmap` turns into prod
 cost a pass over the batch and these products.
 
 What has no rule here is computed by the equations, in plain torch, so that each of their steps is transformed like any other
-code: forward mode, `vmap` over parameters or packed rows, all that a compiler traces; on the way back under `vmap` also cells
-whose parameters' gradients the gates don't tell (normalised, with peepholes, projected); and derivatives of a derivative.
+code: forward mode, `vmap` over parameters that differ or over packed rows, all that a compiler traces; on the way back under
+`vmap` also cells whose parameters' gradients the gates don't tell (normalised, with peepholes, projected); and derivatives of a
+derivative. Parameters that are mapped and don't differ, copies that an `expand` made, get each its own gradient by the kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,13 +38,18 @@ def refusal(request: Request) -> str | None:
         return None
     if request.batch_sizes is not None:
         return "they have no rule for vmap over packed rows"
-    if any(
-        there
-        for there, axis in zip(mapped, _axes(request.form(), tensors, [None] * len(tensors)), strict=True)
-        if axis is None
-    ):
+    axes = _axes(request.form(), tensors, [None] * len(tensors))
+    whole = any(is_mapped and axis is None for is_mapped, axis in zip(mapped, axes, strict=True))
+    if whole and not _has_copies(request):
         return "they have no rule for vmap over parameters"
     return None
+
+
+def _has_copies(request: Request) -> bool:
+    """Whether the parameters are mapped, and all of them the same: what differs is whose gradient is whose."""
+    numbers = [mask for mask in request.masks.to_list() if not mask.dim()]
+    is_plain = reference.tells_by_gates(request) and not any(map(watching.is_mapped, numbers))
+    return is_plain and watching.transforms() == {"Vmap"} and all(map(watching.is_copy, request.parameters))
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class _Asked:
     Attributes:
         form: The request without its tensors.
         backend: Who computes.
+        has_copies: Of a forward pass: whether parameters have an axis in front, of copies for as many parts of the batch, each
+            of which is to get its own gradient.
         keeps: Of a forward pass: whether a gradient may be asked for that no tensor's `requires_grad` tells of.
         needs_input: Of a backward pass, as all below: whether it returns the input's gradient.
         wants: What it returns after that and the initial state's: "parameters", their gradients; "gates", ∂a of each direction,
@@ -62,6 +70,7 @@ class _Asked:
 
     form: Form
     backend: str
+    has_copies: bool = False
     keeps: bool = False
     needs_input: bool = False
     wants: str = ""
@@ -73,7 +82,8 @@ def forward(request: Request, backend: str) -> tuple[Tensor, list[Tensor]]:
     if backend != "native" or refusal(request):
         output, final, _ = reference.forward_openly(request)
         return output, final
-    asked = _Asked(request.form(), backend, keeps=torch.is_grad_enabled() and "Grad" in watching.transforms())
+    keeps = torch.is_grad_enabled() and "Grad" in watching.transforms()
+    asked = _Asked(request.form(), backend, _has_copies(request), keeps)
     output, *others = _Forward.apply(asked, *request.tensors())
     return output, others[: asked.form.states]
 
@@ -116,6 +126,65 @@ def backward(
     return [grad_input, *made[: form.states], *parameters]
 
 
+def _backward_by_copy(
+    form: Form, backend: str, needs: Sequence[bool], grads: Sequence[Tensor | None], tensors: Sequence[Any]
+) -> list[Tensor | None]:
+    """Backpropagate where each part of the batch has its own copy of the parameters: as `backward`."""
+    own, (output, *saved) = _cut(tensors, form.total)
+    count, states = own[1 + form.states].shape[0], form.states
+    request, (parts, dims) = form.request(_first_copies(form, own)), _by_copy(form, own, count)
+    grads = schema.filled(request, grads[: 1 + states])
+    if torch.is_grad_enabled() or watching.is_transformed() or watching.are_batched(grads):
+        of_each = [_parts(grad, axis, count) for grad, axis in zip(grads, (1, *[0] * states), strict=True)]
+        found: Any = torch.vmap(
+            lambda grads, tensors: tuple(_backward_openly(form.request(tensors), grads)),
+            in_dims=([1, *[0] * states], dims),
+            out_dims=(1, *[0] * (form.differentiable - 1)),
+        )(of_each, parts)
+        return [found[0].flatten(1, 2), *(g.flatten(0, 1) for g in found[1 : 1 + states]), *found[1 + states :]]
+    asked = _Asked(form, backend, wants="gates", computes_again=form.recompute_every > 0)
+    saved = [] if asked.computes_again else saved
+    made = _Backward.apply(asked, *grads, *_first_copies(form, own), output, *saved)
+    at_gates = [_parts(grad_a, 0, count) for grad_a in made[states:]]
+
+    def from_gates(at_gates: list[Tensor], tensors: list[Any], output: Tensor) -> tuple[Tensor, ...]:
+        given = form.request(tensors), at_gates, output, needs[0]
+        grad_input, parameters = reference.backward_from_gates(*given, _Products.apply)
+        return (*([] if grad_input is None else [grad_input]), *parameters)
+
+    out_dims = (*([1] if needs[0] else []), *[0] * len(request.parameters))
+    with torch.autocast(request.input.device.type, enabled=False):
+        found = torch.vmap(from_gates, in_dims=(0, dims, 1), out_dims=out_dims)(
+            at_gates, parts, _parts(output, 1, count)
+        )
+    grad_input = [found[0].flatten(1, 2)] if needs[0] else [None]
+    return [*grad_input, *made[:states], *found[len(out_dims) - len(request.parameters) :]]
+
+
+def _by_copy(form: Form, tensors: Sequence[Any], count: int) -> tuple[list[Any], list[int | None]]:
+    """Return a request's tensors with an axis for so many copies of the parameters, or parts of the batch, and that axis."""
+    parts: list[Any] = []
+    dims: list[int | None] = []
+    for place, (tensor, axis) in enumerate(zip(tensors, _axes(form, tensors, [None] * form.total), strict=True)):
+        if tensor is None or axis is None:
+            parts.append(tensor)
+            dims.append(0 if form.states < place < form.differentiable else None)
+        else:
+            parts.append(_parts(tensor, axis, count))
+            dims.append(axis)
+    return parts, dims
+
+
+def _first_copies(form: Form, tensors: Sequence[Any]) -> list[Any]:
+    """Return a request's tensors with the first copy of each parameter."""
+    return [t[0] if form.states < place < form.differentiable else t for place, t in enumerate(tensors)]
+
+
+def _parts(tensor: Tensor, axis: int, count: int) -> Tensor:
+    """Return a tensor whose rows are cut in so many parts, along an axis of their own."""
+    return tensor.unflatten(axis, (count, tensor.shape[axis] // count))
+
+
 def _cut(tensors: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Any]]:
     return tensors[:count], tensors[count:]
 
@@ -146,7 +215,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(asked: _Asked, *tensors: Tensor | None) -> tuple[Any, ...]:
-        request = asked.form.request(tensors)
+        request = asked.form.request(_first_copies(asked.form, tensors) if asked.has_copies else tensors)
         keep = asked.keeps or any(t is not None and t.requires_grad for t in tensors)
         with schema.below_autograd():
             output, final, saved = schema.compute(request, keep, asked.backend, watching.is_watched(tensors))
@@ -163,7 +232,8 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         form = ctx.asked.form
         needs = ctx.needs_input_grad[1 : 1 + form.differentiable]
-        made = backward(form, ctx.asked.backend, needs, grads, ctx.saved_tensors)
+        way = _backward_by_copy if ctx.asked.has_copies else backward
+        made = way(form, ctx.asked.backend, needs, grads, ctx.saved_tensors)
         return None, *made, *[None] * (form.total - len(made))
 
     @staticmethod
@@ -333,7 +403,7 @@ def _fold(
         size = min(most, count - begin)
         results = run(*(_with_rows_of(t, dim, axis, begin, size) for t, dim, axis in given))
         where = (*made, *[1] * (len(results) - len(made)))
-        parts.append([r.unflatten(axis, (size, r.shape[axis] // size)) for r, axis in zip(results, where, strict=True)])
+        parts.append([_parts(r, axis, size) for r, axis in zip(results, where, strict=True)])
     if len(parts) == 1:
         return tuple(parts[0]), where
     return tuple(torch.cat(part, axis) for part, axis in zip(zip(*parts, strict=True), where, strict=True)), where
@@ -343,9 +413,10 @@ def _with_rows_of(tensor: Tensor | None, dim: int | None, axis: int | None, begi
     """Return a tensor whose rows are those of so many of what is mapped."""
     if tensor is None or (axis is None and dim is None):
         return tensor
-    if axis is None:
-        raise NotImplementedError("the kernels have no rule for vmap over parameters; use backend='reference'")
-    if dim is None:
+    if dim is None or axis is None:
+        if dim is not None:  # a parameter's copies
+            return tensor.narrow(dim, begin, size).movedim(dim, 0)
+        assert axis is not None
         rows = tensor.unsqueeze(axis).expand(*tensor.shape[:axis], size, *tensor.shape[axis:])
     else:
         rows = tensor.narrow(dim, begin, size).movedim(dim, axis)

@@ -28,8 +28,13 @@ _count_function_modes = _private("torch._C", "_len_torch_function_stack", 1)
 _tracing_state = _private("torch._C", "_get_tracing_state", True)
 _is_profiled = _private("torch._C._autograd", "_profiler_enabled", True)
 _is_batched = _private("torch._C._functorch", "is_legacy_batchedtensor", True)
-_LEVELS = ("get_interpreter_stack", "is_functorch_wrapped_tensor", "is_batchedtensor", "get_unwrapped")
-_interpreters, _is_wrapped, _is_one_of_many, _unwrap = (_private("torch._C._functorch", n, None) for n in _LEVELS)
+_LEVELS = (
+    *("get_interpreter_stack", "is_functorch_wrapped_tensor", "is_batchedtensor", "get_unwrapped"),
+    "maybe_get_bdim",
+)
+_interpreters, _is_wrapped, _is_one_of_many, _unwrap, _mapped_axis = (
+    _private("torch._C._functorch", n, None) for n in _LEVELS
+)
 _knows_levels = all(hasattr(getattr(torch._C, "_functorch", None), name) for name in _LEVELS)
 _is_fake = _private("torch._subclasses.fake_tensor", "is_fake", False)
 _knows_forward_mode = hasattr(forward_ad, "_current_level")
@@ -90,6 +95,14 @@ def is_mapped(tensor: Tensor) -> bool:
             return True
         tensor = _unwrap(tensor)
     return False
+
+
+def is_copy(tensor: Tensor) -> bool:
+    """Whether a tensor is one of many that are the same memory to the one `torch.func.vmap` that is on: an `expand` made them."""
+    if len(_interpreters() or ()) != 1 or not _is_one_of_many(tensor):
+        return False
+    every, axis = _unwrap(tensor), _mapped_axis(tensor)
+    return every.stride(axis) == 0 or every.shape[axis] == 1
 
 
 def values(tensor: Tensor) -> Tensor:
