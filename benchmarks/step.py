@@ -1,6 +1,7 @@
 """One step of one stream, and of many: `throughtime.stream` against the product alone, torch.nn, torch's cells and ONNX Runtime.
 
     python -m benchmarks.step            # about five minutes on a calm machine; --quick takes one
+    python -m benchmarks.step --soak 10  # streams stepped, saved, cloned and reset for ten minutes: memory has to stay as it is
 
 Each contestant's answer to a sequence is compared with torch.nn's in float64 before it is timed; then all of a case are timed in
 turns, and medians and their ratios are printed. The floor is the product of a step alone, (G·H, I + H) by a vector, on weights
@@ -13,10 +14,12 @@ Not measured here, since it is compiled for one size: RTNeural publishes 0.33, 1
 
 import argparse
 import importlib.util
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +33,7 @@ from benchmarks.speed.report import machine
 from benchmarks.speed.timing import take_turns
 from throughtime.kernels import native
 from throughtime.streaming.engine import PRECISIONS
+from throughtime.streaming.writing import Writer
 
 LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 OURS: dict[str, Any] = {"lstm": throughtime.LSTM, "gru": throughtime.GRU, "rnn": throughtime.RNN}
@@ -198,12 +202,47 @@ def many_streams(budget: float) -> None:
     print(f"  {throughtime.stream(layer, streams=10_000).memory}, in bytes; h and c are {4 * 2 * 256} of a stream's")
 
 
+def soak(minutes: float) -> None:
+    """Use streams in every way for so long, and refuse growing memory."""
+    torch.manual_seed(0)
+    layer = throughtime.LSTM(32, 64, 2)
+    many = [throughtime.stream(layer, streams=100, precision=precision) for precision in PRECISIONS]
+    reads = throughtime.stream(nn.Sequential(throughtime.GRU(60, 64), nn.Linear(64, 60)), ids=True)
+    random, sizes = np.random.default_rng(0), []
+    began = time.monotonic()
+    for tenth in range(11):
+        while time.monotonic() < began + tenth * 6 * minutes:
+            for streams in many:
+                which = random.permutation(100)[: random.integers(1, 101)]
+                streams.step(random.standard_normal((len(which), 32), np.float32), which=which)
+                streams.feed(random.standard_normal((random.integers(1, 200), 32), np.float32), which=int(which[0]))
+                saved = streams.state(which)
+                streams.clone().restore(saved, which)
+                streams.reset(which[: len(which) // 2])
+            writer = Writer(reads.clone(), end=None, top_p=0.9)
+            writer.read(random.integers(60, size=random.integers(1, 50)).tolist())
+            writer.write(random.random(random.integers(1, 200)))
+        sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6)
+        print(f"after {tenth * minutes / 10:.1f} minutes: {sizes[-1]:.1f} MB", flush=True)
+    if max(sizes[2:]) > sizes[1] + 2:
+        raise SystemExit(f"memory grew from {sizes[1]:.1f} to {max(sizes):.1f} MB")
+
+
 def main() -> None:
-    """Measure all cases, one after the other."""
+    """Measure, or soak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer turns, and small cases alone")
-    quick = parser.parse_args().quick
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="this alone, on Linux")
+    given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.soak is None:
+        measure(quick=given.quick)
+    else:
+        soak(given.soak)
+
+
+def measure(*, quick: bool) -> None:
+    """Measure all cases, one after the other."""
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     print("" if HAS_ONNX else "onnxruntime isn't installed, and takes no part")
     budget = 1.0 if quick else 6.0

@@ -45,6 +45,6 @@ def print_costs(found: list[Cost], run: "Run", title: str) -> None:
 
 def _row(cost: Cost, units: str) -> Row:
     nats, perplexity = cost.evaluation.nats_per_token, cost.evaluation.perplexity
-    lost = f" ({cost.lost:+.2%})" if cost.precision != "float32" else ""
+    lost = "" if cost.precision == "float32" else f" ({round(cost.lost, 4) + 0.0:+.2%})"  # no "-0.00%"
     brought = f"{cost.weights / 1e6:.1f} MB, {cost.tokens_a_second:,.0f} {units}/s"
     return cost.precision, f"{nats:.4f} nats, perplexity {perplexity:.4g}{lost}, {brought}"

@@ -21,7 +21,9 @@ def stream_of(model: LanguageModel, precision: str = "float32") -> Stream | None
     Raises:
         InputError: There can be no stream of that precision.
     """
-    return None if precision == "float32" and not _has_stream(model) else stream(model, precision=precision)
+    if precision == "float32" and not _has_stream(model):
+        return None
+    return stream(model, precision=precision)
 
 
 def _has_stream(model: LanguageModel) -> bool:
@@ -90,5 +92,7 @@ class StreamReader:
 
 
 def reader_of(model: LanguageModel, precision: str, rows: int) -> Reader:
-    """Return what reads so many rows: the model itself in float32, else streams."""
-    return ModelReader(model) if precision == "float32" else StreamReader(model, precision, rows)
+    """Return what reads so many rows: streams; in float32 the model where there are several rows, or can be no stream."""
+    if precision == "float32" and (rows > 1 or not _has_stream(model)):
+        return ModelReader(model)
+    return StreamReader(model, precision, rows)
