@@ -365,6 +365,17 @@ def test_what_is_mapped_is_checked(backend):
         vmap(lambda i: layer(i)[0])(ids)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "gru_reset_before", "mgu"])
+def test_gradients_by_sample_in_every_dtype(name, dtype):
+    layer, x = make(name).to(dtype), torch.randn(4, 3, 3, dtype=torch.float64).to(dtype)
+    found = per_sample(loss_of(layer)[0])(loss_of(layer)[1], x)
+    exact = per_sample(loss_of(layer.double())[0])(loss_of(layer.double())[1], x.double())
+    for f, e in zip(found, exact, strict=True):
+        assert f.dtype == dtype
+        assert float((f - e).abs().max() / e.abs().max()) < 8 * torch.finfo(dtype).eps
+
+
 def test_gradients_under_autocast_have_their_parameters_dtype():
     loss, parameters = loss_of(throughtime.GRU(3, 4))
     x = torch.randn(4, 3, 3)
