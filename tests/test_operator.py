@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from variants import mask_names, random_masks, random_parameters
 
 import throughtime
-from throughtime.backend import native
+from throughtime.backend import native, reference
 from throughtime.cells import CELLS, Parameters, find
 from throughtime.kernels import layout
 from throughtime.request import Request
@@ -134,6 +134,24 @@ def test_compiles_without_a_graph_break(name):
     compiled(x)[0].sum().backward()
     for p, e in zip(layer.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, e)
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}])
+def test_compiled_lengths_are_the_kernels_business(monkeypatch, name, options):
+    """What is saved has the same size whatever they are, so that a graph can hold it: every bit is that of an eager call."""
+    torch.compiler.reset()
+    layer = LAYERS[name](num_layers=2, **options)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(6, 3, 3)
+    monkeypatch.setattr(reference, "forward", None)  # the equations aren't asked
+    for lengths in ([6, 0, 2], [1, 5, 3], [6, 6, 6], [0, 0, 0]):
+        results = []
+        for module in (compiled, layer):
+            output, _ = module(x, lengths=torch.tensor(lengths))
+            results.append([output, *torch.autograd.grad(output.square().sum(), [*layer.parameters()])])
+        assert all(map(torch.equal, *results))
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -36,10 +36,9 @@ def choose_backend(backend: str, request: Request) -> str:
     if is_auto and refusals["native"] and refusals["native"] == kernels.missing:
         kernels.warn_of_absence()
     is_ragged = request.lengths is not None or request.batch_sizes is not None
-    if is_auto and (torch.compiler.is_compiling() or (is_ragged and not watching.has_values(request.input))):
-        # torch's fused calls don't trace with a dynamic T, and how much the kernels keep depends on the lengths.
-        if not is_ragged and not refusals["native"]:
-            return "native"
+    is_traced = torch.compiler.is_compiling() or (is_ragged and not watching.has_values(request.input))
+    if is_auto and is_traced and refusals["native"]:
+        # torch's fused calls don't trace with a dynamic T.
         return "reference" if triton.refusal(request) else "triton"
     if is_auto and not refusals["native"]:
         return "native"

@@ -89,8 +89,8 @@ def transforms() -> frozenset[str]:
 
 
 def is_mapped(tensor: Tensor) -> bool:
-    """Whether a tensor is one of many to `torch.func.vmap`, at any level."""
-    while _is_wrapped(tensor):
+    """Whether a tensor is one of many to `torch.func.vmap`, at any level; none is while a graph is compiled."""
+    while not torch.compiler.is_compiling() and _is_wrapped(tensor):
         if _is_one_of_many(tensor):
             return True
         tensor = _unwrap(tensor)
@@ -107,7 +107,7 @@ def is_copy(tensor: Tensor) -> bool:
 
 def values(tensor: Tensor) -> Tensor:
     """Return the tensor that torch.func's transforms have wrapped: with all values, of whatever shape; or the tensor itself."""
-    while _knows_levels and _is_wrapped(tensor):
+    while _knows_levels and not torch.compiler.is_compiling() and _is_wrapped(tensor):
         tensor = _unwrap(tensor)
     return tensor
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from throughtime.kernels import native as kernels
@@ -30,7 +29,7 @@ def refusal(request: Request) -> str | None:
 def forward(request: Request, keep: bool) -> Result:
     """Compute a layer; `saved` is empty unless `keep`, which says that a backward pass will follow."""
     _check(request)
-    return Plan(request).forward(request, keep)
+    return Plan(request).forward(request, keep, in_graph=True)
 
 
 def backward(
@@ -74,7 +73,7 @@ def fake_saved(request: Request) -> list[Tensor]:
         count = count_segments(request, hidden)
         return [s.new_empty((count, *s.shape), dtype=arithmetic_of(s.dtype)) for s in request.initial]
     *places, _ = request.output_shape
-    rows = torch.library.get_ctx().new_dynamic_size() if request.lengths is not None else math.prod(places)
+    rows = math.prod(places)
     return [
         request.like.new_empty((rows, it.width(hidden)), dtype=wide if it.is_wide else request.dtype)
         for _ in request.directions

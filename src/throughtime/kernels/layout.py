@@ -100,6 +100,11 @@ class Rows:
             return int(self.batch_sizes.sum())
         return self.steps * self.batch if self.lengths is None else len(self.index)
 
+    @property
+    def most(self) -> int:
+        """Rows of a packed array, whatever the lengths are."""
+        return self.count if self.lengths is None else self.steps * self.batch
+
     def compact(self, input: Tensor) -> Tensor:
         """(T, B, ·), or ids (T, B), to packed; what is packed stays so."""
         is_packed = input.dim() == (2 if input.is_floating_point() else 1)
@@ -237,6 +242,13 @@ class Layout:
         wide = self.weights.weight_hh
         return [new(wide if it.is_wide else self.like, rows, it.width(self.hidden)) for it in self.cell.saved]
 
+    def new_saved_in_graph(self) -> list[Tensor]:
+        """Make it of a size that doesn't depend on the lengths; rows past the real ones are zeros."""
+        saved = self.new_saved(self.rows.most)
+        for tensor in saved:
+            tensor[self.rows.count :].zero_()
+        return saved
+
     def where_saved_is(self, saved: Sequence[Tensor]) -> dict[str, int]:
         """Addresses of what `new_saved` has made, by name; it may be empty."""
         return {it.name: tensor.data_ptr() for it, tensor in zip(self.cell.saved, saved, strict=False)}
@@ -308,13 +320,19 @@ def joined(lists: list[list[Tensor]]) -> list[Tensor]:
     return list(chain.from_iterable(lists))
 
 
-def expected_saved(layouts: list[Layout], segments: list[Any] | None) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Return shapes and dtypes of what a forward pass saves: the states before each of `segments`, or a row for each real step."""
+def expected_saved(
+    layouts: list[Layout], saved: Sequence[Tensor], segments: list[Any] | None
+) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Return shapes and dtypes of what a forward pass saves: the states before each of `segments`, or a row for each real step.
+
+    Of the latter there may also be as many as there could be.
+    """
     first = layouts[0]
     if segments is not None:
         return [((len(segments), *s.shape), first.arithmetic) for layout in layouts for s in layout.initial]
-    rows, hidden = first.rows.count, first.hidden
-    own = [((rows, it.width(hidden)), first.arithmetic if it.is_wide else first.dtype) for it in first.cell.saved]
+    rows, hidden = first.rows, first.hidden
+    count = rows.most if any(s.dim() and s.shape[0] == rows.most for s in saved) else rows.count
+    own = [((count, it.width(hidden)), first.arithmetic if it.is_wide else first.dtype) for it in first.cell.saved]
     return own * len(layouts)
 
 

@@ -57,8 +57,15 @@ class Plan:
         plan._layouts = [layout.take_up(request, direction) for layout, direction in each]
         return plan
 
-    def forward(self, request: Request, keep: bool) -> Result:
-        """Compute the layer; `keep` says that a backward pass will follow."""
+    def forward(self, request: Request, keep: bool, in_graph: bool = False) -> Result:
+        """Compute the layer.
+
+        Args:
+            request: What is asked.
+            keep: Whether a backward pass will follow.
+            in_graph: Whether the size of what is saved may not depend on the lengths: it then has a row for every step of every
+                sequence, as if none ended early.
+        """
         layouts, first = self._layouts, self._layouts[0]
         x, output = first.rows.compact(request.input), first.new_output()
         loops = [
@@ -69,7 +76,7 @@ class Plan:
             segments = first.segments(request.recompute_every)
             saved = _run_segments(layouts, segments, states, lambda parts: _run_forward(loops, parts, states))
         else:
-            saved = [layout.new_saved(first.rows.count) if keep else [] for layout in layouts]
+            saved = [_new_saved(layout, in_graph) if keep else [] for layout in layouts]
             _run_forward(loops, [first.stretches(first.gates_width)] * len(loops), states, saved)
         final = joined(states)
         if first.dtype != first.arithmetic:
@@ -89,7 +96,7 @@ class Plan:
         layouts, first, count = self._layouts, self._layouts[0], len(self._layouts)
         recompute_every = request.recompute_every if first.cell.saved else 0
         segments = first.segments(recompute_every)
-        expected = expected_saved(layouts, segments if recompute_every else None)
+        expected = expected_saved(layouts, saved, segments if recompute_every else None)
         check_backward(request, grad_output, grad_final, output, saved, expected)
         output, saved = contiguous(output), [contiguous(tensor) for tensor in saved]
         check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
@@ -120,6 +127,10 @@ class Plan:
             grad_initial = [g.to(first.dtype) for g in grad_initial]
         grad_parameters = joined([loop.sums.to_list(first.weights_dtype) for loop in loops])
         return Gradient(_sum_over_directions(first, loops, request.input.shape), grad_initial, grad_parameters)
+
+
+def _new_saved(layout: Layout, in_graph: bool) -> list[Tensor]:
+    return layout.new_saved_in_graph() if in_graph else layout.new_saved(layout.rows.count)
 
 
 def _marks(request: Request) -> list[Any]:
