@@ -94,6 +94,8 @@ def read_backward(  # noqa: PLR0917 as the schema has it
     bidirectional: bool,
 ) -> tuple[str, tuple[Request, Tensor, list[Tensor], Tensor, list[Tensor], bool]]:
     """Return who computes `recurrence_backward`, and the arguments of that backend's `backward`."""
+    if output is None:
+        raise TypeError("output is a NoneType; expected a tensor")
     tensors = input, initial, parameters, lengths, reset, masks
     request, *_ = read(*tensors, cell, reverse, True, backend, batch_sizes, recompute_every, bidirectional)
     return backend, (request, grad_output, grad_final, output, saved or [], needs_input)

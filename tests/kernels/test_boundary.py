@@ -494,3 +494,16 @@ def test_an_input_of_any_strides_is_read_rightly(cell, x):
     expected = passes.backward((cell, *request.arguments), *request.gradients, output, saved)
     for a, e in zip(gradient.parameters, expected.parameters, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lengths", "reset"])
+def test_a_tensor_without_memory_of_its_own_is_refused_wherever_it_stands(name):
+    """Torch's own way to say zero: its address is 0, which is how the native side is told that there is none."""
+    zeros = torch._efficientzerotensor(
+        (2,) if name == "lengths" else (5, 2), dtype=torch.int64 if name == "lengths" else torch.bool
+    )
+    x, state = torch.randn(5, 2, 3), [torch.zeros(2, 4)]
+    parameters = [torch.randn(12, 3), torch.randn(12, 4)]
+    lengths, reset = (zeros, None) if name == "lengths" else (None, zeros)
+    with pytest.raises(TypeError, match=f"{name}: a Tensor without memory of its own"):
+        passes.forward("gru", x, state, parameters, lengths, reset)

@@ -311,6 +311,8 @@ class Layout:
 
 def lay_out(request: Request) -> list[Layout]:
     """Lay out each direction of a request; they share their rows."""
+    if request.lengths is not None or request.reset is not None or request.batch_sizes is not None:
+        check_memory(lengths=[request.lengths], reset=[request.reset], batch_sizes=[request.batch_sizes])
     rows = Rows.of(request)
     return [Layout(request, direction, rows) for direction in request.directions]
 
@@ -331,7 +333,8 @@ def expected_saved(
     if segments is not None:
         return [((len(segments), *s.shape), first.arithmetic) for layout in layouts for s in layout.initial]
     rows, hidden = first.rows, first.hidden
-    count = rows.most if any(s.dim() and s.shape[0] == rows.most for s in saved) else rows.count
+    is_whole = any(isinstance(s, Tensor) and s.dim() and s.shape[0] == rows.most for s in saved)
+    count = rows.most if is_whole else rows.count
     own = [((count, it.width(hidden)), first.arithmetic if it.is_wide else first.dtype) for it in first.cell.saved]
     return own * len(layouts)
 
