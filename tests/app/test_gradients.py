@@ -203,6 +203,20 @@ def test_a_text_that_is_too_short_is_refused(throughtime, run, tmp_path):
     assert "the text has 19 tokens; expected at least 32: give more text, or lower --lags or --probe" in ended.err
 
 
+def test_what_few_rows_mean_is_said(throughtime, run, tmp_path):
+    """A short text has few rows, and intervals over few are wide; of one there is none."""
+    said = {}
+    for rows in (1, 4, 8):
+        short = tmp_path / f"{rows}.txt"
+        short.write_text("the quick brown fox jumps over "[:31] * rows + "the")
+        ended = throughtime("gradients", run, "--text", short, *SHORT)
+        assert f"8 losses × {rows} row{'s' * (rows > 1)})" in ended.out
+        assert ("over the rows" in ended.out) == (rows > 1)
+        assert max(map(len, ended.out.splitlines()[2:])) <= 80
+        said[rows] = ("one row has no interval" in ended.out, "few rows make it wide" in ended.out)
+    assert said == {1: (True, False), 4: (False, True), 8: (False, False)}
+
+
 def test_the_plot_shows_growth_decay_and_flatness():
     assert plot([1.0] * 5)[0].endswith("┤•••••")
     growth = plot([10.0**k for k in range(4)])

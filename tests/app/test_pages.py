@@ -97,6 +97,22 @@ def shown(page: Any, selector: str) -> str:
     return page.locator(selector).inner_text()
 
 
+def test_a_curve_ends_where_it_leaves_its_chart(noise_page: Path, open_page: Callable[..., Any]) -> None:
+    """It isn't drawn along the lowest decade, as if that much were left."""
+    page = open_page(noise_page)
+    page.check("input[name=cell][value=lstm]")
+    ends = page.evaluate("""() => [...document.querySelectorAll("#play-curve polyline, #play-steps polyline")].map(
+      (line) => [...line.points].at(-1).x / line.ownerSVGElement.viewBox.baseVal.width)""")
+    assert len(ends) == 3
+    assert max(ends) < 0.9
+
+
+def test_columns_without_a_figure_are_left_out(noise_page: Path, run_page: Path, open_page: Callable[..., Any]) -> None:
+    heads = {path: open_page(path).locator("#steps th[scope=col]").all_inner_texts() for path in (noise_page, run_page)}
+    assert heads[noise_page] == ["", "‖J‖", "radius of J", "σ_max(W_hh)", "bound γσ_max"]
+    assert heads[run_page] == ["", "‖J‖", "radius of J"]
+
+
 # What a page is ------------------------------------------------------------------------------------------------------
 
 

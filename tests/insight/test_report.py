@@ -111,8 +111,13 @@ def test_where_a_float_does_not_hold_the_states_it_is_said_and_measured_as_far_a
 
 
 def test_gradients_that_float32_does_not_hold_are_measured_in_float64():
-    """The square of 2e19 is past what float32 holds, so a norm would be infinite where the state is not."""
-    record = recorder("rnn_relu", "orthogonal:2", hidden=32, steps=149, layers=2)
+    """Losses that send in 1e25 each go past what float32 holds before the state does."""
+    plain = recorder("rnn_relu", "orthogonal:2", hidden=32, steps=149, layers=2)
+
+    def record(dtype):
+        recording, gradients = plain(dtype)
+        return insight.ModelRecording(recording, 1e25 * gradients)
+
     assert insight.find_overflow(record(torch.float32)) is None
     measured = insight.measure_finite(record, lags=130, probes=20)
     assert measured.overflow is None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COPIES_OF_NORMS = 6  # of how much of a loss is left at a lag in a row, while its report is made
 PLOT_ROWS, PLOT_COLUMNS, LOWEST_DECADE = 8, 60, -6
 NAME_WIDTH = 10
+FEW = 8  # rows below which an interval is often several times as wide as with 16
 FIRST_WORD = 2.0  # seconds after which it is said what is being measured
 
 
@@ -230,9 +231,9 @@ def print_report(report: "GradientReport", console: Console) -> None:
     colour = {"healthy": "bold green", "undecided": "bold yellow"}.get(report.verdict.kind, "bold red")
     console.print(Text(report.verdict.sentence, colour), soft_wrap=True)
     state = f"({report.top.parts}), in one norm," if "," in report.top.parts else report.top.parts
-    console.print(
-        f"\ngradient of {state} left at lag k ({report.top.name}, {report.losses} losses × {report.rows} rows)"
-    )
+    losses = f"{report.losses} loss{'es' * (report.losses != 1)}"
+    rows = f"{report.rows} row{'s' * (report.rows != 1)}"
+    console.print(f"\ngradient of {state} left at lag k ({report.top.name}, {losses} × {rows})")
     for line in plot(report.top.curve, _direct_curve(report.top)):
         console.print(line, soft_wrap=True)
     console.print()
@@ -330,8 +331,7 @@ def _figures(report: "GradientReport") -> list[str]:
         )
         decay = "" if math.isnan(lane.decay) else f"  ×{lane.decay:.2g} a step"
         lines.append(_line("horizon" if len(report.lanes) == 1 else lane.name, f"{reach}{decay}"))
-    if report.rows > 1:
-        lines.append(_line("", f"[a–b] is the 95 % interval over {report.rows} rows that the same weights read"))
+    lines += [_line("", told) for told in _rows(report.rows)]
     lines.append(_line("losses", _spread(report)))
     if report.fresh is not None:
         lines.append(_line("own start" if report.is_trained else "seeds", seeds_told(report.fresh, report.lags)))
@@ -342,7 +342,7 @@ def _figures(report: "GradientReport") -> list[str]:
     lines += [_line("" if index else "step", part) for index, part in enumerate(_step(top))]
     if top.gates:
         opened = ", ".join(f"{g.name} {g.mean:.2f} [{100 * g.closed:.0f}|{100 * g.open:.0f}]" for g in top.gates)
-        lines.append(_line("gates", f"{opened}  [% <0.1|>0.9]"))
+        lines.append(_line("gates", f"{opened} [% <.1|>.9]"))
     if top.constants is not None:
         low, middle, high = top.constants
         lines.append(_line("memory", f"time constants {low:.3g} to {high:.3g} steps, median {middle:.3g}"))
@@ -351,6 +351,14 @@ def _figures(report: "GradientReport") -> list[str]:
     if report.clip is not None:
         lines += [_line("" if index else "clipping", part) for index, part in enumerate(_clipping(report.clip))]
     return lines + _tries(report)
+
+
+def _rows(rows: int) -> list[str]:
+    """Say what intervals are over, and what few rows mean."""
+    if rows == 1:
+        return ["one row has no interval; more text, or a lower --lags, gives more"]
+    whole = f"[a–b] is the 95 % interval over {rows} rows that the same weights read"
+    return [whole] if rows >= FEW else [whole, "few rows make it wide; more text, or a lower --lags, gives more"]
 
 
 def _spread(report: "GradientReport") -> str:
@@ -382,7 +390,8 @@ def _step(lane: "LaneReport") -> list[str]:
     if lane.exponents and lane.exponent_range:
         low, high = (number(value, 3) for value in lane.exponent_range)
         first, *rest = (number(value, 3) for value in lane.exponents[:3])
-        lines.append(f"Lyapunov {first} ({low} to {high} over the rows)" + "".join(f", {e}" for e in rest) + " nats")
+        spread = f" ({low} to {high} over the rows)" * (lane.lag.norms.shape[2] > 1)
+        lines.append(f"Lyapunov {first}{spread}" + "".join(f", {e}" for e in rest) + " nats")
     if math.isnan(lane.norm):
         parts.append(f"‖J‖ isn't taken of states wider than {LARGEST_DECOMPOSED}")
     else:

@@ -168,6 +168,12 @@ class Step:
         return gradient.x.unflatten(0, (rows, batch)) if needs_input else None
 
 
+def norm(*parts: Tensor) -> Float[Tensor, "R B"]:
+    """Return the norm over the last axis, of parts together, in float64, which holds the squares of all that float32 holds."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return torch.linalg.vector_norm(whole, dim=2, dtype=torch.float64)
+
+
 def sweep(
     lane: Lane,
     source: Direct | FromAbove,

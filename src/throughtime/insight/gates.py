@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from throughtime.errors import InputError
-from throughtime.insight.adjoint import Rows, Span, Step, Watch, carry
+from throughtime.insight.adjoint import Rows, Span, Step, Watch, carry, norm
 from throughtime.insight.gradient_flow import probe_losses
 from throughtime.insight.recording import Lane, Recording
 from throughtime.insight.threads import step_threads
@@ -198,10 +198,10 @@ def path_split(
                 mine[lag == 0] = whole[lag == 0]
             within = lane.episodes[losses[at.begin : at.end]] == lane.episodes[at.t]
             within &= lane.episodes[at.t] >= 0
-            norms = [_norm(parts) for parts in (stack, direct, _minus(stack, direct))]
+            norms = [norm(*parts) for parts in (stack, direct, _minus(stack, direct))]
             inside = lag < lags
-            for total, norm in zip(sums[lane.name], norms, strict=True):
-                total.index_add_(0, lag[inside], (norm * within).sum(1)[inside])
+            for total, part in zip(sums[lane.name], norms, strict=True):
+                total.index_add_(0, lag[inside], (part * within).sum(1)[inside])
             counts[lane.name].index_add_(0, lag[inside], within.sum(1).double()[inside])
             step.back(direct, at.t, needs_input=False)
             if lane.passes_on is not None:
@@ -212,11 +212,6 @@ def path_split(
 
     carry(recording, grad_outputs, probe_losses(steps, lags, probes), lags, watch, per_row=batch)
     return [PathSplit(*(sums[lane.name] / counts[lane.name])) for lane in top]
-
-
-def _norm(parts: StepState) -> Float[Tensor, "R B"]:
-    """Return the norm over the whole state in float64, which holds the squares of all that float32 holds."""
-    return torch.linalg.vector_norm(torch.cat(parts, 2), dim=2, dtype=torch.float64)
 
 
 def _minus(a: StepState, b: StepState) -> StepState:

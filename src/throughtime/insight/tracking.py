@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from throughtime.insight.adjoint import total_adjoint
+from throughtime.insight.adjoint import norm, total_adjoint
 from throughtime.insight.gradient_flow import lag_matrix, tail_decay
 from throughtime.insight.recording import Recording, record_model
 from throughtime.insight.verdict import VANISHED
@@ -87,5 +87,5 @@ def _agreement(recording: Recording, grad_outputs: Tensor, norms: Tensor) -> flo
         min=0
     )  # t = s − k; what lies before is zero
     sums = norms.new_zeros(steps).index_add_(0, step_of.flatten(), norms.sum(2).flatten())
-    kappa = (torch.cat(total, dim=2).norm(dim=2).sum(1) / sums).nanquantile(0.5).item()
+    kappa = (norm(*total).sum(1) / sums).nanquantile(0.5).item()
     return None if math.isnan(kappa) else kappa

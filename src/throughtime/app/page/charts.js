@@ -130,7 +130,7 @@ class Curves {
     this.left = 52;
     this.right = 12;
     const top = 10, bottom = 34;
-    const usable = (v) => v !== null && Number.isFinite(v) && (!log || v > 0);
+    const usable = (v) => Number.isFinite(v) && (!log || v > 0);
     const scale = (v) => (log ? Math.log10(v) : v);
     const all = [...series.flatMap((s) => [...s.values]), ...(band ? [...band.low, ...band.high] : [])].filter(usable).map(scale);
     let low = Math.min(...all, ...lines.map((l) => scale(l.value))), high = Math.max(...all, ...lines.map((l) => scale(l.value)));
@@ -170,9 +170,13 @@ class Curves {
       root.append(svg("polygon", { points: outline.join(" "), fill: band.colour, "fill-opacity": 0.16 }));
     }
     for (const { values, colour, dashed, dots } of series) {
-      const points = [...values].map((v, i) => (usable(v) ? `${this.xOf(i).toFixed(1)},${yOf(v).toFixed(1)}` : null)).filter(Boolean);
-      root.append(svg("polyline", { class: "series", points: points.join(" "), stroke: colour, "stroke-dasharray": dashed ? "5 4" : "none" }));
-      for (const point of dots ? points : []) {
+      const isSeen = (v) => usable(v) && scale(v) >= low; // below the axis a curve ends where it meets it
+      const at = (v, i) => `${this.xOf(i).toFixed(1)},${yOf(v).toFixed(1)}`;
+      const points = [...values].map((v, i) => (isSeen(v) || (usable(v) && (isSeen(values[i - 1]) || isSeen(values[i + 1]))) ? at(v, i) : " "));
+      for (const part of points.join(" ").split(/ {2,}/).filter(Boolean)) {
+        root.append(svg("polyline", { class: "series", points: part.trim(), stroke: colour, "stroke-dasharray": dashed ? "5 4" : "none" }));
+      }
+      for (const point of dots ? points.filter((p) => p !== " ") : []) {
         const [cx, cy] = point.split(",");
         root.append(svg("circle", { cx, cy, r: 3.5, fill: colour }));
       }

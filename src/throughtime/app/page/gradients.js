@@ -34,11 +34,12 @@ function showHead() {
   const { bptt, bias } = top_.truncation;
   tiles.push([bias === null ? "–" : percent(bias), `of the gradient's mass is lost to BPTT in chunks of ${bptt} steps`]);
   const enough = top_.truncation_lengths.find((t) => t.bias === 0.1);
-  tiles.push([enough.steps === null ? "–" : `${enough.steps}`, "steps of such a chunk that lose 10 %"]);
+  tiles.push([enough.steps === null ? "–" : `${enough.steps}`, "steps of such a chunk that lose 10\u00a0%"]);
   if (top_.cancellation !== null) {
     tiles.push([figure(top_.cancellation), `agreement κ over ${top_.cancellation_steps} steps: 1 where losses pull a state the same way`]);
   }
-  say("interval", report.rows > 1 ? `[a–b] is the 95 % interval over ${report.rows} sequences that the same weights read.` : "");
+  const few = report.rows < 8 ? " Few sequences make it wide." : "";
+  say("interval", report.rows > 1 ? `[a–b] is the 95 % interval over ${report.rows} sequences that the same weights read.${few}` : "One sequence was read: how far others differ isn't known.");
   byId("tiles").append(...tiles.map(([value, name]) => make("li", {}, make("b", {}, value), make("span", {}, name))));
 }
 
@@ -109,7 +110,10 @@ function showSpectrum() {
     lane.bound ? figure(lane.bound.sigma_max) : "–", lane.bound ? figure(lane.bound.bound) : "–",
   ]);
   say("jacobian", report.lanes.some((lane) => lane.jacobian_norm === null) ? "‖J‖ and its radius aren't taken of wide states." : "");
-  fillTable("steps", ["", "‖J‖", "radius of J", "σ_max(W_hh)", "bound γσ_max"], rows);
+  const head = ["", "‖J‖", "radius of J", "σ_max(W_hh)", "bound γσ_max"];
+  const told = head.map((_, column) => column === 0 || rows.some((row) => row[column] !== "–"));
+  const chosen = (row) => row.filter((_, column) => told[column]);
+  if (told.filter(Boolean).length > 1) fillTable("steps", chosen(head), rows.map(chosen));
 }
 
 function showGates() {
