@@ -123,3 +123,22 @@ def test_states_of_another_segmentation_are_refused(cell):
     output, _, saved = passes.forward(*given, recompute_every=8)
     with pytest.raises(ValueError, match=r"saved\[0\] is"):
         passes.backward(given, request.grad_output, request.grad_final, output, saved, recompute_every=40)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "mgu", "lstm+layer_norm"])
+@pytest.mark.parametrize("lengths", [[3, 1, 2], [0, 0, 0]])
+def test_segments_that_no_row_reaches(monkeypatch, cell, lengths):
+    """Their arrays have no elements, which isn't what it means that there are none."""
+    monkeypatch.setattr(layout, "_STRETCH", 600)  # of a step or two each
+    x, hidden = torch.randn(11, 3, 4), 6
+    parameters = [p.float() for p in random_parameters(cell, 4, hidden)]
+    initial = [torch.randn(3, hidden) for _ in find(cell).spec.states]
+    results = []
+    for recompute_every in (0, 1):
+        given = (cell, x, initial, parameters, torch.tensor(lengths), None, False)
+        output, final, saved = passes.forward(*given, recompute_every=recompute_every)
+        grads = torch.ones_like(output), [torch.ones_like(s) for s in final]
+        gradient = passes.backward(given, *grads, output, saved, recompute_every=recompute_every)
+        results.append([output, *final, gradient.input, *gradient.initial, *gradient.parameters])
+    assert all(map(torch.equal, *results))
+    assert (results[0][0][3:] == 0).all()
