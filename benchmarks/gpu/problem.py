@@ -50,7 +50,7 @@ class Problem:
         torch.manual_seed(1)
         if self.layer_norm:
             module: nn.Module = LayerNormLSTM(self.hidden)
-            for name in ("gain_ih_l0", "gain_hh_l0"):
+            for name in ("gain_ih_l0", "gain_hh_l0", "gain_c_l0"):
                 nn.init.uniform_(module.get_parameter(name), 0.1, 0.5)  # gains near 1 amplify rounding at each step
         else:
             module = THEIRS[self.cell](self.hidden, self.hidden, bidirectional=self.bidirectional)
