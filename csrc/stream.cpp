@@ -146,7 +146,8 @@ void multiply_quantised_panels(const Matrix& w, long first, const float* start, 
         Integers sum, offset;
         __builtin_memcpy(&sum, sums + (r * panels + p) * panel + v * W, sizeof sum);
         __builtin_memcpy(&offset, w.offset + j, sizeof offset);
-        const V value = (steps[r] * load(w.scale + j)) * __builtin_convertvector(sum - offset, V);
+        V value = (steps[r] * load(w.scale + j)) * __builtin_convertvector(sum - offset, V);
+        hold(value);  // rounded before `start` is added, however many rows there are: else it is fused in some of these functions
         store(tile + v * W, start ? load(start + j) + value : value);
       }
       put(out.at(r) + column, tile, w.columns - column);

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from comparison import HAS_NATIVE
 from torch import nn
 
 import throughtime
@@ -88,6 +89,15 @@ def test_many_streams_have_the_bits_of_the_layer(name, options):
         assert torch.equal(torch.stack([many.step(row) for row in x]), expected)
 
 
+@pytest.fixture(params=native.instruction_sets() if HAS_NATIVE else [])
+def instruction_set(request):
+    before = native.instruction_set()
+    native.use_instruction_set(request.param)
+    yield
+    native.use_instruction_set(before)
+
+
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_neighbours_and_cuts_change_no_bit(name, precision):
