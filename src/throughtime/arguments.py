@@ -29,6 +29,12 @@ def check_projection(proj_size: int, hidden_size: int) -> int:
     return size
 
 
+def check_no_projection(proj_size: object) -> None:
+    """Refuse a projection, as torch.nn's RNN and GRU do, whatever its width."""
+    if proj_size is not None:
+        raise ValueError(f"proj_size = {proj_size!r}; only an LSTM has a projection, no RNN or GRU: leave it out")
+
+
 def _size(name: str, value: object, least: int) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")

@@ -16,6 +16,7 @@ from throughtime.arguments import (
     check_embedding,
     check_flags,
     check_lengths,
+    check_no_projection,
     check_probabilities,
     check_projection,
     check_recompute_every,
@@ -27,6 +28,7 @@ from throughtime.arguments import (
 from throughtime.backend import check_backend
 from throughtime.errors import unknown_name
 from throughtime.request import Sequences, Stack
+from throughtime.rnn_base import TORCH_LSTM, RNNBase
 from throughtime.spec import Parameters
 
 _ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
@@ -84,7 +86,7 @@ _ARGUMENTS = """
 """
 
 
-class Recurrent(nn.Module):
+class Recurrent(RNNBase):
     """What RNN, LSTM and GRU share: parameters, checks, and the forms in which input and state come and go."""
 
     def __init__(
@@ -108,7 +110,7 @@ class Recurrent(nn.Module):
         weight_drop: float,
         recompute_every: int,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # torch's RNNBase would make parameters and caches of its own
         self.input_size, self.hidden_size, self.num_layers = check_sizes(
             input_size=input_size, hidden_size=hidden_size, num_layers=num_layers
         )
@@ -165,16 +167,8 @@ class Recurrent(nn.Module):
         return self.proj_size or self.hidden_size
 
     @property
-    def all_weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction, in torch's order; then those that a variant brings."""
-        return [[getattr(self, name) for name in row.values()] for row in self._names]
-
-    @property
     def _first_weight(self) -> Tensor:
         return getattr(self, self._names[0]["weight_ih"])
-
-    def flatten_parameters(self) -> None:
-        """Do nothing. Code written for torch.nn calls it; these layers need no contiguous weights."""
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(−1/√H, 1/√H), in torch.nn's order; set gains to 1 and `shift_c` to 0."""
@@ -428,11 +422,11 @@ class RNN(Recurrent):
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
         recompute_every: int = 0,
+        proj_size: None = None,
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise unknown_name("nonlinearity", nonlinearity, ["tanh", "relu"])
+        check_no_projection(proj_size)
         super().__init__(
-            f"rnn_{nonlinearity}",
+            _rnn_cell(nonlinearity),
             input_size,
             hidden_size,
             num_layers,
@@ -452,8 +446,12 @@ class RNN(Recurrent):
 
     @property
     def nonlinearity(self) -> str:
-        """The name of the function: "tanh" or "relu"."""
+        """The name of the function: "tanh" or "relu". What is set is what is computed."""
         return "relu" if self._spec.base == "rnn_relu" else "tanh"
+
+    @nonlinearity.setter
+    def nonlinearity(self, nonlinearity: str) -> None:
+        self.mode = _rnn_cell(nonlinearity).upper()
 
     def extra_repr(self) -> str:
         """Name the sizes, and the options that differ from their defaults."""
@@ -546,6 +544,11 @@ class LSTM(Recurrent):
         """Whether the input gate is what the forget gate leaves."""
         return self._spec.is_coupled
 
+    # torch.nn's LSTM takes pairs here, where its other layers take h.
+    check_forward_args = TORCH_LSTM.check_forward_args  # pyright: ignore[reportAssignmentType]
+    permute_hidden = TORCH_LSTM.permute_hidden  # pyright: ignore[reportAssignmentType]
+    get_expected_cell_size = TORCH_LSTM.get_expected_cell_size
+
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -596,7 +599,9 @@ class GRU(Recurrent):
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
         recompute_every: int = 0,
+        proj_size: None = None,
     ) -> None:
+        check_no_projection(proj_size)
         (reset_after,) = check_flags(reset_after=reset_after)
         super().__init__(
             "gru" if reset_after else "gru_reset_before",
@@ -717,6 +722,12 @@ def _in_one_dtype(weights: list[Parameters]) -> list[Parameters]:
         return weights
     dtype = functools.reduce(torch.promote_types, [t.dtype for t in tensors])
     return [own._replace(**{name: p.to(dtype) for name, p in own.there().items()}) for own in weights]
+
+
+def _rnn_cell(nonlinearity: str) -> str:
+    if nonlinearity not in ("tanh", "relu"):
+        raise unknown_name("nonlinearity", nonlinearity, ["tanh", "relu"])
+    return f"rnn_{nonlinearity}"
 
 
 def _is_autocast(device: torch.device) -> bool:

@@ -283,7 +283,7 @@ def record_model(
         >>> recorded.grad_outputs.shape
         torch.Size([20, 4, 8])
     """
-    layers = [m for m in model.modules() if isinstance(m, Recurrent | nn.RNNBase)] if layer is None else [layer]
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)] if layer is None else [layer]
     calls: list[_Call] = []
 
     def cut(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:

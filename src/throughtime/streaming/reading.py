@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from throughtime.errors import InputError
 from throughtime.layers import GRU, LSTM, MGU, RNN, Recurrent
+from throughtime.rnn_base import TORCH_GRU, TORCH_LSTM, TORCH_RNN
 from throughtime.spec import Parameters, Spec, read
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -172,7 +173,7 @@ def _stages(module: nn.Module, name: str) -> list[RecurrentStage] | list[LinearS
     if _is(module, nn.Linear):
         bias = None if module.bias is None else _numbers(module.bias, name)
         return [LinearStage(_numbers(module.weight, name), bias)]
-    if isinstance(module, nn.RNNBase) and any(_is(module, kind) for kind in (nn.RNN, nn.LSTM, nn.GRU)):
+    if isinstance(module, nn.RNNBase) and any(_is(module, kind) for kind in (TORCH_RNN, TORCH_LSTM, TORCH_GRU)):
         return _recurrent(module, name, read(_OF_TORCH[module.mode]), 0.0)
     if isinstance(module, Recurrent) and any(_is(module, kind) for kind in (RNN, LSTM, GRU, MGU)):
         return _recurrent(module, name, read(module.cell), module.zoneout)
