@@ -12,6 +12,7 @@ from throughtime.lazy import on_first_use
 if TYPE_CHECKING:
     from throughtime import init
     from throughtime.backend import backends
+    from throughtime.conversion import convert, to_torch
     from throughtime.layers import GRU, LSTM, MGU, RNN
     from throughtime.lm.loaded import load
     from throughtime.streaming import stream
@@ -27,14 +28,17 @@ __all__ = [
     "MissingKernelsWarning",
     "__version__",
     "backends",
+    "convert",
     "init",
     "load",
     "stream",
+    "to_torch",
 ]
 
 _HOMES = {
     "layers": ["GRU", "LSTM", "MGU", "RNN"],
     "backend": ["backends"],
+    "conversion": ["convert", "to_torch"],
     "lm.loaded": ["load"],
     "streaming": ["stream"],
 }

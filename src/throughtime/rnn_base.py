@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime import spec
+from throughtime.errors import InputError
 from throughtime.spec import Spec
 
 # torch's classes as they are now: somebody may put throughtime's in their places, as `torch.nn.LSTM = throughtime.LSTM`.
@@ -20,6 +21,9 @@ MODES = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
 # What draws or mixes beyond the cell's equations, and how a layer is computed; with the values that leave all as it is in torch.nn.
 _DRAWING = {"zoneout": 0.0, "recurrent_dropout": 0.0, "weight_drop": 0.0}
 _COMPUTING = {"backend": "auto", "recompute_every": 0}
+_OWN = ("_spec", "_names", "layer_norm", *_COMPUTING, *_DRAWING)
+# What torch's layers keep, and ours compute or don't need.
+_LISTS = ("mode", "nonlinearity", "_flat_weights", "_flat_weights_names", "_all_weights", "all_weights")
 _CACHES = ("_flat_weight_refs", "_data_ptrs")
 
 
@@ -107,41 +111,56 @@ class FlatWeights(list[Tensor | None]):
 
 
 def fields_from_torch(kind: type, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes of a layer of ours from those of a layer of torch.nn's, of any version: an object's or a pickle's.
+    """Return the attributes of a layer of ours from those of one of torch.nn's, of any version: an object's or a pickle's.
 
     Args:
         kind: What it will be: torch's own attributes are those that are computed there.
         state: Its `__dict__`; parameters, buffers, hooks and whatever somebody has put there go along.
 
     Raises:
-        ValueError: These aren't the attributes of one.
+        InputError: These aren't the attributes of one, or one that somebody has put there has a name that ours need.
     """
-    if state.get("mode") not in MODES:
-        raise ValueError(
-            f"mode = {state.get('mode')!r}; expected the attributes of a layer of torch.nn, {', '.join(MODES)}"
+    mode = state.get("mode")
+    if mode not in MODES:
+        raise InputError(f"has mode = {mode!r}; expected a layer of torch.nn: {', '.join(MODES)}")
+    taken = [name for name in state if name in _OWN or (is_computed(kind, name) and name not in _LISTS)]
+    if taken:
+        raise InputError(
+            f"has an attribute {taken[0]!r} of somebody's, a name that throughtime's layers use themselves"
         )
-    said = spec.read(state["mode"].lower())
     proj_size = state.get("proj_size", 0)  # pickles of torch 1.7 have none
-    parts = [
-        "weight_ih",
-        "weight_hh",
-        *(["bias_ih", "bias_hh"] if state["bias"] else []),
-        *["weight_hr"] * bool(proj_size),
-    ]
-    directions = ("", "_reverse")[: 2 if state["bidirectional"] else 1]
-    names = [
-        {part: f"{part}_l{layer}{suffix}" for part in parts}
-        for layer in range(state["num_layers"])
-        for suffix in directions
-    ]
-    own = {"_spec": said, "_names": names, "proj_size": proj_size, "layer_norm": False, **_COMPUTING, **_DRAWING}
-    own |= {"bidirectional": bool(state["bidirectional"])}
-    kept = {
-        name: value
-        for name, value in state.items()
-        if name not in _CACHES and not isinstance(getattr(kind, name, None), property)
+    parts = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(state["bias"]) + ["weight_hr"] * bool(proj_size)
+    ways = ("", "_reverse")[: 2 if state["bidirectional"] else 1]
+    own = {
+        "_spec": spec.read(mode.lower()),
+        "_names": [
+            {part: f"{part}_l{layer}{way}" for part in parts} for layer in range(state["num_layers"]) for way in ways
+        ],
+        "proj_size": proj_size,
+        "layer_norm": False,
+        **_COMPUTING,
+        **_DRAWING,
     }
+    kept = {name: value for name, value in state.items() if name not in (*_LISTS, *_CACHES)}
     return {**kept, **own}
+
+
+def fields_for_torch(kind: type[nn.RNNBase], layer: RNNBase) -> dict[str, Any]:
+    """Return the attributes of a layer of torch.nn's that computes what one of ours does, whose mode is one of torch's.
+
+    Its lists of weights are yet to be made, by `_init_flat_weights()`.
+    """
+    names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional"]
+    names += {"LSTM": ["proj_size"], "GRU": []}.get(layer.mode, ["nonlinearity"])
+    shell = kind(**{name: getattr(layer, name) for name in names}, device="meta")
+    own = {name: value for name, value in vars(shell).items() if name not in vars(nn.Module())}
+    kept = {name: value for name, value in vars(layer).items() if name not in _OWN}
+    return {**kept, **own, "dropout": layer.dropout}
+
+
+def is_computed(kind: type, name: str) -> bool:
+    """Whether an attribute is a property of a class."""
+    return isinstance(getattr(kind, name, None), property)
 
 
 def _set_weights(layer: RNNBase, weights: Mapping[str, Tensor | None]) -> None:
@@ -149,8 +168,8 @@ def _set_weights(layer: RNNBase, weights: Mapping[str, Tensor | None]) -> None:
         current = getattr(layer, name, None)
         if tensor is None or tensor is current:
             continue
-        is_computed = isinstance(getattr(type(layer), name, None), property)  # parametrized: another tensor each time
-        if not (is_computed and current is not None and torch.equal(tensor, current)):
+        # A parametrized weight is another tensor each time.
+        if not is_computed(type(layer), name) or not torch.equal(tensor, getattr(layer, name)):
             setattr(layer, name, tensor)
 
 
