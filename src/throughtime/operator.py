@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import throughtime.flops  # noqa: F401 its formulas are there where the operator is
 from throughtime import transforms, watching
 from throughtime.backend import native, reference
 from throughtime.request import Request, Result
