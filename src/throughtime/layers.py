@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from throughtime import spec, stack
+from throughtime import quantization, spec, stack
 from throughtime.arguments import (
     as_tensor,
     check_dropout,
@@ -130,6 +130,9 @@ class Recurrent(RNNBase):
         self.recompute_every = check_recompute_every(recompute_every)
         self._names = self._make_parameters(device, dtype)
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, quantization.accepted(self, value) if name == "qconfig" else value)
 
     @property
     def cell(self) -> str:
@@ -713,6 +716,7 @@ class MGU(Recurrent):
 
 for _layer in (RNN, LSTM, GRU, MGU):
     _layer.__doc__ = f"{_layer.__doc__}{_ARGUMENTS}"
+quantization.register(LSTM, GRU)
 
 
 def _in_one_dtype(weights: list[Parameters]) -> list[Parameters]:

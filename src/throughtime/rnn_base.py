@@ -158,6 +158,15 @@ def fields_for_torch(kind: type[nn.RNNBase], layer: RNNBase) -> dict[str, Any]:
     return {**kept, **own, "dropout": layer.dropout}
 
 
+def as_torch_layer(layer: RNNBase) -> nn.RNNBase:
+    """Return a new layer of torch.nn's with the parameters of one of ours that has a mode of torch's and isn't parametrized."""
+    kind = {"LSTM": TORCH_LSTM, "GRU": TORCH_GRU}.get(layer.mode, TORCH_RNN)
+    made = kind.__new__(kind)
+    vars(made).update(fields_for_torch(kind, layer))
+    made._init_flat_weights()
+    return made
+
+
 def is_computed(kind: type, name: str) -> bool:
     """Whether an attribute is a property of a class."""
     return isinstance(getattr(kind, name, None), property)
