@@ -140,7 +140,7 @@ def run(make: tuple[Make, dict[str, Any]], form: str, dtype: str) -> list[Tensor
         x, reset = x.transpose(0, 1), None if reset is None else reset.T
     hx = state[0] if state is not None and len(state) == 1 else state
     with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"), torch.set_grad_enabled(form != "no_grad"):
-        output, final = layer(x, hx, lengths=lengths, reset=reset, embedding=embedding)
+        output, final = layer(x, hx, lengths=lengths, reset=reset, reset_to=hx, embedding=embedding)
     output = output.data if isinstance(output, PackedSequence) else output
     results = [output, *([final] if isinstance(final, Tensor) else final)]
     if form == "no_grad":

@@ -172,7 +172,7 @@ def test_resets_are_sequences_apart(name, backend):
     layer = LAYERS[name](3, 4, num_layers=2, backend=backend, zoneout=0.2).double().eval()
     x, reset = torch.randn(12, 3, 3, dtype=torch.float64), torch.rand(12, 3) < 0.3
     hx = random_hx(layer, 3)
-    output, _ = layer(x, hx, reset=reset)
+    output, _ = layer(x, hx, reset=reset, reset_to=hx)
     for row in range(3):
         begins = sorted({0, *reset[:, row].nonzero().flatten().tolist()})
         for begin, end in zip(begins, [*begins[1:], 12], strict=True):

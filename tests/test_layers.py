@@ -166,7 +166,7 @@ def test_resets_are_sequences_apart(name):
     layer = make(name, num_layers=2).double()
     x, reset = torch.randn(12, 3, 5, dtype=torch.float64), torch.rand(12, 3) < 0.3
     hx = random_hx(layer, 3, torch.float64)
-    output, final = layer(x, hx, reset=reset)
+    output, final = layer(x, hx, reset=reset, reset_to=hx)
     for row in range(3):
         mine = tuple(h[:, row : row + 1] for h in hx) if isinstance(hx, tuple) else hx[:, row : row + 1]
         begins = sorted({0, *reset[:, row].nonzero().flatten().tolist()})

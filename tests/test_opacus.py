@@ -69,6 +69,22 @@ def test_gradients_by_sample_are_each_samples_own(name, options):
             torch.testing.assert_close(found[key][row], e.to(p.dtype), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("given", ["zeros", "state", "learned", "hx"])
+def test_resets_go_where_the_layers_do(name, given):
+    layer, x, reset = LAYERS[name](3, 4).double(), torch.randn(6, 4, 3).double(), torch.rand(6, 4) < 0.3
+    many = [torch.randn(1, rows, 4).double() for rows in (4, 4, 1 if given == "learned" else 4)]
+    hx, fresh = ((h, h.flip(2)) if name == "lstm" else h for h in (many[0], many[2]))
+    options = {"zeros": {}, "hx": {"reset_to": hx}}.get(given, {"reset_to": fresh})
+    private = GradSampleModule(ModuleValidator.fix(layer), batch_first=False, loss_reduction="sum")
+    output = private(x, hx, reset=reset, **options)[0]
+    torch.testing.assert_close(output, layer(x, hx, reset=reset, **options)[0])
+    output.square().sum().backward()
+    expected = torch.autograd.grad(layer(x, hx, reset=reset, **options)[0].square().sum(), list(layer.parameters()))
+    for p, e in zip(private.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad_sample.sum(0), e, rtol=1e-9, atol=1e-11)
+
+
 def test_a_layer_is_refused_until_it_is_fixed():
     model = make("lstm")
     with pytest.raises(UnsupportedModuleError, match=r"ModuleValidator\.fix makes it a PrivateLayer"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from throughtime import quantization, spec, stack
+from throughtime import episodes, quantization, spec, stack
 from throughtime.arguments import (
     as_tensor,
     check_dropout,
@@ -57,7 +57,7 @@ _ARGUMENTS = """
             segment at a time: memory O(T/k + k) instead of O(T) beside input and output, for about a third more time. 0 keeps it
             all. Gradients are the same to the bit; segments are whole stretches of steps (4 MB), so a k below one counts as one.
 
-    `forward(input, hx=None, *, lengths=None, reset=None, embedding=None)`:
+    `forward(input, hx=None, *, lengths=None, reset=None, reset_to=None, embedding=None)`:
 
     - `input`: (T, B, I), (B, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence; the output has the same form.
       Or token ids, integers, the same without the axis I: each stands for a one-hot vector, so that W_ih x is a column of
@@ -66,7 +66,10 @@ _ARGUMENTS = """
     - `lengths`: steps in each row, integers (B,) in any order, 0 ≤ length ≤ T: a tensor on any device, a list or a numpy array.
       Outputs past a row's end are zero, and its final state is the state at its end.
     - `reset`: bool, (T, B), or (B, T) if `batch_first`, or (T,) unbatched. Where true, a new sequence begins at that step:
-      the state before it is the initial state. A reverse direction starts anew on the other side of the same boundary.
+      the state before it is `reset_to`. A reverse direction starts anew on the other side of the same boundary.
+    - `reset_to`: the state that sequences begin with after a reset, in the form of `hx`; its batch may be 1, for a state that is
+      learned. Zeros if not given, whatever `hx` is: so a state that is carried over from the window before ends with its own
+      sequence. `reset_to=hx` goes back to the initial state.
     - `embedding`: (V, I), such as `nn.Embedding.weight`: x is the row of each token's id. Where V is at most the number of
       tokens, W_ih Eᵀ is made once instead of a product for each token.
 
@@ -209,6 +212,8 @@ class Recurrent(RNNBase):
         self,
         input: Tensor | PackedSequence,
         state: tuple[Tensor, ...] | None,
+        reset_to: tuple[Tensor, ...] | None,
+        *,
         lengths: Tensor | None,
         reset: Tensor | None,
         embedding: Tensor | None,
@@ -216,7 +221,7 @@ class Recurrent(RNNBase):
         """Bring every form of input to (T, B, I), ids (T, B) or packed, check it, run the stack, and give the form back."""
         check_dtype(self._first_weight.dtype)
         if isinstance(input, PackedSequence):
-            if lengths is not None or reset is not None:
+            if lengths is not None or reset is not None or reset_to is not None:
                 raise ValueError("a PackedSequence carries its own lengths; give lengths= and reset= with padded input")
             return self._run_packed(input, state, embedding)
         lengths, reset = as_tensor("lengths", lengths), as_tensor("reset", reset)
@@ -226,7 +231,7 @@ class Recurrent(RNNBase):
         if axes not in (1, 2):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
         if axes == 1:
-            return self._run_unbatched(input, state, lengths, reset, embedding)
+            return self._run_unbatched(input, state, reset_to, lengths=lengths, reset=reset, embedding=embedding)
         dtype = self._computed_dtype(input.device)
         input = self._check_input(input, 2, embedding, dtype)
         if self.batch_first:
@@ -235,11 +240,16 @@ class Recurrent(RNNBase):
         steps, rows = input.shape[:2]
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        goes_back = _are_same(state, reset_to)
+        fresh = () if goes_back else self._check_state(reset_to, input, rows, dtype, "reset_to")
         state = self._check_state(state, input, rows, dtype)
         lengths = check_lengths(lengths, steps, rows, input.device)
         check_reset(reset, steps, rows, input.device, self.batch_first)
         sequences = Sequences(input, lengths, reset, embedding=embedding)
-        output, final = stack.run(self._stack(), self._weights(), sequences, state)
+        if reset is None or goes_back:
+            output, final = stack.run(self._stack(), self._weights(), sequences, state)
+        else:
+            output, final = episodes.run(self._stack(), self._weights(), sequences, state, fresh)
         return (output.transpose(0, 1) if self.batch_first else output), final
 
     def _run_packed(
@@ -292,28 +302,29 @@ class Recurrent(RNNBase):
     def _run_unbatched(
         self,
         input: Tensor,
-        state: tuple[Tensor, ...] | None,
+        *states: tuple[Tensor, ...] | None,
         lengths: Tensor | None,
         reset: Tensor | None,
         embedding: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """Serve a single sequence, (T, I) or ids (T,), as a batch of one."""
+        """Serve a single sequence, (T, I) or ids (T,), as a batch of one; `states` are hx and reset_to."""
         axis = 0 if self.batch_first else 1
-        if state is not None:
-            for tensor in state:
+        for name, state in zip(("hx", "reset_to"), states, strict=True):
+            for tensor in state or ():
                 if not isinstance(tensor, Tensor):
-                    raise TypeError(f"hx is {describe_value(tensor)}; expected a tensor")
+                    raise TypeError(f"{name} is {describe_value(tensor)}; expected a tensor")
                 if tensor.dim() != 2:
                     raise RuntimeError(
-                        f"For unbatched 2-D input, hx should also be 2-D but got {tensor.dim()}-D tensor"
+                        f"For unbatched 2-D input, {name} should also be 2-D but got {tensor.dim()}-D tensor"
                     )
-            state = tuple(tensor[:, None] for tensor in state)
+        hx, reset_to = (None if state is None else tuple(tensor[:, None] for tensor in state) for state in states)
         output, final = self._run(
             input.unsqueeze(axis),
-            state,
-            lengths.reshape(1) if lengths is not None and lengths.numel() == 1 else lengths,
-            reset.unsqueeze(axis) if reset is not None and reset.dim() == 1 else reset,
-            embedding,
+            hx,
+            hx if _are_same(*states) else reset_to,
+            lengths=lengths.reshape(1) if lengths is not None and lengths.numel() == 1 else lengths,
+            reset=reset.unsqueeze(axis) if reset is not None and reset.dim() == 1 else reset,
+            embedding=embedding,
         )
         assert isinstance(output, Tensor)
         return output.squeeze(axis), tuple(tensor.squeeze(1) for tensor in final)
@@ -370,27 +381,27 @@ class Recurrent(RNNBase):
             )
 
     def _check_state(
-        self, state: tuple[Tensor, ...] | None, input: Tensor, rows: int, dtype: torch.dtype
+        self, state: tuple[Tensor, ...] | None, input: Tensor, rows: int, dtype: torch.dtype, whose: str = "hx"
     ) -> tuple[Tensor, ...]:
-        """Return the initial state in the computation's dtype, zeros where none was given."""
+        """Return a state in the computation's dtype, zeros where none was given; of `reset_to` one row may stand for all."""
         count = self.num_layers * (2 if self.bidirectional else 1)
         shapes = [(count, rows, self.output_size), (count, rows, self.hidden_size)][: len(self._spec.states)]
         weight = self._first_weight
         if state is None:
             return tuple(torch.zeros(shape, dtype=dtype, device=input.device) for shape in shapes)
         for index, (tensor, shape) in enumerate(zip(state, shapes, strict=True)):
-            name = "hx" if len(shapes) == 1 else f"hx[{index}]"
+            name = whose if len(shapes) == 1 else f"{whose}[{index}]"
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} is {describe_value(tensor)}; expected a tensor")
             if tensor.dim() != 3:
                 raise RuntimeError(f"For batched 3-D input, {name} should also be 3-D but got {tensor.dim()}-D tensor")
-            if tensor.shape != shape:
+            if tensor.shape != shape and (whose == "hx" or tensor.shape != (shape[0], 1, shape[2])):
                 raise RuntimeError(f"Expected {name} size {shape}, got {list(tensor.shape)}")
             if tensor.dtype not in (weight.dtype, dtype) or tensor.device != input.device:
                 raise RuntimeError(
                     f"{name} is {tensor.dtype} on {tensor.device}; expected {weight.dtype} on {input.device}, like the rest"
                 )
-        return tuple(tensor.to(dtype) for tensor in state)
+        return tuple(tensor.to(dtype).expand(shape) for tensor, shape in zip(state, shapes, strict=True))
 
 
 class RNN(Recurrent):
@@ -467,10 +478,12 @@ class RNN(Recurrent):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_to: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
-        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset, embedding)
+        states = [None if state is None else (state,) for state in (hx, reset_to)]
+        output, (h,) = self._run(input, *states, lengths=lengths, reset=reset, embedding=embedding)
         return output, h
 
 
@@ -559,12 +572,14 @@ class LSTM(Recurrent):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_to: tuple[Tensor, Tensor] | None = None,
         embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Run the layer: return the output and (h, c) at each row's end, (L · directions, B, P) and (…, H)."""
-        if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
-            raise TypeError(f"hx is {describe_value(hx)}; expected a pair (h_0, c_0) of tensors")
-        output, (h, c) = self._run(input, hx, lengths, reset, embedding)
+        for name, state in (("hx", hx), ("reset_to", reset_to)):
+            if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+                raise TypeError(f"{name} is {describe_value(state)}; expected a pair (h_0, c_0) of tensors")
+        output, (h, c) = self._run(input, hx, reset_to, lengths=lengths, reset=reset, embedding=embedding)
         return output, (h, c)
 
 
@@ -641,10 +656,12 @@ class GRU(Recurrent):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_to: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
-        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset, embedding)
+        states = [None if state is None else (state,) for state in (hx, reset_to)]
+        output, (h,) = self._run(input, *states, lengths=lengths, reset=reset, embedding=embedding)
         return output, h
 
 
@@ -707,10 +724,12 @@ class MGU(Recurrent):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_to: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
-        output, (h,) = self._run(input, None if hx is None else (hx,), lengths, reset, embedding)
+        states = [None if state is None else (state,) for state in (hx, reset_to)]
+        output, (h,) = self._run(input, *states, lengths=lengths, reset=reset, embedding=embedding)
         return output, h
 
 
@@ -737,6 +756,13 @@ def _rnn_cell(nonlinearity: str) -> str:
 def _is_autocast(device: torch.device) -> bool:
     """Whether torch.autocast is on for a device; there are some that it doesn't know, as "meta"."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def _are_same(state: tuple[Tensor, ...] | None, other: tuple[Tensor, ...] | None) -> bool:
+    """Whether two states are the same tensors, or none."""
+    if state is None or other is None:
+        return state is None and other is None
+    return all(own is its for own, its in zip(state, other, strict=True))
 
 
 def _are_ids(input: Tensor) -> bool:

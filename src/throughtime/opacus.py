@@ -80,6 +80,7 @@ class PrivateLayer(nn.Module):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_to: Any = None,
         embedding: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Run the layer: return the output and the final state."""
@@ -93,18 +94,18 @@ class PrivateLayer(nn.Module):
         axis = 0 if self.batch_first else 1
         rows = input.shape[axis]
         parameters = self.copies(input.new_empty((rows, rows, 0), dtype=torch.float32)).squeeze(1)
-        states = () if hx is None else tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        states, fresh = _parts(hx), tuple(s.expand(-1, rows, -1) for s in _parts(reset_to))
         options = {"lengths": lengths, "reset": reset}
         if rows == 0:  # Poisson sampling may draw nobody, whose gradients must be there as well
-            return self._run(self.copies.by_name(parameters.sum(0)), input, states, options)
+            return self._run(self.copies.by_name(parameters.sum(0)), input, states, fresh, options)
         axes = {"lengths": None if lengths is None else 0, "reset": None if reset is None else axis}
         mapped = torch.vmap(
             self._run_sample,
-            in_dims=(0, axis, (1,) * len(states), axes),
+            in_dims=(0, axis, (1,) * len(states), (1,) * len(fresh), axes),
             out_dims=(axis, 1),
             randomness="different",
         )
-        return mapped(parameters, input, states, options)
+        return mapped(parameters, input, states, fresh, options)
 
     def plain(self) -> Recurrent:
         """Return a layer as it was made from, with the weights of now."""
@@ -113,23 +114,40 @@ class PrivateLayer(nn.Module):
         return layer.train(self.training)
 
     def _run(
-        self, parameters: dict[str, Tensor], input: Tensor, states: Sequence[Tensor], options: dict[str, Any]
+        self,
+        parameters: dict[str, Tensor],
+        input: Tensor,
+        states: Sequence[Tensor],
+        fresh: Sequence[Tensor],
+        options: dict[str, Any],
     ) -> tuple[Tensor, Any]:
-        hx = None if not states else tuple(states) if len(states) == 2 else states[0]
-        return functional_call(self._shell[0].train(self.training), parameters, (input, hx), options)
+        hx, reset_to = (None if not s else tuple(s) if len(s) == 2 else s[0] for s in (states, fresh))
+        layer = self._shell[0].train(self.training)
+        return functional_call(layer, parameters, (input, hx), {**options, "reset_to": reset_to})
 
     def _run_sample(
-        self, parameters: Tensor, input: Tensor, states: Sequence[Tensor], options: dict[str, Any]
+        self,
+        parameters: Tensor,
+        input: Tensor,
+        states: Sequence[Tensor],
+        fresh: Sequence[Tensor],
+        options: dict[str, Any],
     ) -> tuple[Tensor, Any]:
         """Run a batch of one, whose tensors have no axis for it."""
         axis = 0 if self.batch_first else 1
         axes = {"lengths": 0, "reset": axis}
         own = {name: None if t is None else t.unsqueeze(axes[name]) for name, t in options.items()}
-        given = input.unsqueeze(axis), [state.unsqueeze(1) for state in states]
-        output, final = self._run(self.copies.by_name(parameters), *given, own)
+        of_one, fresh_of_one = ([state.unsqueeze(1) for state in part] for part in (states, fresh))
+        copies = self.copies.by_name(parameters)
+        output, final = self._run(copies, input.unsqueeze(axis), of_one, fresh_of_one, own)
         return output.squeeze(axis), tuple(s.squeeze(1) for s in final) if isinstance(final, tuple) else final.squeeze(
             1
         )
+
+
+def _parts(state: Any) -> tuple[Tensor, ...]:
+    """Return the tensors of a state, none of `None`."""
+    return () if state is None else tuple(state) if isinstance(state, tuple | list) else (state,)
 
 
 @register_module_validator(_LAYERS)

@@ -208,3 +208,17 @@ def test_denormals_are_taken_for_zero_and_only_while_something_is_measured():
     (lane,) = insight.record(throughtime.LSTM(3, 4), torch.randn(200, 1, 3)).lanes
     assert denormals(insight.carousel(lane)) == 0
     assert (torch.tensor([1e-38]) / 10).item() > 0
+
+
+def test_resets_are_recorded_where_they_go_back_to_the_initial_state():
+    """The layers' own resets go to zeros, which with an initial state is another thing."""
+    layer, x, reset = throughtime.GRU(3, 4), torch.randn(5, 2, 3), torch.rand(5, 2) < 0.5
+    hx = torch.randn(1, 2, 4)
+    for given in ({}, {"hx": torch.zeros(1, 2, 4)}, {"hx": hx, "reset_to": hx}):
+        recorded = insight.record(layer, x, reset=reset, **given)
+        torch.testing.assert_close(recorded.outputs, layer(x, reset=reset, **given)[0])
+    for given in ({"hx": hx}, {"reset_to": hx}, {"hx": hx, "reset_to": hx * 2}):
+        with pytest.raises(
+            InputError, match="resets that go to another state than the rows begin with can't be recorded"
+        ):
+            insight.record(layer, x, reset=reset, **given)

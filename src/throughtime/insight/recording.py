@@ -180,6 +180,7 @@ def record(
     *,
     lengths: Lengths | None = None,
     reset: Reset | None = None,
+    reset_to: Tensor | tuple[Tensor, Tensor] | None = None,
     embedding: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Recording:
@@ -192,6 +193,7 @@ def record(
         hx: The initial state, zeros if not given.
         lengths: Steps in each row (B,), as the layers take them.
         reset: Where a sequence begins (T, B), or (B, T) where the layer is `batch_first`.
+        reset_to: With `reset`, the state that it goes to, as the layers take it; it must be `hx`.
         embedding: (V, I), with token ids that aren't one-hot.
         dtype: What to compute in; `None` is the layer's own. float64 suits spectra and comparisons.
 
@@ -199,8 +201,8 @@ def record(
         The recording; its arrays are (T, B, ·) always. Cost: one forward pass of plain torch, and its saved values in memory.
 
     Raises:
-        InputError: The module is no recurrent layer, the input doesn't fit it, it has zoneout, or it is in training mode and has
-            recurrent dropout or weight drop.
+        InputError: The module is no recurrent layer, the input doesn't fit it, it has zoneout, it is in training mode and has
+            recurrent dropout or weight drop, or resets go to another state than the rows begin with.
 
     Example:
         >>> import torch
@@ -210,6 +212,10 @@ def record(
         (['layer 0', 'layer 1'], torch.Size([20, 3, 8]))
     """
     cell = _cell_of(layer)
+    if reset is not None and not (hx is reset_to or _are_zeros(hx, reset_to)):
+        raise InputError(
+            "resets that go to another state than the rows begin with can't be recorded; expected no hx, or reset_to=hx"
+        )
     if isinstance(input, PackedSequence):
         x, lengths = pad_packed_sequence(input)
     else:
@@ -393,6 +399,14 @@ def _cell_of(layer: nn.Module) -> Cell:
         f"a {type(layer).__name__} can't be recorded; expected RNN, LSTM or GRU of throughtime or torch.nn "
         "(record_model finds the one inside a model)"
     )
+
+
+def _are_zeros(*states: Tensor | tuple[Tensor, Tensor] | None) -> bool:
+    """Whether states are zeros, as those that aren't given are."""
+    parts = [
+        part for state in states if state is not None for part in ((state,) if isinstance(state, Tensor) else state)
+    ]
+    return not any(bool(part.any()) for part in parts)
 
 
 def _as_vectors(layer: nn.Module, ids: Tensor, lengths: Lengths | None, embedding: Tensor | None) -> Tensor:
