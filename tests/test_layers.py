@@ -525,7 +525,7 @@ def test_lengths_and_resets_may_be_lists_or_numpy_arrays():
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        (torch.ones(6, 3, dtype=torch.bool), r"lengths is a mask of shape \[6, 3\]; .* mask.sum\(0\)"),
+        (torch.ones(6, 3, dtype=torch.bool), r"lengths is a mask of shape \[6, 3\]; .* give it as mask="),
         ([1.0, 2, 3], "lengths has dtype torch.float32; expected integers"),
         ([[1], [2, 3]], "lengths is a list of 2 that makes no tensor"),
         ("123", "lengths is str; expected a tensor, a list or a numpy array"),

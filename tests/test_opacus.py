@@ -77,6 +77,7 @@ def test_resets_go_where_the_layers_do(name, given):
     hx, fresh = ((h, h.flip(2)) if name == "lstm" else h for h in (many[0], many[2]))
     options = {"zeros": {}, "hx": {"reset_to": hx}}.get(given, {"reset_to": fresh})
     private = GradSampleModule(ModuleValidator.fix(layer), batch_first=False, loss_reduction="sum")
+    options["mask"] = torch.rand(6, 4) < 0.7
     output = private(x, hx, reset=reset, **options)[0]
     torch.testing.assert_close(output, layer(x, hx, reset=reset, **options)[0])
     output.square().sum().backward()

@@ -118,8 +118,8 @@ def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.d
         return None
     if lengths.dtype == torch.bool:
         raise TypeError(
-            f"lengths is a mask of shape {list(lengths.shape)}; expected the number of steps in each row: of a mask (T, B) that is "
-            "true at the real steps, mask.sum(0)"
+            f"lengths is a mask of shape {list(lengths.shape)}; expected the number of steps in each row, or give it as mask=, if "
+            "it is true at the real steps"
         )
     if lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers, such as torch.int64")
@@ -140,18 +140,21 @@ def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.d
     return lengths
 
 
-def check_reset(reset: Tensor | None, steps: int, rows: int, device: torch.device, batch_first: bool) -> None:
-    """Check where new sequences begin, (T, B)."""
-    if reset is None:
+def check_marks(
+    name: str, marks: Tensor | None, steps: int, rows: int, device: torch.device, batch_first: bool
+) -> None:
+    """Check marks of steps, (T, B): where new sequences begin, or which steps are read."""
+    if marks is None:
         return
-    if reset.dtype != torch.bool:
-        raise TypeError(f"reset is {reset.dtype}; expected a bool tensor, true where a new sequence begins")
-    if reset.shape != (steps, rows):
-        shape = list(reset.T.shape if batch_first and reset.dim() == 2 else reset.shape)
+    if marks.dtype != torch.bool:
+        meant = "where a new sequence begins" if name == "reset" else "at the steps that are read"
+        raise TypeError(f"{name} is {marks.dtype}; expected a bool tensor, true {meant}")
+    if marks.shape != (steps, rows):
+        shape = list(marks.T.shape if batch_first and marks.dim() == 2 else marks.shape)
         expected = f"(B, T) = ({rows}, {steps})" if batch_first else f"(T, B) = ({steps}, {rows})"
-        raise ValueError(f"reset has shape {shape}; expected {expected}")
-    if reset.device != device:
-        raise RuntimeError(f"reset is on {reset.device}, but the input is on {device}; move one of them with .to()")
+        raise ValueError(f"{name} has shape {shape}; expected {expected}")
+    if marks.device != device:
+        raise RuntimeError(f"{name} is on {marks.device}, but the input is on {device}; move one of them with .to()")
 
 
 def check_dtype(dtype: torch.dtype) -> None:

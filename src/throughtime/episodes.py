@@ -81,7 +81,7 @@ class _Cut(NamedTuple):
         pieces, rows = self.starts.shape
         places = (self.steps[..., None] + self.starts).clamp(max=len(self.steps) - 1) * rows
         places = places + torch.arange(rows, device=places.device)
-        return _rows_of(tensor, places).view(len(self.steps), pieces * rows, *tensor.shape[2:])
+        return rows_at(tensor, places).view(len(self.steps), pieces * rows, *tensor.shape[2:])
 
     def begin(self, state: Tensor, fresh: Tensor) -> Tensor:
         """Return the pieces' initial states (L · directions, K · B, ·)."""
@@ -104,7 +104,7 @@ class _Cut(NamedTuple):
         assert isinstance(piece, Tensor)
         local = self.steps - self.starts.gather(0, piece)
         places = local * (pieces * rows) + piece * rows + torch.arange(rows, device=piece.device)
-        return _rows_of(output, places).view(len(self.steps), rows, -1)
+        return rows_at(output, places).view(len(self.steps), rows, -1)
 
     def end(self, final: Tensor) -> Tensor:
         """Return the rows' final states (L · directions, B, ·) of the pieces'."""
@@ -125,6 +125,6 @@ def _ways(state: Tensor) -> tuple[Tensor, Tensor]:
     return forward, reverse
 
 
-def _rows_of(tensor: Tensor, places: Tensor) -> Tensor:
+def rows_at(tensor: Tensor, places: Tensor) -> Tensor:
     """Return the rows of (T, B, ·) at places t · B + b."""
     return tensor.flatten(0, 1).index_select(0, places.flatten())

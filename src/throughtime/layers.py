@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from throughtime.arguments import (
     check_embedding,
     check_flags,
     check_lengths,
+    check_marks,
     check_no_projection,
     check_probabilities,
     check_projection,
     check_recompute_every,
-    check_reset,
     check_sizes,
     check_zoneout,
     describe_value,
@@ -29,6 +29,7 @@ from throughtime.backend import check_backend
 from throughtime.errors import unknown_name
 from throughtime.request import Sequences, Stack
 from throughtime.rnn_base import TORCH_LSTM, RNNBase
+from throughtime.skipping import Skipping
 from throughtime.spec import Parameters
 
 _ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
@@ -57,7 +58,7 @@ _ARGUMENTS = """
             segment at a time: memory O(T/k + k) instead of O(T) beside input and output, for about a third more time. 0 keeps it
             all. Gradients are the same to the bit; segments are whole stretches of steps (4 MB), so a k below one counts as one.
 
-    `forward(input, hx=None, *, lengths=None, reset=None, reset_to=None, embedding=None)`:
+    `forward(input, hx=None, *, lengths=None, mask=None, reset=None, reset_to=None, embedding=None)`:
 
     - `input`: (T, B, I), (B, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence; the output has the same form.
       Or token ids, integers, the same without the axis I: each stands for a one-hot vector, so that W_ih x is a column of
@@ -65,6 +66,8 @@ _ARGUMENTS = """
     - `hx`: the initial state, zeros if not given.
     - `lengths`: steps in each row, integers (B,) in any order, 0 ≤ length ≤ T: a tensor on any device, a list or a numpy array.
       Outputs past a row's end are zero, and its final state is the state at its end.
+    - `mask`: instead, bool, (T, B), or (B, T) if `batch_first`, or (T,) unbatched: true at the steps that are read. The others
+      are passed over wherever they are: the state goes on as it is, and the output there is zero.
     - `reset`: bool, (T, B), or (B, T) if `batch_first`, or (T,) unbatched. Where true, a new sequence begins at that step:
       the state before it is `reset_to`. A reverse direction starts anew on the other side of the same boundary.
     - `reset_to`: the state that sequences begin with after a reset, in the form of `hx`; its batch may be 1, for a state that is
@@ -87,6 +90,15 @@ _ARGUMENTS = """
         IndexError: A token id is negative or too large.
         RuntimeError: A tensor's shape doesn't fit, as in torch.nn.
 """
+
+
+class _Given(NamedTuple):
+    """What a call may be given besides input and states."""
+
+    lengths: Tensor | None
+    mask: Tensor | None
+    reset: Tensor | None
+    embedding: Tensor | None
 
 
 class Recurrent(RNNBase):
@@ -213,44 +225,62 @@ class Recurrent(RNNBase):
         input: Tensor | PackedSequence,
         state: tuple[Tensor, ...] | None,
         reset_to: tuple[Tensor, ...] | None,
-        *,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        embedding: Tensor | None,
+        given: "_Given",
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """Bring every form of input to (T, B, I), ids (T, B) or packed, check it, run the stack, and give the form back."""
+        """Bring every form of input to (T, B, I), ids (T, B) or packed, run the stack, and give the form back."""
         check_dtype(self._first_weight.dtype)
         if isinstance(input, PackedSequence):
-            if lengths is not None or reset is not None or reset_to is not None:
-                raise ValueError("a PackedSequence carries its own lengths; give lengths= and reset= with padded input")
-            return self._run_packed(input, state, embedding)
-        lengths, reset = as_tensor("lengths", lengths), as_tensor("reset", reset)
+            if any(option is not None for option in (given.lengths, given.mask, given.reset, reset_to)):
+                raise ValueError(
+                    "a PackedSequence carries its own lengths; give lengths=, mask= and reset= with padded input"
+                )
+            return self._run_packed(input, state, given.embedding)
+        lengths, mask, reset, embedding = given
+        given = _Given(as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset), embedding)
         if not isinstance(input, Tensor):
             raise TypeError(f"input is {describe_value(input)}; expected a tensor or a PackedSequence")
         axes = input.dim() - 1 if not _are_ids(input) else input.dim()
         if axes not in (1, 2):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
         if axes == 1:
-            return self._run_unbatched(input, state, reset_to, lengths=lengths, reset=reset, embedding=embedding)
-        dtype = self._computed_dtype(input.device)
-        input = self._check_input(input, 2, embedding, dtype)
-        if self.batch_first:
-            input = input.transpose(0, 1)
-            reset = reset.T if reset is not None and reset.dim() == 2 else reset
+            return self._run_unbatched(input, state, reset_to, given)
+        if not self.batch_first:
+            return self._run_padded(input, state, reset_to, given)
+        mask, reset = (m.T if m is not None and m.dim() == 2 else m for m in (given.mask, given.reset))
+        input = input.transpose(0, 1)
+        output, final = self._run_padded(input, state, reset_to, given._replace(mask=mask, reset=reset))
+        return output.transpose(0, 1), final
+
+    def _run_padded(
+        self,
+        input: Tensor,
+        state: tuple[Tensor, ...] | None,
+        reset_to: tuple[Tensor, ...] | None,
+        given: "_Given",
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Check all that is given, and serve (T, B, I) or ids (T, B)."""
+        dtype, device = self._computed_dtype(input.device), input.device
+        input = self._check_input(input, 2, given.embedding, dtype)
         steps, rows = input.shape[:2]
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         goes_back = _are_same(state, reset_to)
         fresh = () if goes_back else self._check_state(reset_to, input, rows, dtype, "reset_to")
         state = self._check_state(state, input, rows, dtype)
-        lengths = check_lengths(lengths, steps, rows, input.device)
-        check_reset(reset, steps, rows, input.device, self.batch_first)
-        sequences = Sequences(input, lengths, reset, embedding=embedding)
-        if reset is None or goes_back:
+        lengths = check_lengths(given.lengths, steps, rows, device)
+        check_marks("mask", given.mask, steps, rows, device, self.batch_first)
+        check_marks("reset", given.reset, steps, rows, device, self.batch_first)
+        if given.mask is not None and lengths is not None:
+            raise ValueError("lengths= and mask= are both given; expected one of them")
+        sequences = Sequences(input, lengths, given.reset, embedding=given.embedding)
+        skipping = None if given.mask is None else Skipping.by(given.mask)
+        if skipping is not None:
+            sequences = skipping.take(sequences)
+        if given.reset is None or goes_back:
             output, final = stack.run(self._stack(), self._weights(), sequences, state)
         else:
             output, final = episodes.run(self._stack(), self._weights(), sequences, state, fresh)
-        return (output.transpose(0, 1) if self.batch_first else output), final
+        return (output if skipping is None else skipping.join(output)), final
 
     def _run_packed(
         self, packed: PackedSequence, state: tuple[Tensor, ...] | None, embedding: Tensor | None
@@ -302,29 +332,25 @@ class Recurrent(RNNBase):
     def _run_unbatched(
         self,
         input: Tensor,
-        *states: tuple[Tensor, ...] | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        embedding: Tensor | None,
+        state: tuple[Tensor, ...] | None,
+        reset_to: tuple[Tensor, ...] | None,
+        given: "_Given",
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """Serve a single sequence, (T, I) or ids (T,), as a batch of one; `states` are hx and reset_to."""
+        """Serve a single sequence, (T, I) or ids (T,), as a batch of one."""
         axis = 0 if self.batch_first else 1
-        for name, state in zip(("hx", "reset_to"), states, strict=True):
-            for tensor in state or ():
-                if not isinstance(tensor, Tensor):
-                    raise TypeError(f"{name} is {describe_value(tensor)}; expected a tensor")
-                if tensor.dim() != 2:
-                    raise RuntimeError(
-                        f"For unbatched 2-D input, {name} should also be 2-D but got {tensor.dim()}-D tensor"
-                    )
-        hx, reset_to = (None if state is None else tuple(tensor[:, None] for tensor in state) for state in states)
+        lengths = given.lengths
+        mask, reset = (m.unsqueeze(axis) if m is not None and m.dim() == 1 else m for m in (given.mask, given.reset))
+        hx = _as_batch("hx", state)
         output, final = self._run(
             input.unsqueeze(axis),
             hx,
-            hx if _are_same(*states) else reset_to,
-            lengths=lengths.reshape(1) if lengths is not None and lengths.numel() == 1 else lengths,
-            reset=reset.unsqueeze(axis) if reset is not None and reset.dim() == 1 else reset,
-            embedding=embedding,
+            hx if _are_same(state, reset_to) else _as_batch("reset_to", reset_to),
+            _Given(
+                lengths.reshape(1) if lengths is not None and lengths.numel() == 1 else lengths,
+                mask,
+                reset,
+                given.embedding,
+            ),
         )
         assert isinstance(output, Tensor)
         return output.squeeze(axis), tuple(tensor.squeeze(1) for tensor in final)
@@ -477,13 +503,14 @@ class RNN(Recurrent):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        mask: Tensor | None = None,
         reset: Tensor | None = None,
         reset_to: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
-        states = [None if state is None else (state,) for state in (hx, reset_to)]
-        output, (h,) = self._run(input, *states, lengths=lengths, reset=reset, embedding=embedding)
+        state, fresh = (None if s is None else (s,) for s in (hx, reset_to))
+        output, (h,) = self._run(input, state, fresh, _Given(lengths, mask, reset, embedding))
         return output, h
 
 
@@ -571,6 +598,7 @@ class LSTM(Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,
+        mask: Tensor | None = None,
         reset: Tensor | None = None,
         reset_to: tuple[Tensor, Tensor] | None = None,
         embedding: Tensor | None = None,
@@ -579,7 +607,7 @@ class LSTM(Recurrent):
         for name, state in (("hx", hx), ("reset_to", reset_to)):
             if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
                 raise TypeError(f"{name} is {describe_value(state)}; expected a pair (h_0, c_0) of tensors")
-        output, (h, c) = self._run(input, hx, reset_to, lengths=lengths, reset=reset, embedding=embedding)
+        output, (h, c) = self._run(input, hx, reset_to, _Given(lengths, mask, reset, embedding))
         return output, (h, c)
 
 
@@ -655,13 +683,14 @@ class GRU(Recurrent):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        mask: Tensor | None = None,
         reset: Tensor | None = None,
         reset_to: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
-        states = [None if state is None else (state,) for state in (hx, reset_to)]
-        output, (h,) = self._run(input, *states, lengths=lengths, reset=reset, embedding=embedding)
+        state, fresh = (None if s is None else (s,) for s in (hx, reset_to))
+        output, (h,) = self._run(input, state, fresh, _Given(lengths, mask, reset, embedding))
         return output, h
 
 
@@ -723,13 +752,14 @@ class MGU(Recurrent):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        mask: Tensor | None = None,
         reset: Tensor | None = None,
         reset_to: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer: return the output and h at each row's end, (L · directions, B, H)."""
-        states = [None if state is None else (state,) for state in (hx, reset_to)]
-        output, (h,) = self._run(input, *states, lengths=lengths, reset=reset, embedding=embedding)
+        state, fresh = (None if s is None else (s,) for s in (hx, reset_to))
+        output, (h,) = self._run(input, state, fresh, _Given(lengths, mask, reset, embedding))
         return output, h
 
 
@@ -756,6 +786,16 @@ def _rnn_cell(nonlinearity: str) -> str:
 def _is_autocast(device: torch.device) -> bool:
     """Whether torch.autocast is on for a device; there are some that it doesn't know, as "meta"."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def _as_batch(name: str, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    """Return the state of a single sequence as that of a batch of one."""
+    for tensor in state or ():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is {describe_value(tensor)}; expected a tensor")
+        if tensor.dim() != 2:
+            raise RuntimeError(f"For unbatched 2-D input, {name} should also be 2-D but got {tensor.dim()}-D tensor")
+    return None if state is None else tuple(tensor[:, None] for tensor in state)
 
 
 def _are_same(state: tuple[Tensor, ...] | None, other: tuple[Tensor, ...] | None) -> bool:

@@ -79,6 +79,7 @@ class PrivateLayer(nn.Module):
         hx: Any = None,
         *,
         lengths: Tensor | None = None,
+        mask: Tensor | None = None,
         reset: Tensor | None = None,
         reset_to: Any = None,
         embedding: Tensor | None = None,
@@ -95,10 +96,10 @@ class PrivateLayer(nn.Module):
         rows = input.shape[axis]
         parameters = self.copies(input.new_empty((rows, rows, 0), dtype=torch.float32)).squeeze(1)
         states, fresh = _parts(hx), tuple(s.expand(-1, rows, -1) for s in _parts(reset_to))
-        options = {"lengths": lengths, "reset": reset}
+        options = {"lengths": lengths, "mask": mask, "reset": reset}
         if rows == 0:  # Poisson sampling may draw nobody, whose gradients must be there as well
             return self._run(self.copies.by_name(parameters.sum(0)), input, states, fresh, options)
-        axes = {"lengths": None if lengths is None else 0, "reset": None if reset is None else axis}
+        axes = {name: None if options[name] is None else way for name, way in self._axes.items()}
         mapped = torch.vmap(
             self._run_sample,
             in_dims=(0, axis, (1,) * len(states), (1,) * len(fresh), axes),
@@ -106,6 +107,12 @@ class PrivateLayer(nn.Module):
             randomness="different",
         )
         return mapped(parameters, input, states, fresh, options)
+
+    @property
+    def _axes(self) -> dict[str, int]:
+        """Which axis of an option is the batch."""
+        axis = 0 if self.batch_first else 1
+        return {"lengths": 0, "mask": axis, "reset": axis}
 
     def plain(self) -> Recurrent:
         """Return a layer as it was made from, with the weights of now."""
@@ -135,8 +142,7 @@ class PrivateLayer(nn.Module):
     ) -> tuple[Tensor, Any]:
         """Run a batch of one, whose tensors have no axis for it."""
         axis = 0 if self.batch_first else 1
-        axes = {"lengths": 0, "reset": axis}
-        own = {name: None if t is None else t.unsqueeze(axes[name]) for name, t in options.items()}
+        own = {name: None if t is None else t.unsqueeze(self._axes[name]) for name, t in options.items()}
         of_one, fresh_of_one = ([state.unsqueeze(1) for state in part] for part in (states, fresh))
         copies = self.copies.by_name(parameters)
         output, final = self._run(copies, input.unsqueeze(axis), of_one, fresh_of_one, own)

@@ -222,3 +222,12 @@ def test_resets_are_recorded_where_they_go_back_to_the_initial_state():
             InputError, match="resets that go to another state than the rows begin with can't be recorded"
         ):
             insight.record(layer, x, reset=reset, **given)
+
+
+def test_a_mask_is_recorded_where_it_stands_for_lengths():
+    layer, x, mask = throughtime.GRU(3, 4, batch_first=True), torch.randn(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    recorded = insight.record(layer, x, mask=mask)
+    torch.testing.assert_close(recorded.outputs, layer(x, mask=mask)[0].transpose(0, 1))
+    with pytest.raises(InputError, match="a mask that passes over steps can't be recorded"):
+        insight.record(layer, x, mask=~mask)

@@ -179,6 +179,7 @@ def record(
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
     *,
     lengths: Lengths | None = None,
+    mask: Reset | None = None,
     reset: Reset | None = None,
     reset_to: Tensor | tuple[Tensor, Tensor] | None = None,
     embedding: Tensor | None = None,
@@ -192,6 +193,7 @@ def record(
             take them.
         hx: The initial state, zeros if not given.
         lengths: Steps in each row (B,), as the layers take them.
+        mask: Which steps are read (T, B), or (B, T) where the layer is `batch_first`; they must be the first ones of each row.
         reset: Where a sequence begins (T, B), or (B, T) where the layer is `batch_first`.
         reset_to: With `reset`, the state that it goes to, as the layers take it; it must be `hx`.
         embedding: (V, I), with token ids that aren't one-hot.
@@ -202,7 +204,7 @@ def record(
 
     Raises:
         InputError: The module is no recurrent layer, the input doesn't fit it, it has zoneout, it is in training mode and has
-            recurrent dropout or weight drop, or resets go to another state than the rows begin with.
+            recurrent dropout or weight drop, resets go to another state than the rows begin with, or rows pass over steps.
 
     Example:
         >>> import torch
@@ -225,7 +227,13 @@ def record(
             )
         batch_first = bool(layer.batch_first)
         x = input.transpose(0, 1) if batch_first else input
-        reset = reset.T if batch_first and reset is not None else reset
+        mask, reset = (m.T if batch_first and m is not None else m for m in (mask, reset))
+        if mask is not None:
+            if (mask[1:] & ~mask[:-1]).any():
+                raise InputError(
+                    "a mask that passes over steps can't be recorded; expected one that is true up to each row's end"
+                )
+            lengths = mask.sum(0)
     weights = [[w.detach() for w in row] for row in layer.all_weights]  # type: ignore[union-attr]
     dtype = dtype or weights[0][0].dtype
     if not x.is_floating_point():
