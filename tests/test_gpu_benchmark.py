@@ -251,9 +251,8 @@ def test_preparation_tells_who_was_too_slow_and_who_failed(monkeypatch, capsys):
     contestants = [Contestant(key, FLOAT32, lambda: of(torch.ones(1)), compiles=key) for key in ("slow", "bad", "fine")]
     monkeypatch.setattr(preparation, "_begin", begin)
     monkeypatch.setattr(preparation, "compiling", lambda *_: contestants)
-    monkeypatch.setattr(preparation, "CHILD_LIMIT", 1.5)
     monkeypatch.setattr(preparation, "LEAST", 1.0)
-    given_up = preparation.prepare(QUICK, ["long"], 30.0, [])
+    given_up = preparation.prepare(QUICK, ["long"], 30.0, 1.5, [])
     assert given_up == {"long": {"slow": "not compiled within 2 s"}}
     assert "preparing long, bad: ValueError: no compiler" in capsys.readouterr().out
 

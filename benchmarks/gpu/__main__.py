@@ -11,6 +11,7 @@ Exit code 1: an answer was wrong, or ours failed. `--device cpu --quick` tries t
 
 import argparse
 import gc
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from benchmarks.gpu import report
 from benchmarks.gpu.cases import Setting, cases
 from benchmarks.gpu.contest import FAILED, LEFT_OUT, RIGHT, WRONG, Contest
 from benchmarks.gpu.holding import Row, hold, lines
-from benchmarks.gpu.preparation import prepare, run_once
+from benchmarks.gpu.preparation import KEPT, prepare, run_once
 from benchmarks.gpu.timing import Pace
 
 PLAIN = "plain"
@@ -44,6 +45,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few turns, to try the program")
     parser.add_argument("--turns", type=int, help="the most turns of a contestant (default: 20; quick: 3)")
     parser.add_argument("--prepare", type=float, default=85.0, help="seconds for compilation beforehand (default: 85)")
+    parser.add_argument("--each", type=float, default=70.0, help="seconds for compiling one contestant (default: 70)")
     parser.add_argument(
         "--limit", type=float, default=235.0, help="seconds after which no contest begins (default: 235)"
     )
@@ -60,6 +62,7 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run the chosen cases; exit code 1 if an answer was wrong or ours failed."""
     began = time.monotonic()
     parsed = _arguments(given)
+    os.environ.update(KEPT)
     setting = Setting(torch.device(parsed.device), parsed.backend, parsed.quick)
     if parsed.once:
         torch.set_num_threads(1)  # the others compile beside it
@@ -70,7 +73,7 @@ def main(given: Sequence[str] | None = None) -> int:
     unprepared: dict[str, dict[str, str]] = {}
     if setting.device.type == "cuda" and parsed.prepare:
         options = ["--device", parsed.device, "--backend", parsed.backend, *(["--quick"] if parsed.quick else [])]
-        unprepared = prepare(setting, parsed.case, parsed.prepare, options)
+        unprepared = prepare(setting, parsed.case, parsed.prepare, parsed.each, options)
         print(f"compilation beforehand took {time.monotonic() - began:.0f} s\n", flush=True)
     end = began + parsed.limit
     pace = Pace(parsed.turns, limit=0.1, block=0.0) if parsed.quick else Pace(parsed.turns)

@@ -18,9 +18,9 @@ from benchmarks.gpu.cases import Setting, cases
 from benchmarks.gpu.contest import Contestant, answer
 from benchmarks.gpu.timing import synchronise
 
-CHILD_LIMIT = 70.0  # seconds for one of them
 LEAST = 40.0  # seconds that one has to have had before it is given up, when time is over for all
-_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"}
+KEPT = {"TRITON_CACHE_AUTOTUNING": "1"}  # what a peer's tuning chose is found again, too
+_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"} | KEPT
 
 
 @dataclass
@@ -48,7 +48,7 @@ def run_once(setting: Setting, case: str, key: str) -> None:
 
 
 def prepare(
-    setting: Setting, names: Sequence[str], seconds: float, options: Sequence[str]
+    setting: Setting, names: Sequence[str], seconds: float, each: float, options: Sequence[str]
 ) -> dict[str, dict[str, str]]:
     """Compile what the named cases need; return for each case under which names it was given up, and why.
 
@@ -56,6 +56,7 @@ def prepare(
         setting: Where the cases run.
         names: The cases.
         seconds: For all of it. Who has hardly begun by then compiles when its turn comes.
+        each: Seconds for one process.
         options: The command line's, which the processes repeat.
     """
     waiting = [(case, key) for case in names for key in dict.fromkeys(one.compiles for one in compiling(setting, case))]
@@ -71,7 +72,7 @@ def prepare(
                 if child.process.poll() is not None:
                     running.remove(child)
                     _note_failure(child)
-                elif now > min(end, child.began + CHILD_LIMIT):
+                elif now > min(end, child.began + each):
                     running.remove(child)
                     os.killpg(child.process.pid, signal.SIGKILL)
                     child.process.wait()

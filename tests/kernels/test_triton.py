@@ -6,18 +6,16 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
 
 import throughtime
-from throughtime import spec
 from throughtime.backend import reference, triton
-from throughtime.request import Request
 
 _before = os.environ.get("TRITON_INTERPRET")
 os.environ["TRITON_INTERPRET"] = "1"  # what is imported now, Triton's own functions too, is interpreted for good
 try:
     pytest.importorskip("triton", reason="Triton isn't installed")
     import triton_interpreter
+    from triton_cases import CELLS, VARIANTS, Case
 
     exchange = importlib.import_module("throughtime.kernels.triton.exchange")
     plan = importlib.import_module("throughtime.kernels.triton.plan")
@@ -27,17 +25,6 @@ finally:
     else:
         os.environ["TRITON_INTERPRET"] = _before
 
-CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
-VARIANTS = [
-    "lstm+layer_norm",
-    "lstm+peepholes",
-    "lstm+coupled",
-    "lstm+coupled+layer_norm+peepholes",
-    "lstm+layer_norm+peepholes+zoneout_h+zoneout_c+recurrent_dropout",
-    "gru+layer_norm+zoneout_h+recurrent_dropout",
-    "gru_reset_before+layer_norm+zoneout_h+recurrent_dropout",
-    "rnn_tanh+layer_norm+zoneout_h+recurrent_dropout",
-]
 ERROR = {torch.float32: 4e-6, torch.float16: 2e-2, torch.bfloat16: 0.15}  # of what is normalised, in small layers
 
 
@@ -51,80 +38,6 @@ def turns(monkeypatch):
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
     yield turns
     torch.use_deterministic_algorithms(False)
-
-
-class Case:
-    """One layer's arguments in float64, and gradients to send back."""
-
-    def __init__(self, cell, steps=5, batch=3, hidden=5, inputs=4, *, bias=True, ragged=False, resets=False, **options):
-        self.both, self.reverse = options.get("both", False), options.get("reverse", False)
-        said, self.cell = spec.read(cell), cell
-        draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
-        rows, ways = said.gates * hidden, 2 if self.both else 1
-        shapes = {"weight_ch": (rows - hidden,), "gain_c": (hidden,), "shift_c": (hidden,)}
-        self.parameters = [
-            tensor
-            for _ in range(ways)
-            for tensor in [
-                *(draw(rows, inputs) / 2, draw(rows, hidden) / hidden**0.5),
-                *([draw(rows), draw(rows)] if bias else []),
-                *(1 + 0.3 * draw(*shapes.get(name, (rows,))) for name in said.variant_parameters),
-            ]
-        ]
-        self.initial = [draw(batch, hidden) for _ in range(ways * len(said.states))]
-        self.given = {}
-        places = (steps, batch)
-        if ragged:
-            self.given["lengths"] = torch.randint(0, steps + 1, (batch,))
-        if resets:
-            self.given["reset"] = torch.rand(steps, batch) < 0.3
-        if options.get("packed"):
-            sizes = torch.randint(1, batch + 1, (steps,)).sort(descending=True).values
-            sizes[0] = batch
-            self.given["batch_sizes"], places = sizes, (int(sizes.sum()),)
-        self.input = torch.randint(0, inputs, places) if options.get("tokens") else draw(*places, inputs)
-        share = torch.tensor(0.3, dtype=torch.float64)
-        masks = {"recurrent_dropout": (torch.rand(batch, hidden, dtype=torch.float64) < 0.7) / 0.7}
-        self.masks = [
-            masks.get(name, share if options.get("expected") else torch.rand(steps, batch, hidden) < 0.4)
-            for name in said.masks
-        ]
-        self.grads = draw(*places, ways * hidden), [draw(batch, hidden) for _ in self.initial]
-
-    def requests(self, dtype, apart):
-        cast = lambda tensors: [t.to(dtype) if t.is_floating_point() else t for t in tensors]  # noqa: E731
-        (input,) = cast([self.input])
-        given = {"masks": cast(self.masks), **self.given}
-        if not (self.both and apart):
-            more = {"reverse": self.reverse, "bidirectional": self.both}
-            return [Request.read(self.cell, input, cast(self.initial), cast(self.parameters), **more, **given)]
-        halves = zip(
-            *(t.chunk(2) if isinstance(t, Tensor) else _halves(t) for t in (self.initial, self.parameters)), strict=True
-        )
-        return [
-            Request.read(self.cell, input, cast(initial), cast(parameters), reverse=way == 1, **given)
-            for way, (initial, parameters) in enumerate(halves)
-        ]
-
-    def run(self, backend, dtype=torch.float32) -> list[Tensor]:
-        """Output, final state, and gradients of the input (token ids have none), the initial state and the parameters."""
-        requests = self.requests(dtype, apart=backend is reference)
-        results = [backend.forward(request, True) for request in requests]
-        grad_output, grad_final = self.grads[0].to(dtype), [g.to(dtype) for g in self.grads[1]]
-        outputs = grad_output.chunk(len(requests), -1)
-        finals = [grad_final] if len(requests) == 1 else _halves(grad_final)
-        has_input = self.input.is_floating_point()
-        gradients = [
-            backend.backward(request, own.contiguous(), final, result.output, result.saved, has_input)
-            for request, result, own, final in zip(requests, results, outputs, finals, strict=True)
-        ]
-        inputs = [sum(g.input for g in gradients)] if has_input else []
-        found = [torch.cat([r.output for r in results], -1), *[f for r in results for f in r.final], *inputs]
-        return found + [s for g in gradients for s in g.initial] + [p for g in gradients for p in g.parameters]
-
-
-def _halves(tensors):
-    return [tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]]
 
 
 def check(case, dtype=torch.float32):
@@ -183,8 +96,8 @@ def test_more_rows_than_run_at_once(monkeypatch):
     check(Case("lstm+layer_norm+peepholes", batch=70, hidden=9, ragged=True))
 
 
-def test_a_layer_as_deep_as_four_chunks(monkeypatch):
-    monkeypatch.setattr(plan, "_chunk", lambda depth: 16 if depth <= 64 else 64)
+def test_a_layer_as_deep_as_many_chunks(monkeypatch):
+    monkeypatch.setattr(plan, "_chunk", lambda *_: 16)
     check(Case("gru_reset_before", hidden=57, resets=True, batch=2, steps=3))
 
 
@@ -234,7 +147,7 @@ def test_programs_that_did_not_wait_would_compute_with_what_is_not_there(monkeyp
     """So these tests would see a wait that is left out."""
     (request,) = Case("lstm", hidden=17).requests(torch.float32, apart=False)
     assert torch.isfinite(triton.forward(request, False).output).all()
-    monkeypatch.setattr(exchange, "any_missing", lambda *_: False)
+    monkeypatch.setattr(exchange, "is_missing", lambda *_: False)
     assert triton.forward(request, False).output.isnan().any()
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from throughtime.kernels.triton.exchange import joined
+from throughtime.kernels.triton.exchange import depths, joined
 
 
 @triton.jit
@@ -27,40 +27,102 @@ def sigmoid(x):
 
 
 @triton.jit
-def numbers(tile, KIND: tl.constexpr, HALVES: tl.constexpr):
-    """Return the numbers that a tile of integers holds; of two in one, the lower half is the first."""
-    if HALVES:
-        bits = tile.to(tl.uint32, bitcast=True)
-        low = (bits & 0xFFFF).to(tl.uint16).to(KIND, bitcast=True)
-        high = (bits >> 16).to(tl.uint16).to(KIND, bitcast=True)
-        return tl.reshape(tl.join(low, high), [tile.shape[0], tile.shape[1], 2 * tile.shape[2]])
-    return tile.to(KIND, bitcast=True)
+def load_weights(
+    rows,
+    is_row,
+    width,
+    KIND: tl.constexpr,
+    HALVES: tl.constexpr,
+    PIECES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Load rows of a weight, transposed, as `product` wants them: tiles (CHUNK, rows), or (PIECES, CHUNK / PIECES, rows).
+
+    Args:
+        rows: Where each begins, pointers to integers.
+        is_row: Which of them there are.
+        width: Integers of a row.
+        KIND: Dtype of the numbers.
+        HALVES: Whether an integer holds two: then each chunk has two tiles, of the even numbers and of the odd.
+        PIECES: In how many pieces a chunk is cut.
+        CHUNK: Integers of a chunk.
+        CHUNKS: How many chunks.
+    """
+    depth = depths(PIECES, CHUNK)
+    if PIECES > 1:
+        depth = depth[:, :, None]
+        rows = rows[None, None, :]
+        is_row = is_row[None, None, :]
+    else:
+        depth = depth[:, None]
+        rows = rows[None, :]
+        is_row = is_row[None, :]
+    tiles = ()
+    for chunk in tl.static_range(CHUNKS):
+        at = chunk * CHUNK + depth
+        tile = tl.load(rows + at, mask=is_row & (at < width), other=0)
+        if HALVES:
+            tiles = tiles + (lower_half(tile, KIND), upper_half(tile, KIND))
+        else:
+            tiles = tiles + (tile.to(KIND, bitcast=True),)
+    return tiles
 
 
 @triton.jit
-def product(
-    t_0,
-    t_1,
-    t_2,
-    t_3,
-    w_0,
-    w_1,
-    w_2,
-    w_3,
-    CHUNKS: tl.constexpr,
-    KIND: tl.constexpr,
-    HALVES: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Return rows times a weight, both cut along the depth: in chunks one after the other, and each in pieces for the warps."""
-    total = tl.dot(numbers(t_0, KIND, HALVES), w_0, input_precision=PRECISION, out_dtype=tl.float32)
-    if CHUNKS > 1:
-        total = tl.dot(numbers(t_1, KIND, HALVES), w_1, total, input_precision=PRECISION, out_dtype=tl.float32)
-    if CHUNKS > 2:
-        total = tl.dot(numbers(t_2, KIND, HALVES), w_2, total, input_precision=PRECISION, out_dtype=tl.float32)
-    if CHUNKS > 3:
-        total = tl.dot(numbers(t_3, KIND, HALVES), w_3, total, input_precision=PRECISION, out_dtype=tl.float32)
-    return tl.sum(total, axis=0)
+def lower_half(tile, KIND: tl.constexpr):
+    """Return the first of the two numbers in each integer."""
+    return (tile.to(tl.uint32, bitcast=True) & 0xFFFF).to(tl.uint16).to(KIND, bitcast=True)
+
+
+@triton.jit
+def upper_half(tile, KIND: tl.constexpr):
+    """Return the second."""
+    return (tile.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16).to(KIND, bitcast=True)
+
+
+@triton.jit
+def product(tiles, weights, KIND: tl.constexpr, HALVES: tl.constexpr, PRECISION: tl.constexpr):
+    """Return rows times a weight: the tiles of `arrived_tiles` and of `load_weights`.
+
+    Two sums that don't wait for each other take half the time of one.
+    """
+    if HALVES:
+        total = tl.dot(lower_half(tiles[0], KIND), weights[0], input_precision=PRECISION, out_dtype=tl.float32)
+        other = tl.dot(upper_half(tiles[0], KIND), weights[1], input_precision=PRECISION, out_dtype=tl.float32)
+        for chunk in tl.static_range(1, len(tiles)):
+            low = lower_half(tiles[chunk], KIND)
+            high = upper_half(tiles[chunk], KIND)
+            total = tl.dot(low, weights[2 * chunk], total, input_precision=PRECISION, out_dtype=tl.float32)
+            other = tl.dot(high, weights[2 * chunk + 1], other, input_precision=PRECISION, out_dtype=tl.float32)
+        total += other
+    else:
+        total = tl.dot(tiles[0].to(KIND, bitcast=True), weights[0], input_precision=PRECISION, out_dtype=tl.float32)
+        for chunk in tl.static_range(1, len(tiles)):
+            own = tiles[chunk].to(KIND, bitcast=True)
+            total = tl.dot(own, weights[chunk], total, input_precision=PRECISION, out_dtype=tl.float32)
+    if len(total.shape) > 2:
+        total = tl.sum(total, axis=0)
+    return total
+
+
+@triton.jit
+def load_gates(base, count: tl.constexpr, stride, is_loaded):
+    """Load `count` gates of units, `stride` apart; zeros for the others of four."""
+    tiles = ()
+    for gate in tl.static_range(4):
+        if gate < count:
+            tiles = tiles + (tl.load(base + gate * stride, mask=is_loaded, other=0.0),)
+        else:
+            tiles = tiles + (tl.zeros(is_loaded.shape, dtype=tl.float32),)
+    return tiles
+
+
+@triton.jit
+def store_gates(base, tiles, count: tl.constexpr, stride, is_stored):
+    """Store the first `count` tiles, `stride` apart."""
+    for gate in tl.static_range(count):
+        tl.store(base + gate * stride, tiles[gate].to(base.dtype.element_ty), mask=is_stored)
 
 
 @triton.jit
@@ -70,12 +132,6 @@ def cut(tile, ROWS: tl.constexpr, UNITS: tl.constexpr):
     g_0, g_2 = tl.split(even)
     g_1, g_3 = tl.split(odd)
     return g_0, g_1, g_2, g_3
-
-
-@triton.jit
-def paste(g_0, g_1, g_2, g_3, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """Put four gates (rows, units) side by side: the inverse of `cut`."""
-    return tl.reshape(tl.join(tl.join(g_0, g_2), tl.join(g_1, g_3)), [ROWS, 4 * UNITS])
 
 
 @triton.jit
@@ -107,23 +163,20 @@ def standardised(
 
 
 @triton.jit
-def standardised_backward(
+def joined_means(
     base,
-    grad,
-    standard,
-    scale,
-    gates: tl.constexpr,
+    along_one,
+    along_standard,
+    count,
     active,
-    hidden,
     parts,
     ROWS: tl.constexpr,
     PARTS: tl.constexpr,
     COPIES: tl.constexpr,
 ):
-    """Carry a gradient, zero where nothing was standardised, back over `standardised`."""
-    sums, alongs = joined(
-        base, tl.sum(grad, axis=1), tl.sum(grad * standard, axis=1), active, parts, ROWS, PARTS, COPIES
-    )
-    mean = tl.sum(sums, axis=1) / (gates * hidden)
-    along = tl.sum(alongs, axis=1) / (gates * hidden)
-    return (grad - mean[:, None] - standard * along[:, None]) * scale[:, None]
+    """Return what standardising `count` numbers takes off their gradient: its mean, and its mean along what was standardised.
+
+    Given are this program's sums over its units.
+    """
+    sums, alongs = joined(base, along_one, along_standard, active, parts, ROWS, PARTS, COPIES)
+    return tl.sum(sums, axis=1)[:, None] / count, tl.sum(alongs, axis=1)[:, None] / count

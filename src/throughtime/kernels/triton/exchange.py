@@ -29,78 +29,88 @@ def as_set(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def any_missing(t_0, t_1, t_2, t_3, CHUNKS: tl.constexpr, HALVES: tl.constexpr):
-    """Whether any of the first CHUNKS tiles isn't all there."""
+def is_missing(tiles, HALVES: tl.constexpr):
+    """Whether any number of the tiles isn't there. As unsigned numbers, nothing is larger than all ones."""
     if HALVES:
-        bits = t_0.to(tl.uint32, bitcast=True)
-        top = tl.maximum(bits, bits << 16)
-        if CHUNKS > 1:
-            bits = t_1.to(tl.uint32, bitcast=True)
-            top = tl.maximum(top, tl.maximum(bits, bits << 16))
-        if CHUNKS > 2:
-            bits = t_2.to(tl.uint32, bitcast=True)
-            top = tl.maximum(top, tl.maximum(bits, bits << 16))
-        if CHUNKS > 3:
-            bits = t_3.to(tl.uint32, bitcast=True)
-            top = tl.maximum(top, tl.maximum(bits, bits << 16))
-        return tl.max(top) >= 0xFFFF0000
-    is_unset = t_0 == -1
-    if CHUNKS > 1:
-        is_unset |= t_1 == -1
-    if CHUNKS > 2:
-        is_unset |= t_2 == -1
-    if CHUNKS > 3:
-        is_unset |= t_3 == -1
-    return tl.max(is_unset.to(tl.int32)) > 0
+        top = larger_half(tiles[0])
+        for chunk in tl.static_range(1, len(tiles)):
+            top = tl.maximum(top, larger_half(tiles[chunk]))
+        found = tl.max(top) >= 0xFFFF0000
+    else:
+        top = as_unsigned(tiles[0])
+        for chunk in tl.static_range(1, len(tiles)):
+            top = tl.maximum(top, as_unsigned(tiles[chunk]))
+        ONES: tl.constexpr = 0xFFFF if tiles[0].dtype == tl.int16 else 0xFFFFFFFF
+        found = tl.max(top) == ONES
+    return found
 
 
 @triton.jit
-def load_chunks(base, depth, width, is_wanted, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
+def as_unsigned(tile):
+    """Return the bits of integers of 16 or 32 bits."""
+    if tile.dtype == tl.int16:
+        bits = tile.to(tl.uint16, bitcast=True)
+    else:
+        bits = tile.to(tl.uint32, bitcast=True)
+    return bits
+
+
+@triton.jit
+def larger_half(tile):
+    """Return, in its upper half, the larger half of each integer of 32 bits."""
+    bits = tile.to(tl.uint32, bitcast=True)
+    return tl.maximum(bits, bits << 16)
+
+
+@triton.jit
+def depths(PIECES: tl.constexpr, CHUNK: tl.constexpr):
+    """Return the places of a chunk, cut in pieces: (PIECES, CHUNK / PIECES), or (CHUNK,) where it isn't cut."""
+    DEPTH: tl.constexpr = CHUNK // PIECES
+    if PIECES > 1:
+        found = tl.arange(0, PIECES)[:, None] * DEPTH + tl.arange(0, DEPTH)[None, :]
+    else:
+        found = tl.arange(0, CHUNK)
+    return found
+
+
+@triton.jit
+def load_tiles(base, width, is_wanted, PIECES: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
     """Load a row's integers, chunk by chunk; zeros where a row isn't wanted and beyond its width."""
-    t_0 = tl.load(base + depth, mask=is_wanted & (depth < width), other=0, volatile=True)
-    t_1 = t_0
-    t_2 = t_0
-    t_3 = t_0
-    if CHUNKS > 1:
-        t_1 = tl.load(base + depth + CHUNK, mask=is_wanted & (depth + CHUNK < width), other=0, volatile=True)
-    if CHUNKS > 2:
-        t_2 = tl.load(base + depth + 2 * CHUNK, mask=is_wanted & (depth + 2 * CHUNK < width), other=0, volatile=True)
-    if CHUNKS > 3:
-        t_3 = tl.load(base + depth + 3 * CHUNK, mask=is_wanted & (depth + 3 * CHUNK < width), other=0, volatile=True)
-    return t_0, t_1, t_2, t_3
+    depth = depths(PIECES, CHUNK)
+    if PIECES > 1:
+        depth = depth[:, None, :]
+        base = base[None, :, None]
+        is_wanted = is_wanted[None, :, None]
+    else:
+        depth = depth[None, :]
+        base = base[:, None]
+        is_wanted = is_wanted[:, None]
+    tiles = ()
+    for chunk in tl.static_range(CHUNKS):
+        at = chunk * CHUNK + depth
+        tiles = tiles + (tl.load(base + at, mask=is_wanted & (at < width), other=0, volatile=True),)
+    return tiles
 
 
 @triton.jit
-def arrived_rows(
-    base,
-    width,
-    is_wanted,
-    PIECES: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    HALVES: tl.constexpr,
+def arrived_tiles(
+    base, width, is_wanted, PIECES: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, HALVES: tl.constexpr
 ):
-    """Load rows that other programs write, as soon as all of them is there: up to four chunks (PIECES, ROWS, CHUNK / PIECES).
+    """Load rows that other programs write, as soon as all of them is there: tiles (rows, CHUNK), or (PIECES, rows, CHUNK / PIECES).
 
     Args:
         base: Where each row begins, pointers to integers.
         width: Integers of a row.
         is_wanted: Which rows; the others are zeros.
         PIECES: In how many pieces a chunk is cut.
-        ROWS: How many rows there are.
         CHUNK: Integers of a chunk.
         CHUNKS: Chunks of a row.
         HALVES: Whether an integer holds two numbers.
     """
-    DEPTH: tl.constexpr = CHUNK // PIECES
-    depth = (tl.arange(0, PIECES)[:, None] * DEPTH + tl.arange(0, DEPTH)[None, :])[:, None, :]
-    base = base[None, :, None]
-    is_wanted = is_wanted[None, :, None]
-    t_0, t_1, t_2, t_3 = load_chunks(base, depth, width, is_wanted, CHUNK, CHUNKS)
-    while any_missing(t_0, t_1, t_2, t_3, CHUNKS, HALVES):
-        t_0, t_1, t_2, t_3 = load_chunks(base, depth, width, is_wanted, CHUNK, CHUNKS)
-    return t_0, t_1, t_2, t_3
+    tiles = load_tiles(base, width, is_wanted, PIECES, CHUNK, CHUNKS)
+    while is_missing(tiles, HALVES):
+        tiles = load_tiles(base, width, is_wanted, PIECES, CHUNK, CHUNKS)
+    return tiles
 
 
 @triton.jit
@@ -123,7 +133,7 @@ def joined(base, one, other, active, parts, ROWS: tl.constexpr, PARTS: tl.conste
     pointers = base[:, None, None] + each[None, :, None] + tl.zeros([1, 1, COPIES], dtype=tl.int32)
     mask = active[:, None, None] & (each < 2 * parts)[None, :, None] & (tl.zeros([1, 1, COPIES], dtype=tl.int32) == 0)
     tile = tl.load(pointers, mask=mask, other=0, volatile=True)
-    while tl.max((tile == -1).to(tl.int32)) > 0:
+    while tl.max(as_unsigned(tile)) == 0xFFFFFFFF:
         tile = tl.load(pointers, mask=mask, other=0, volatile=True)
     tile = tl.max(tile.to(tl.float32, bitcast=True), axis=2)
     return tl.split(tl.reshape(tile, [ROWS, PARTS, 2]))

@@ -15,18 +15,27 @@ Columns: a program's units times four, the gates of a unit beside each other; of
 import triton
 import triton.language as tl
 
-from throughtime.kernels.triton.arithmetic import cut, paste, product, sigmoid, standardised, tanh
-from throughtime.kernels.triton.exchange import arrived_rows, publish
+from throughtime.kernels.triton.arithmetic import (
+    cut,
+    load_gates,
+    load_weights,
+    product,
+    sigmoid,
+    standardised,
+    store_gates,
+    tanh,
+)
+from throughtime.kernels.triton.exchange import arrived_tiles, publish
 
 
 @triton.jit
-def load_rows(weight, row, is_row, chunk, hidden, PIECES: tl.constexpr, CHUNK: tl.constexpr):
-    """Load rows of W_hh, transposed and a chunk of the depth at a time, cut in pieces: (PIECES, CHUNK / PIECES, rows)."""
-    DEPTH: tl.constexpr = CHUNK // PIECES
-    depth = chunk * CHUNK + (tl.arange(0, PIECES)[:, None] * DEPTH + tl.arange(0, DEPTH)[None, :])[:, :, None]
-    return tl.load(
-        weight + row[None, None, :] * hidden + depth, mask=is_row[None, None, :] & (depth < hidden), other=0.0
-    )
+def begins_at(t, begins, way, steps, batch, b, length, is_reverse):
+    """Return which rows begin anew at a step; it is known a step ahead, since which memory a step waits for depends on it."""
+    begin = t == is_reverse * (length - 1)
+    if begins is not None:
+        is_there = (t >= 0) & (t < length)
+        begin |= tl.load(begins + (way * steps + t).to(tl.int64) * batch + b, mask=is_there, other=0) != 0
+    return begin
 
 
 @triton.jit
@@ -34,7 +43,7 @@ def forward_loop(
     x,  # W_ih x (rows, D, G, H), or such rows for each token
     ids,  # which of them (places,), or None
     bias,  # (D, 4, H), or (D, 1, H), or None
-    weight,  # W_hh (D, G, H, H)
+    weight_words,  # W_hh (D, G, H, H), as integers that are loaded
     weight_ch,  # (D, G − 1, H) or None
     gain_hh,  # (D, G, H) or None
     gain_c,  # (D, H) or None
@@ -79,6 +88,7 @@ def forward_loop(
     PARTS: tl.constexpr,  # programs that share a row's units, at least
     COPIES: tl.constexpr,
     PIECES: tl.constexpr,
+    PIECES_N: tl.constexpr,  # of the second product
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
     KIND: tl.constexpr,  # dtype of what is multiplied
@@ -103,18 +113,13 @@ def forward_loop(
     units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     is_unit = units < hidden
     is_owned = is_row[:, None] & is_unit[None, :]
+    # Columns of the product: the gates of a unit beside each other. All else is one tile (ROWS, UNITS) for each gate.
     SIDE: tl.constexpr = 4 if GATES > 1 else 1
     column = tl.arange(0, SIDE * UNITS)
     gate = column % SIDE
     unit = tl.program_id(0) * UNITS + column // SIDE
     FED: tl.constexpr = 2 if BASE == "gru_reset_before" else GATES
     is_fed = (gate < FED) & (unit < hidden)
-    of_fed = gate * hidden + unit
-    is_read = (gate < GATES) & (unit < hidden)
-    of_read = of_fed
-    if BASE == "gru":
-        is_read = (gate != 2) & (unit < hidden)
-        of_read = tl.where(gate == 3, 2, gate) * hidden + unit
     WIDTH: tl.constexpr = 2 if HALVES else 1
     width = hidden // WIDTH
 
@@ -128,35 +133,19 @@ def forward_loop(
     if dropped is not None:
         drop = tl.load(dropped + b[:, None] * hidden + units[None, :], mask=is_owned, other=0.0).to(tl.float32)
 
-    own_weight = weight + way * GATES * hidden * hidden
-    w_0 = load_rows(own_weight, of_fed, is_fed, 0, hidden, PIECES, CHUNK)
-    w_1 = w_0
-    w_2 = w_0
-    w_3 = w_0
-    if CHUNKS > 1:
-        w_1 = load_rows(own_weight, of_fed, is_fed, 1, hidden, PIECES, CHUNK)
-    if CHUNKS > 2:
-        w_2 = load_rows(own_weight, of_fed, is_fed, 2, hidden, PIECES, CHUNK)
-    if CHUNKS > 3:
-        w_3 = load_rows(own_weight, of_fed, is_fed, 3, hidden, PIECES, CHUNK)
+    own_weight = weight_words + way * GATES * hidden * width
+    rows_fed = own_weight + (gate * hidden + unit) * width
+    weights = load_weights(rows_fed, is_fed, width, KIND, HALVES, PIECES, CHUNK, CHUNKS)
     if BASE == "gru_reset_before":
-        n_0 = load_rows(own_weight, 2 * hidden + units, is_unit, 0, hidden, PIECES, CHUNK)
-        n_1 = n_0
-        n_2 = n_0
-        n_3 = n_0
-        if CHUNKS > 1:
-            n_1 = load_rows(own_weight, 2 * hidden + units, is_unit, 1, hidden, PIECES, CHUNK)
-        if CHUNKS > 2:
-            n_2 = load_rows(own_weight, 2 * hidden + units, is_unit, 2, hidden, PIECES, CHUNK)
-        if CHUNKS > 3:
-            n_3 = load_rows(own_weight, 2 * hidden + units, is_unit, 3, hidden, PIECES, CHUNK)
+        rows_n = own_weight + (2 * hidden + units) * width
+        weights_n = load_weights(rows_n, is_unit, width, KIND, HALVES, PIECES_N, CHUNK, CHUNKS)
 
+    of_units = units[None, :]
+    is_loaded = is_unit[None, :]
     if bias is not None:
-        b_x = tl.load(bias + (way * SIDE + gate) * hidden + unit, mask=unit < hidden, other=0.0)[None, :]
+        biases = load_gates(bias + way * SIDE * hidden + of_units, SIDE, hidden, is_loaded)
     if gain_hh is not None:
-        gain = tl.load(gain_hh + way * GATES * hidden + of_fed, mask=is_fed, other=0.0)[None, :]
-        if BASE == "gru_reset_before":
-            gain_n = tl.load(gain_hh + (way * GATES + 2) * hidden + units, mask=is_unit, other=0.0)[None, :]
+        gains = load_gates(gain_hh + way * GATES * hidden + of_units, GATES, hidden, is_loaded)
     if gain_c is not None:
         g_c = tl.load(gain_c + way * hidden + units, mask=is_unit, other=0.0)[None, :]
         s_c = tl.load(shift_c + way * hidden + units, mask=is_unit, other=0.0)[None, :]
@@ -168,57 +157,73 @@ def forward_loop(
             p_i = tl.load(peep, mask=is_unit, other=0.0)[None, :]
     PHASES: tl.constexpr = 2 if BASE == "lstm" or BASE == "gru_reset_before" else 1
 
+    begin = begins_at(is_reverse * (last - 1), begins, way, steps, batch, b, length, is_reverse)
+    before = b.to(tl.int64)
     for step in range(last):
         t = is_reverse * (last - 1) + step * ahead
         active = t < length
-        begin = t == is_reverse * (length - 1)
-        if begins is not None:
-            begin |= tl.load(begins + (way * steps + t).to(tl.int64) * batch + b, mask=active, other=0) != 0
         if offsets is not None:
             place = tl.load(offsets + t) + b
-            before = tl.load(offsets + tl.minimum(tl.maximum(t - ahead, 0), steps - 1)) + b
         else:
             place = t.to(tl.int64) * batch + b
-            before = place - ahead * batch
         at = place * WAYS + way
         stored = active[:, None] & is_unit[None, :]
+
+        # What doesn't depend on the step before is asked for before that is waited for.
         source = place
         if ids is not None:
             source = tl.load(ids + place, mask=active, other=0)
-        a = tl.load(
-            x + ((source * WAYS + way) * GATES * hidden)[:, None] + of_read[None, :],
-            mask=active[:, None] & is_read[None, :],
-            other=0.0,
-        )
+        of_input = x + ((source * WAYS + way) * GATES * hidden)[:, None] + of_units
+        x_0, x_1, x_2, x_3 = load_gates(of_input, GATES, hidden, stored)
+        keeps_at = (t.to(tl.int64) * batch + b)[:, None] * hidden + of_units
+        if zoneout_h is not None:
+            keeps_h = tl.load(zoneout_h + keeps_at, mask=stored, other=0) != 0
+        if zoneout_c is not None:
+            keeps_c = tl.load(zoneout_c + keeps_at, mask=stored, other=0) != 0
         h_before = tl.where(begin[:, None], h_start, h)
         c_before = tl.where(begin[:, None], c_start, c)
 
         source_row = tl.where(begin, places * WAYS + way * batch + b, before * WAYS + way)
-        t_0, t_1, t_2, t_3 = arrived_rows(
-            words + source_row * width, width, active, PIECES, ROWS, CHUNK // WIDTH, CHUNKS, HALVES
-        )
-        u = product(t_0, t_1, t_2, t_3, w_0, w_1, w_2, w_3, CHUNKS, KIND, HALVES, PRECISION)
+        tiles = arrived_tiles(words + source_row * width, width, active, PIECES, CHUNK, CHUNKS, HALVES)
+        u = product(tiles, weights, KIND, HALVES, PRECISION)
         if gain_hh is not None:
             is_in = is_row[:, None] & is_fed[None, :]
             base = sums + at * PHASES * parts * 2
             u, mean, scale = standardised(base, u, is_in, FED, active, hidden, parts, ROWS, UNITS, PARTS, COPIES)
             if saved is not None:
                 tl.store(scales + at * 3, scale, mask=active)
-                tl.store(
-                    saved + ((at * SLOTS + SLOTS - GATES) * hidden)[:, None] + of_fed[None, :],
-                    u.to(saved.dtype.element_ty),
-                    mask=active[:, None] & is_fed[None, :],
-                )
-            u *= gain
-        a += u
+        if GATES > 1:
+            u_0, u_1, u_2, u_3 = cut(u, ROWS, UNITS)
+        else:
+            u_0 = u
+            u_1 = u
+            u_2 = u
+            u_3 = u
+        if gain_hh is not None:
+            if saved is not None:
+                of_standard = saved + ((at * SLOTS + SLOTS - GATES) * hidden)[:, None] + of_units
+                store_gates(of_standard, (u_0, u_1, u_2, u_3), FED, hidden, stored)
+            u_0 *= gains[0]
+            u_1 *= gains[1]
+            u_2 *= gains[2]
+            u_3 *= gains[3]
         if bias is not None:
-            a += b_x
+            u_0 += biases[0]
+            if GATES > 1:
+                u_1 += biases[1]
+                u_2 += biases[2]
+                u_3 += biases[3]
 
         if BASE == "lstm":
             if COUPLED:
-                a_f, a_g, a_o, a_i = cut(a, ROWS, UNITS)
+                a_f = x_0 + u_0
+                a_g = x_1 + u_1
+                a_o = x_2 + u_2
             else:
-                a_i, a_f, a_g, a_o = cut(a, ROWS, UNITS)
+                a_i = x_0 + u_0
+                a_f = x_1 + u_1
+                a_g = x_2 + u_2
+                a_o = x_3 + u_3
             if weight_ch is not None:
                 a_f += p_f * c_before
             f = sigmoid(a_f)
@@ -247,34 +252,30 @@ def forward_loop(
             if EXPECTED_C:
                 c_new = share_c * c_before + (1.0 - share_c) * c_new
             elif zoneout_c is not None:
-                keeps = tl.load(
-                    zoneout_c + (t.to(tl.int64) * batch + b)[:, None] * hidden + units[None, :], mask=stored, other=0
-                )
-                c_new = tl.where(keeps != 0, c_before, c_new)
+                c_new = tl.where(keeps_c, c_before, c_new)
             c = tl.where(active[:, None], c_new, c)
             if COUPLED:
                 k_0, k_1, k_2, k_3 = f, g, o, o
             else:
                 k_0, k_1, k_2, k_3 = i, f, g, o
         elif BASE == "gru":
-            a_r, a_z, u_n, x_n = cut(a, ROWS, UNITS)
-            r = sigmoid(a_r)
-            z = sigmoid(a_z)
-            n = tanh(x_n + r * u_n)
+            # The last bias is that of what the input gives to n.
+            r = sigmoid(x_0 + u_0)
+            z = sigmoid(x_1 + u_1)
+            u_n = u_2
+            n = tanh(x_2 + u_3 + r * u_n)
             h_new = (1.0 - z) * n + z * h_before
             k_0, k_1, k_2, k_3 = r, z, n, u_n
         elif BASE == "gru_reset_before":
-            a_r, a_z, x_n, _nothing = cut(a, ROWS, UNITS)
-            r = sigmoid(a_r)
-            z = sigmoid(a_z)
+            r = sigmoid(x_0 + u_0)
+            z = sigmoid(x_1 + u_1)
+            x_n = x_2 + u_2
             v = r * h_before
             if dropped is not None:
                 v *= drop
             publish(second + (at * hidden)[:, None] + units[None, :], v, stored, KIND)
-            t_0, t_1, t_2, t_3 = arrived_rows(
-                second_words + at * width, width, active, PIECES, ROWS, CHUNK // WIDTH, CHUNKS, HALVES
-            )
-            u_n = product(t_0, t_1, t_2, t_3, n_0, n_1, n_2, n_3, CHUNKS, KIND, HALVES, PRECISION)
+            tiles = arrived_tiles(second_words + at * width, width, active, PIECES_N, CHUNK, CHUNKS, HALVES)
+            u_n = product(tiles, weights_n, KIND, HALVES, PRECISION)
             if gain_hh is not None:
                 base = sums + (at * PHASES + 1) * parts * 2
                 u_n, mean, scale = standardised(
@@ -287,24 +288,22 @@ def forward_loop(
                         u_n.to(saved.dtype.element_ty),
                         mask=stored,
                     )
-                u_n *= gain_n
+                u_n *= gains[2]
             n = tanh(x_n + u_n)
             h_new = (1.0 - z) * n + z * h_before
             k_0, k_1, k_2, k_3 = r, z, n, n
         else:
+            a = x_0 + u_0
             if BASE == "rnn_relu":
                 h_new = tl.where(a < 0, 0.0, a)
             else:
                 h_new = tanh(a)
-            k_0 = h_new
+            k_0, k_1, k_2, k_3 = h_new, h_new, h_new, h_new
 
         if EXPECTED_H:
             h_new = share_h * h_before + (1.0 - share_h) * h_new
         elif zoneout_h is not None:
-            keeps = tl.load(
-                zoneout_h + (t.to(tl.int64) * batch + b)[:, None] * hidden + units[None, :], mask=stored, other=0
-            )
-            h_new = tl.where(keeps != 0, h_before, h_new)
+            h_new = tl.where(keeps_h, h_before, h_new)
         h = tl.where(active[:, None], h_new, h)
         own_place = (at * hidden)[:, None] + units[None, :]
         if dropped is not None:
@@ -315,18 +314,12 @@ def forward_loop(
 
         # What only the backward pass reads is stored when the others have what they wait for.
         if saved is not None:
-            KEPT: tl.constexpr = saved.dtype.element_ty
-            if GATES > 1:
-                SAVED: tl.constexpr = 4 if BASE == "gru" else GATES
-                tl.store(
-                    saved + (at * SLOTS * hidden)[:, None] + of_fed[None, :],
-                    paste(k_0, k_1, k_2, k_3, ROWS, UNITS).to(KEPT),
-                    mask=active[:, None] & ((gate < SAVED) & (unit < hidden))[None, :],
-                )
-            else:
-                tl.store(saved + (at * SLOTS * hidden)[:, None] + units[None, :], k_0.to(KEPT), mask=stored)
+            SAVED: tl.constexpr = 4 if BASE == "gru" else GATES
+            store_gates(saved + (at * SLOTS * hidden)[:, None] + of_units, (k_0, k_1, k_2, k_3), SAVED, hidden, stored)
             if BASE == "lstm":
-                tl.store(cells + own_place, c.to(KEPT), mask=stored)
+                tl.store(cells + own_place, c.to(cells.dtype.element_ty), mask=stored)
+        begin = begins_at(t + ahead, begins, way, steps, batch, b, length, is_reverse)
+        before = place
 
     tl.store(h_n + own, h.to(h_n.dtype.element_ty), mask=is_owned)
     if BASE == "lstm":

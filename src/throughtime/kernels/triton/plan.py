@@ -20,6 +20,7 @@ from throughtime.spec import Spec
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 EPSILON = 1e-5
+_OTHER_SHARED = 19456  # bytes of shared memory for what isn't a product's factor
 _SMALL_VOCABULARY = 1024  # up to here ∂W_ih of token ids is a product with one-hot vectors
 
 
@@ -34,8 +35,8 @@ class Tiling(NamedTuple):
     Attributes:
         rows: Of a program.
         units: Of a program.
-        chunk: How deep a product goes at once.
-        warps: Of a program; each multiplies a piece of a chunk.
+        chunk: How many words, the integers that are exchanged, a product goes deep at once.
+        warps: Of a program.
         groups: Groups of rows in a launch.
     """
 
@@ -45,14 +46,17 @@ class Tiling(NamedTuple):
     warps: int
     groups: int
 
-    def chunks(self, depth: int) -> int:
-        """Return how many chunks a depth has."""
-        return divided_up(depth, self.chunk)
+    def chunks(self, width: int) -> int:
+        """Return how many chunks a row of words has."""
+        return divided_up(width, self.chunk)
 
-    @property
-    def pieces(self) -> int:
-        """In how many pieces a chunk is cut: one for each warp, as long as a piece is deep enough for a matrix instruction."""
-        return min(self.warps, self.chunk // 16)
+    def pieces(self, columns: int, is_exact: bool) -> int:
+        """Return in how many pieces a chunk is cut among the warps.
+
+        One where matrix instructions can give each warp columns of its own; otherwise one for each warp, as long as a piece is deep
+        enough for such an instruction.
+        """
+        return 1 if columns >= 8 * self.warps and not is_exact else min(self.warps, self.chunk // 16)
 
 
 def programs_at_once(device: torch.device) -> int:
@@ -60,48 +64,61 @@ def programs_at_once(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
 
 
-def _chunk(depth: int) -> int:
-    """Return a power of two of which at most four cover a depth, and little more than it."""
-    sizes = [size for size in (16, 32, 64, 128, 256, 512, 1024, 2048) if 4 * size >= depth]
-    return min(sizes, key=lambda size: (-(-depth // size) * size, -size)) if sizes else 0
+def shared_memory(device: torch.device) -> int:
+    """Return how many bytes of shared memory a program may take."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 232448
+
+
+def _chunk(width: int, largest: int) -> int:
+    """Return the power of two of which at most eight cover a width with the least left over, or 0: products are unrolled."""
+    sizes = [size for size in (16, 32, 64, 128, 256, 512) if size <= largest and 8 * size >= width]
+    return min(sizes, key=lambda size: (divided_up(width, size) * size, -size)) if sizes else 0
 
 
 @functools.lru_cache
-def tiling(depth: int, hidden: int, columns: int, batch: int, ways: int, element: int, programs: int) -> Tiling | None:
+def tiling(
+    width: int, hidden: int, columns: int, batch: int, ways: int, word: int, programs: int, shared: int
+) -> Tiling | None:
     """Choose how a time loop is cut, or return `None` where a multiprocessor can't hold its part.
 
     Args:
-        depth: Of the products.
+        width: Words of a row that is multiplied.
         hidden: H.
         columns: How many columns of a product a unit has.
         batch: B.
         ways: Directions.
-        element: Bytes of a number that is multiplied.
+        word: Bytes of a word.
         programs: How many run at once.
+        shared: Bytes of shared memory that a program may take.
     """
-    chunk = _chunk(depth)
-    if not chunk:
-        return None
-    padded = divided_up(depth, chunk) * chunk
     best: tuple[float, Tiling] | None = None
     for rows in (16, 32, 64):
         if rows > 16 and rows >= 2 * batch:
             break
+        # A thread keeps its part of a row in registers until all of it has arrived, and has an element of each tile of its own.
+        warps = 4 if rows * width <= 96 * 128 else 8
+        chunk = _chunk(width, 64 * warps)
+        if not chunk:
+            continue
+        padded = divided_up(width, chunk) * chunk
+        warps = min(warps, rows * chunk // 32)
         for units in (8, 16, 32, 64):
             parts, groups = divided_up(hidden, units), divided_up(batch, rows)
             at_once = programs // (parts * ways)
-            tile, weights = rows * chunk * element, padded * units * columns * element
-            loaded = rows * padded * element
-            if at_once < 1 or loaded > 131072 or tile + weights > 212992:
+            tile, weights, loaded = rows * chunk * word, padded * units * columns * word, rows * padded * word
+            if at_once < 1 or rows * padded > 160 * 32 * warps or tile + weights > shared - _OTHER_SHARED:
                 continue
-            launches = divided_up(groups, at_once)
             # A step waits for the L2 cache, loads its rows at some 60 bytes a cycle, and multiplies them.
-            cost = launches * (2000 + loaded / 60 + rows / 16 * units * columns * padded / 2048)
-            # Each thread has an element of a tile of its own, of four bytes.
-            warps = max(1, min(4 if loaded <= 65536 else 8, rows * chunk * element // 4 // 32))
+            cost = 2000 + loaded / 60 + rows / 16 * units * columns * padded / 2048
+            cost *= divided_up(groups, at_once)
             if best is None or cost < best[0]:
                 best = cost, Tiling(rows, units, chunk, warps, min(groups, at_once))
     return None if best is None else best[1]
+
+
+def holds_halves(dtype: torch.dtype, hidden: int) -> bool:
+    """Whether numbers are exchanged two to a word."""
+    return dtype != torch.float32 and hidden % 2 == 0
 
 
 def tilings(request: Request, batch: int | None = None) -> tuple[Tiling, Tiling] | None:
@@ -111,11 +128,12 @@ def tilings(request: Request, batch: int | None = None) -> tuple[Tiling, Tiling]
         request.spec.gates,
         len(request.directions),
     )
-    rows = max(request.batch if batch is None else batch, 1)
-    rest = rows, ways, request.dtype.itemsize, programs_at_once(request.input.device)
-    is_before = request.spec.base == "gru_reset_before"
-    forward = tiling(hidden, hidden, (5 if is_before else 4) if gates > 1 else 1, *rest)
-    backward = tiling((2 if is_before else gates) * hidden, hidden, 2 if is_before else 1, *rest)
+    rows, numbers = max(request.batch if batch is None else batch, 1), 1 + holds_halves(request.dtype, hidden)
+    device = request.input.device
+    rest = rows, ways, request.dtype.itemsize * numbers, programs_at_once(device), shared_memory(device)
+    is_before, width = request.spec.base == "gru_reset_before", hidden // numbers
+    forward = tiling(width, hidden, (5 if is_before else 4) if gates > 1 else 1, *rest)
+    backward = tiling((2 if is_before else gates) * width, hidden, 2 if is_before else 1, *rest)
     return None if forward is None or backward is None else (forward, backward)
 
 
@@ -161,13 +179,15 @@ class Plan:
         self.hidden = first.initial[0].shape[1]
         self.places = request.input.shape[0] if request.batch_sizes is not None else self.steps * self.batch
         self.is_normalised, self.has_peepholes = said.is_normalised, "peepholes" in said.variants
-        self.holds_halves = self.dtype != torch.float32 and self.hidden % 2 == 0
+        self.holds_halves = holds_halves(self.dtype, self.hidden)
+        self.width = self.hidden // (1 + self.holds_halves)
         self.has_bias = first.parameters.bias_ih is not None
         self.order, self.lengths, self.offsets = self._rows()
         self.active = self._active()
         self.begins = self._beginnings()
         self.phases = 2 if said.base in ("lstm", "gru_reset_before") else 1
         self.slots = slots(said)
+        self.is_exact = self.dtype == torch.float32 and is_exact(self.dtype)
 
     # What both passes need ------------------------------------------------------------------------------------------
 
@@ -222,7 +242,6 @@ class Plan:
             None if m is None or not m.dim() else m.contiguous().view(torch.uint8) for m in (zoneout_h, zoneout_c)
         ]
         return {
-            "weight": self.weight(),
             "weight_ch": self._stacked("weight_ch", torch.float32),
             "gain_hh": self._stacked("gain_hh", torch.float32),
             "gain_c": self._stacked("gain_c", torch.float32),
@@ -250,19 +269,16 @@ class Plan:
             "GATES": self.gates,
             "SLOTS": self.slots,
             "KIND": DTYPES[self.dtype],
-            "PRECISION": "ieee" if is_exact(self.dtype) else "tf32",
+            "PRECISION": "ieee" if self.is_exact else "tf32",
             "HALVES": self.holds_halves,
         }
 
     @functools.cached_property
     def _weight(self) -> Tensor:
+        """W_hh (D, G, H, H)."""
         stacked = self._stacked("weight_hh", self.dtype)
         assert stacked is not None
         return stacked.view(self.ways, self.gates, self.hidden, self.hidden)
-
-    def weight(self) -> Tensor:
-        """Return W_hh (D, G, H, H)."""
-        return self._weight
 
     def _sums(self, parts: int) -> Tensor | None:
         if not self.is_normalised:
@@ -286,7 +302,6 @@ class Plan:
             "UNITS": cut.units,
             "PARTS": at_least,
             "COPIES": max(1, 32 * cut.warps // (cut.rows * at_least * 2)),
-            "PIECES": cut.pieces,
             "CHUNK": cut.chunk,
         }
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
@@ -373,6 +388,7 @@ class Plan:
             cut,
             self._shared()
             | {
+                "weight_words": self._exchanged(self._weight)[1],
                 "x": self._of_input(),
                 "ids": self._ids(),
                 "bias": self._bias(),
@@ -388,7 +404,9 @@ class Plan:
                 "h_n": final[0],
                 "c_n": final[1] if len(final) > 1 else None,
                 "places": self.places,
-                "CHUNKS": cut.chunks(self.hidden),
+                "CHUNKS": cut.chunks(self.width),
+                "PIECES": cut.pieces(4 * cut.units if self.gates > 1 else cut.units, self.is_exact),
+                "PIECES_N": cut.pieces(cut.units, self.is_exact),
             },
         )
         h_in = rows[: self.places * self.ways].view(shape)
@@ -471,6 +489,7 @@ class Plan:
             cut,
             self._shared()
             | {
+                "weight_words": self._exchanged(self._weight.flatten(1, 2).transpose(1, 2).contiguous())[1],
                 "output": output.view(self.places, self.ways, self.hidden),
                 "saved": slots,
                 "cells": cells,
@@ -486,9 +505,10 @@ class Plan:
                 "grad_c_0": starts[1] if len(starts) > 1 else None,
                 "totals": totals,
                 "groups": groups,
-                "CHUNKS": cut.chunks((2 if base == "gru_reset_before" else self.gates) * self.hidden),
-                "CHUNK_N": cut.chunk,
-                "CHUNKS_N": cut.chunks(self.hidden),
+                "CHUNKS": cut.chunks((2 if base == "gru_reset_before" else self.gates) * self.width),
+                "CHUNKS_N": cut.chunks(self.width),
+                "PIECES": cut.pieces(cut.units, self.is_exact),
+                "PIECES_N": cut.pieces(cut.units, self.is_exact),
             },
         )
         flow = self._clean(flow)
