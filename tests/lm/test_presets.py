@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+import torch
 
 from throughtime import InputError
 from throughtime.kernels import native
@@ -89,9 +90,24 @@ def test_what_is_given_is_not_chosen():
     assert for_minutes(options, SHAKESPEARE) == (options, None)  # as from a run's own file of options
 
 
+def test_a_gpu_has_a_model_of_its_own(monkeypatch):
+    options, reason = for_minutes({"minutes": 3.0, "device": "cuda"}, SHAKESPEARE)
+    assert (options["layers"], options["hidden"], options["batch"], options["bptt"]) == (2, 512, 64, 128)
+    assert (options["dtype"], options["dropout"], options["weight_drop"]) == ("bfloat16", 0.5, 0.3)
+    assert TrainingOptions.from_values(options).weight_drop == 0.3
+    assert "read about 99 times by a GPU: --layers 2  --hidden 512" in reason
+    assert "--batch 64  --bptt 128" in reason
+    short, _ = for_minutes({"device": "cuda"}, 10_000)
+    assert not {"batch", "bptt"} & short.keys()  # what a short text has room for is found where it is read
+    assert for_minutes({"minutes": 0.01, "device": "cuda"}, SHAKESPEARE).options.keys() & {"weight_drop"} == set()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert for_minutes({}, SHAKESPEARE).options["hidden"] == 512
+    assert for_minutes({"device": "cpu"}, SHAKESPEARE).options["hidden"] == 256
+
+
 @pytest.mark.parametrize(
     "given",
-    [{"steps": 3}, {"epochs": 1.0}, {"preset": "char-rnn"}, {"cell": "gru"}, {"level": "word"}, {"device": "cuda"}],
+    [{"steps": 3}, {"epochs": 1.0}, {"preset": "char-rnn"}, {"cell": "gru"}, {"level": "word"}, {"device": "mps"}],
 )
 def test_what_the_table_was_not_measured_for_is_left_alone(given):
     assert for_minutes(given, SHAKESPEARE) == (given, None)
