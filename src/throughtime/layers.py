@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import episodes, quantization, spec, stack
@@ -26,7 +27,7 @@ from throughtime.arguments import (
     describe_value,
 )
 from throughtime.backend import check_backend
-from throughtime.errors import unknown_name
+from throughtime.errors import InputError, unknown_name
 from throughtime.request import Sequences, Stack
 from throughtime.rnn_base import TORCH_LSTM, RNNBase
 from throughtime.skipping import Skipping
@@ -228,6 +229,8 @@ class Recurrent(RNNBase):
         given: "_Given",
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """Bring every form of input to (T, B, I), ids (T, B) or packed, run the stack, and give the form back."""
+        if isinstance(input, Proxy):
+            return self._run_symbolic(input, state, reset_to, given)
         check_dtype(self._first_weight.dtype)
         if isinstance(input, PackedSequence):
             if any(option is not None for option in (given.lengths, given.mask, given.reset, reset_to)):
@@ -235,10 +238,10 @@ class Recurrent(RNNBase):
                     "a PackedSequence carries its own lengths; give lengths=, mask= and reset= with padded input"
                 )
             return self._run_packed(input, state, given.embedding)
-        lengths, mask, reset, embedding = given
-        given = _Given(as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset), embedding)
         if not isinstance(input, Tensor):
             raise TypeError(f"input is {describe_value(input)}; expected a tensor or a PackedSequence")
+        lengths, mask, reset, embedding = given
+        given = _Given(as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset), embedding)
         axes = input.dim() - 1 if not _are_ids(input) else input.dim()
         if axes not in (1, 2):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
@@ -281,6 +284,34 @@ class Recurrent(RNNBase):
         else:
             output, final = episodes.run(self._stack(), self._weights(), sequences, state, fresh)
         return (output if skipping is None else skipping.join(output)), final
+
+    def _run_symbolic(
+        self,
+        input: Proxy,
+        state: tuple[Tensor, ...] | None,
+        reset_to: tuple[Tensor, ...] | None,
+        given: "_Given",
+    ) -> Any:
+        """Stand as one node in a graph of torch.fx, as torch.nn's layers do."""
+        tracer = input.tracer
+        path = tracer.path_of_module(self) if isinstance(tracer, Tracer) else ""
+        if not path:
+            raise TypeError(
+                f"torch.fx can't trace a {self._kind} by itself; expected a module that has it, of which it is a node"
+            )
+        quantization.check_tracer(self, tracer)
+        is_pair = len(self._spec.states) == 2
+        hx, fresh = (s if s is None or is_pair else s[0] for s in (state, reset_to))
+        named = {name: option for name, option in {**given._asdict(), "reset_to": fresh}.items() if option is not None}
+        node: Any = tracer.create_proxy("call_module", path, (input,) if hx is None else (input, hx), named)
+        return node[0], (node[1][0], node[1][1]) if is_pair else (node[1],)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Say what to do instead: torch.jit.script can't read what a layer does, and would exchange it in the model given."""
+        raise InputError(
+            f"torch.jit.script can't compile throughtime.{self._kind}; script throughtime.to_torch(copy.deepcopy(model)), which "
+            "has torch.nn's layers, or use torch.jit.trace or torch.export"
+        )
 
     def _run_packed(
         self, packed: PackedSequence, state: tuple[Tensor, ...] | None, embedding: Tensor | None
@@ -605,7 +636,7 @@ class LSTM(Recurrent):
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Run the layer: return the output and (h, c) at each row's end, (L · directions, B, P) and (…, H)."""
         for name, state in (("hx", hx), ("reset_to", reset_to)):
-            if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+            if not (state is None or isinstance(state, Proxy) or (isinstance(state, tuple | list) and len(state) == 2)):
                 raise TypeError(f"{name} is {describe_value(state)}; expected a pair (h_0, c_0) of tensors")
         output, (h, c) = self._run(input, hx, reset_to, _Given(lengths, mask, reset, embedding))
         return output, (h, c)

@@ -28,7 +28,9 @@ def run(request: Request, backend: str) -> tuple[Tensor, list[Tensor]]:
     if watching.is_transformed():
         return transforms.forward(request, backend)
     tensors = request.tensors()
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    keep = (
+        _needs_gradient(tensors) and not watching.is_jit_traced()
+    )  # whose graph is to serve with gradients and without
     if backend != "native" or watching.is_watched(tensors):
         output, final, _ = torch.ops.throughtime.recurrence.default(*flat(request, keep, backend))
     else:
@@ -115,13 +117,17 @@ def _saved_with_output_again(ctx: Any, error: RuntimeError) -> list[Any]:
 def _differentiable(
     request: Request, tensors: Sequence[Tensor | None], keep: bool, backend: str, is_watched: bool
 ) -> Result:
-    """Compute, and keep the derivative where one is wanted; `tensors` are the request's."""
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+    """Compute, and keep what the derivative needs where one is wanted, or `keep` says so; `tensors` are the request's."""
+    if not _needs_gradient(tensors):
         with below_autograd():
             return compute(request, keep, backend, is_watched)
-    output, *others = _Recurrence.apply(request, keep, backend, is_watched, *tensors)
+    output, *others = _Recurrence.apply(request, True, backend, is_watched, *tensors)
     states = len(request.directions) * len(request.spec.states)
     return Result(output, list(others[:states]), list(others[states:]))
+
+
+def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 @torch.library.impl(library, "recurrence", "Autograd")

@@ -62,6 +62,16 @@ def accepted(layer: RNNBase, qconfig: Any) -> Any:
     return qconfig
 
 
+def check_tracer(layer: RNNBase, tracer: object) -> None:
+    """Warn where torch.ao traces a model to quantise it: it leaves the layer in float."""
+    if type(tracer).__module__.startswith("torch.ao."):
+        name = f"throughtime.{type(layer).__name__}"
+        warnings.warn(
+            f"torch.ao leaves a {name} in float where it traces a model: quantise throughtime.to_torch(model); {_OTHERWISE}",
+            stacklevel=2,
+        )
+
+
 def _refusal(layer: RNNBase) -> str | None:
     """Return why torch has no dynamically quantised layer that computes what one of ours does, or `None`."""
     if layer.mode not in ("LSTM", "GRU"):

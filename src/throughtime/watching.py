@@ -65,10 +65,15 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
         or _count_dispatch_modes() > 0
         or _count_function_modes() > 0
         or _are_transforms_on()
-        or _tracing_state() is not None
+        or is_jit_traced()
         or _is_profiled()
         or not _PLAIN.issuperset(map(type, tensors))
     )
+
+
+def is_jit_traced() -> bool:
+    """Whether `torch.jit.trace` is looking on."""
+    return _tracing_state() is not None
 
 
 def are_batched(gradients: Sequence[Tensor | None]) -> bool:
