@@ -118,7 +118,7 @@ def _change_all(
         raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
     left = {leave} if isinstance(leave, str) else set(leave)
     paths = _paths(model)
-    known = [path for own in paths.values() for path in own]
+    known = [path for own in paths.values() for path in own if path]
     if unknown := sorted(left.difference(known)):
         raise unknown_name("module in leave", unknown[0], known)
     changes: list[_Change] = []

@@ -1,0 +1,263 @@
+"""torch's machinery × the cells: what works, what is refused in a line that says what to do, and what there is none of.
+
+Prints the table of docs/torch.md. Every "works" is a comparison with a plain call; anything else that happens is "wrong".
+
+    python -m benchmarks.machinery
+"""
+
+import copy
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import throughtime
+
+CELLS: dict[str, Callable[..., Any]] = {
+    "RNN": throughtime.RNN,
+    "LSTM": throughtime.LSTM,
+    "LSTM, projected": partial(throughtime.LSTM, proj_size=3),
+    "GRU": throughtime.GRU,
+    "GRU, reset before": partial(throughtime.GRU, reset_after=False),
+    "MGU": throughtime.MGU,
+    "layer norm": partial(throughtime.LSTM, layer_norm=True),
+    "peepholes": partial(throughtime.LSTM, peepholes=True),
+    "zoneout": partial(throughtime.GRU, zoneout=0.1),
+}
+WORKS, REFUSED, NONE = "works", "refused", "–"
+_ADVICE = ("to_torch", "throughtime.stream", "torch.nn doesn't have", "leave=")
+_STEPS, _ROWS = 6, 3
+
+
+class Model(nn.Module):
+    """A layer between two of torch's."""
+
+    def __init__(self, make: Callable[..., Any], **options: Any) -> None:
+        super().__init__()
+        self.before, self.layer = nn.Linear(5, 5), make(5, 4, **options)
+        self.after = nn.Linear(self.layer.output_size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is read off each step, (T, B, 2)."""
+        return self.after(self.layer(self.before(x))[0])
+
+
+Make = Callable[..., Any]
+
+
+def _same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def _model(make: Make) -> tuple[Model, Tensor]:
+    torch.manual_seed(1)
+    return Model(make).eval(), torch.randn(_STEPS, _ROWS, 5)
+
+
+def _converted(make: Make) -> None:
+    model, x = _model(make)
+    expected = model(x)
+    made = throughtime.to_torch(model)
+    _same(made(x), expected)
+    _same(throughtime.convert(made)(x), expected)
+
+
+def _state_dicts(make: Make) -> str | None:
+    layer, x = make(5, 4), torch.randn(_STEPS, _ROWS, 5)
+    if layer.mode not in ("RNN_TANH", "LSTM", "GRU"):
+        return NONE
+    theirs = {"RNN_TANH": nn.RNN, "LSTM": nn.LSTM, "GRU": nn.GRU}[layer.mode]
+    peer = theirs(5, 4, **({"proj_size": layer.proj_size} if layer.proj_size else {}))
+    layer.load_state_dict(peer.state_dict())
+    _same(layer(x)[0], peer(x)[0])
+    return None
+
+
+def _pickled(make: Make) -> None:
+    model, x = _model(make)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    _same(torch.load(file, weights_only=False)(x), model(x))
+    _same(copy.deepcopy(model)(x), model(x))
+
+
+def _compiled(make: Make) -> None:
+    model, x = _model(make)
+    torch.compiler.reset()
+    _same(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+
+
+def _exported(make: Make) -> None:
+    model, x = _model(make)
+    steps, rows = torch.export.Dim("T", min=2), torch.export.Dim("B", min=2)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: steps, 1: rows},))
+    other = torch.randn(9, 2, 5)
+    _same(program.module()(other), model(other))
+
+
+def _traced(make: Make) -> None:
+    model, x = _model(make)
+    other = torch.randn(9, 2, 5)
+    traced: Any = torch.jit.trace(model, x)
+    _same(traced(other), model(other))
+
+
+def _scripted(make: Make) -> None:
+    model, x = _model(make)
+    _same(torch.jit.script(model)(x), model(x))
+
+
+def _symbolic(make: Make) -> None:
+    model, x = _model(make)
+    traced: Any = torch.fx.symbolic_trace(model)
+    _same(traced(x), model(x))
+
+
+def _mapped(make: Make) -> None:
+    model, _ = _model(make)
+    x = torch.randn(2, _STEPS, _ROWS, 5)
+    _same(torch.func.vmap(model)(x), torch.stack([model(one) for one in x]))
+
+
+def _by_sample(make: Make) -> None:
+    model, x = _model(make)
+    model, x = model.double(), x.double()
+    parameters: dict[str, Any] = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, Any], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (x[:, None],)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+    for row in range(_ROWS):
+        own = torch.autograd.grad(loss(parameters, x[:, row]), list(parameters.values()))
+        for gradient, expected in zip(found.values(), own, strict=True):
+            _same(gradient[row], expected)
+
+
+def _forward_mode(make: Make) -> None:
+    model, x = _model(make)
+    model.double()
+    x, tangent = x.double(), torch.randn(x.shape, dtype=torch.float64)
+    found = torch.func.jvp(model, (x,), (tangent,))[1]
+    step = 1e-6
+    _same(found, (model(x + step * tangent) - model(x - step * tangent)) / (2 * step))
+
+
+def _twice(make: Make) -> None:
+    model, x = _model(make)
+    model.double()
+    assert torch.autograd.gradgradcheck(model, (x[:2, :1].double().requires_grad_(),))
+
+
+def _autocast(make: Make) -> None:
+    model, x = _model(make)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x)
+    assert found.dtype == torch.bfloat16
+    _same(found.float(), model(x), 0.05)
+
+
+def _checkpointed(make: Make) -> None:
+    model, x = _model(make)
+    found = checkpoint(model, x, use_reentrant=False)
+    assert isinstance(found, Tensor)
+    gradients = [torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in (found, model(x))]
+    for one, other in zip(*gradients, strict=True):
+        _same(one, other)
+
+
+def _parametrized(make: Make) -> None:
+    model, x = _model(make)
+    expected = model(x)
+    parametrizations.weight_norm(model.layer, "weight_hh_l0")
+    _same(model(x), expected)
+    model(x).sum().backward()
+
+
+def _counted(make: Make) -> None:
+    model, x = _model(make)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    layer = model.layer
+    weights = [getattr(layer, name, None) for name in ("weight_ih_l0", "weight_hh_l0", "weight_hr_l0")]
+    products = sum(w.numel() for w in weights if w is not None)
+    assert counter.get_flop_counts()["Model.layer"] == {torch.ops.throughtime.recurrence: 2 * _STEPS * _ROWS * products}
+
+
+def _quantised(make: Make) -> None:
+    model, x = _model(make)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = torch.ao.quantization.quantize_dynamic(model, {nn.Linear, type(model.layer)})
+    _same(made(x), model(x), 0.1)
+    left = [str(w.message) for w in said if "torch.ao leaves" in str(w.message)]
+    if type(made.layer) is type(model.layer):
+        raise NotImplementedError(left[0])
+
+
+def _streamed(make: Make) -> None:
+    layer, x = make(5, 4), torch.randn(_STEPS, 5)
+    stream = throughtime.stream(layer.eval(), precision="int8")
+    _same(torch.as_tensor(stream.feed(x)), layer(x)[0], 0.1)
+
+
+def _marked(make: Make) -> None:
+    layer, x = make(5, 4).eval(), torch.randn(_STEPS, _ROWS, 5)
+    output, state = layer(x, mask=torch.rand(_STEPS, _ROWS) < 0.7, reset=torch.rand(_STEPS, _ROWS) < 0.3)
+    again, _ = layer(x, state, reset=torch.ones(_STEPS, _ROWS, dtype=torch.bool), lengths=[_STEPS] * _ROWS)
+    for t in range(_STEPS):
+        _same(again[t], layer(x[t : t + 1])[0][0])
+    assert output.isfinite().all()
+
+
+MACHINERY: dict[str, Callable[[Make], str | None]] = {
+    "state_dict to and from torch.nn": _state_dicts,
+    "`throughtime.convert`, `to_torch`": _converted,
+    "pickle, deepcopy": _pickled,
+    "lengths, mask, reset, reset_to": _marked,
+    "`torch.compile(fullgraph=True)`": _compiled,
+    "`torch.export`, T and B dynamic": _exported,
+    "`torch.jit.trace`": _traced,
+    "`torch.jit.script`": _scripted,
+    "`torch.fx.symbolic_trace`": _symbolic,
+    "`torch.func.vmap`": _mapped,
+    "`vmap(grad(…))`, gradients by sample": _by_sample,
+    "`torch.func.jvp`": _forward_mode,
+    "second derivatives": _twice,
+    "`torch.autocast`": _autocast,
+    "`torch.utils.checkpoint`": _checkpointed,
+    "parametrizations": _parametrized,
+    "`FlopCounterMode`": _counted,
+    "`torch.ao` `quantize_dynamic`": _quantised,
+    '`throughtime.stream(…, precision="int8")`': _streamed,
+}
+
+
+def outcome(check: Callable[[Make], str | None], make: Make) -> str:
+    """Return what happens: that it works, is refused in words that help, is not there, or is wrong and how."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return check(make) or WORKS
+    except Exception as error:
+        return REFUSED if any(words in str(error) for words in _ADVICE) else f"wrong: {type(error).__name__}: {error}"
+
+
+def table(rows: dict[str, Callable[[Make], str | None]] = MACHINERY) -> str:
+    """Return the table, in Markdown."""
+    lines = [["", *CELLS], ["---"] * (1 + len(CELLS))]
+    lines += [[name, *(outcome(check, make) for make in CELLS.values())] for name, check in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")
