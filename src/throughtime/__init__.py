@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from throughtime.conversion import convert, to_torch
     from throughtime.layers import GRU, LSTM, MGU, RNN
     from throughtime.lm.loaded import load
-    from throughtime.streaming import stream
+    from throughtime.streaming import export_c, stream
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "backends",
     "convert",
+    "export_c",
     "init",
     "load",
     "stream",
@@ -40,7 +41,7 @@ _HOMES = {
     "backend": ["backends"],
     "conversion": ["convert", "to_torch"],
     "lm.loaded": ["load"],
-    "streaming": ["stream"],
+    "streaming": ["export_c", "stream"],
 }
 _MODULES = (
     "app",

@@ -716,6 +716,35 @@ def quantize(
         print_costs(found, opened, f"{file or 'held-out text'}, read by {run}")
 
 
+@app.command(epilog="[dim]Example[/]  throughtime export run model.c")
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="MODEL.c", help="The C file to write.", show_default=False)],
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="float32, or int8: a quarter of the size.", show_default="float32")
+    ] = "float32",
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What its names in C begin with.", show_default="the file's name"),
+    ] = None,
+    last: Last = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run's model as one C99 file, which needs nothing but libm: a step from token id to logits."""
+    from throughtime.app.exporting import write_c
+    from throughtime.app.terminal import note, print_json
+    from throughtime.lm.run import open_run
+
+    done = write_c(open_run(run), out, precision=precision, name=name, last=last)
+    if as_json:
+        print_json(done._asdict() | {"path": str(done.path)})
+        return
+    note(
+        f"wrote {done.path}: {done.parameters:,} bytes of numbers, {done.state:,} bytes for each stream's struct {done.name}"
+    )
+    note(f"{done.name}_step(&state, id, logits) steps it; examples/read_text.c reads and writes text with it")
+
+
 @app.command(epilog="[dim]Example[/]  throughtime plot run")
 def plot(
     runs: Annotated[

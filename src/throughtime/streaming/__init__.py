@@ -1,5 +1,6 @@
 """Streams: a model stepped one input at a time, in microseconds, each stream with a state that is saved, forked and rewound."""
 
+from throughtime.streaming.c_export import Exported, export_c
 from throughtime.streaming.engine import Stream, stream
 
-__all__ = ["Stream", "stream"]
+__all__ = ["Exported", "Stream", "export_c", "stream"]
