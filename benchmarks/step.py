@@ -1,6 +1,7 @@
 """One step of one stream, and of many: `throughtime.stream` against the product alone, torch.nn, torch's cells and ONNX Runtime.
 
     python -m benchmarks.step            # about five minutes on a calm machine; --quick takes one
+    python -m benchmarks.step --layers   # the layers' own calls without gradient, of one step to a thousand, on one thread and two
     python -m benchmarks.step --soak 10  # streams stepped, saved, cloned and reset for ten minutes: memory has to stay as it is
 
 Each contestant's answer to a sequence is compared with torch.nn's in float64 before it is timed; then all of a case are timed in
@@ -14,6 +15,7 @@ Not measured here, since it is compiled for one size: RTNeural publishes 0.33, 1
 
 import argparse
 import importlib.util
+import itertools
 import resource
 import statistics
 import time
@@ -39,6 +41,8 @@ LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 OURS: dict[str, Any] = {"lstm": throughtime.LSTM, "gru": throughtime.GRU, "rnn": throughtime.RNN}
 CELLS: dict[str, Any] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
 CASES = {"lstm": (16, 64, 128, 256, 512, 1024), "gru": (64, 512, 1024), "rnn": (64, 512)}
+SHAPES = [(steps, rows) for steps in (1, 2, 4, 16, 100, 1000) for rows in (1, 4, 16, 64, 256)]  # T, B
+SIZES = (16, 64, 128, 256, 512, 1024)
 ALLOWED = {"bfloat16": 0.05, "int8": 0.1}  # of the largest output; in float32 1e-4
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 FLOORS_A_CALL = 20  # products, so that the call from Python is the smallest part
@@ -202,6 +206,47 @@ def many_streams(budget: float) -> None:
     print(f"  {throughtime.stream(layer, streams=10_000).memory}, in bytes; h and c are {4 * 2 * 256} of a stream's")
 
 
+def calls(kind: str, hidden: int, shape: tuple[int, int], num_layers: int) -> list[Contestant]:
+    """Return who computes a layer's call without gradient, of (T, B): each of them right."""
+    torch.manual_seed(0)
+    layer = LAYERS[kind](hidden, hidden, num_layers)
+    own, exact = OURS[kind](hidden, hidden, num_layers), LAYERS[kind](hidden, hidden, num_layers, dtype=torch.float64)
+    for other in (own, exact):
+        other.load_state_dict(layer.state_dict())
+    x = torch.randn(*shape, hidden)
+    with torch.inference_mode():
+        (_, state), (answer, _) = layer(x), exact(x.double())
+        for name, one in (("throughtime", own), ("torch.nn", layer)):
+            error = float((one(x)[0] - answer).abs().max() / answer.abs().max())
+            if not error <= 1e-4:
+                raise SystemExit(f"{name} errs by {error:.1e}; allowed are 1e-04")
+    return [Contestant("throughtime", partial(own, x, state)), Contestant("torch.nn", partial(layer, x, state))]
+
+
+@torch.inference_mode()
+def layers_at_few_steps(budget: float, *, quick: bool) -> None:
+    """Print torch.nn's time over ours, for each cell, number of layers and threads, size and shape."""
+    found: dict[str, float] = {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for kind, num_layers, hidden in itertools.product(LAYERS, (1, 2), SIZES):
+            what = f"{kind.upper()}, I = H = {hidden}, layers {num_layers}, threads {threads}"
+            print(f"\n{what}: T x B, µs, torch.nn's time / ours")
+            for shape in SHAPES:
+                work = shape[0] * shape[1] * hidden * hidden * num_layers
+                if work > (1e7 if quick else 3e9):
+                    continue
+                seconds = take_turns(calls(kind, hidden, shape, num_layers), budget, block=0.005)
+                ours, theirs = (1e6 * statistics.median(seconds[name]) for name in ("throughtime", "torch.nn"))
+                case = f"{shape[0]} x {shape[1]}"
+                print(f"  {case:12} {ours:12.1f} {theirs / ours:8.2f}", flush=True)
+                found[f"{kind} H {hidden}, layers {num_layers}, threads {threads}, {case}"] = theirs / ours
+    slower = {case: ratio for case, ratio in found.items() if ratio < 1}
+    print(f"\n{len(found)} cases, slower than torch.nn in {len(slower)}")
+    for case, ratio in sorted(slower.items(), key=lambda item: item[1]):
+        print(f"  {ratio:.2f}  {case}")
+
+
 def soak(minutes: float) -> None:
     """Use streams in every way for so long, and refuse growing memory."""
     torch.manual_seed(0)
@@ -233,12 +278,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer turns, and small cases alone")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="this alone, on Linux")
+    parser.add_argument("--layers", action="store_true", help="the layers' own calls alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.soak is None:
-        measure(quick=given.quick)
-    else:
+    if given.soak is not None:
         soak(given.soak)
+    elif given.layers:
+        layers_at_few_steps(0.1 if given.quick else 0.5, quick=given.quick)
+    else:
+        measure(quick=given.quick)
 
 
 def measure(*, quick: bool) -> None:

@@ -8,6 +8,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -75,18 +76,20 @@ class Packed {
   using T = Arithmetic<E>;
 
  public:
-  PackedWeights<E> weights;
-  E* weight_ih;
+  PackedWeights<E> places;
+  E* place_ih;
+  PassWeights<E> weights{};
+  Weight<E> weight_ih{};
 
   Packed(PackedSizes sizes, long ih)
       : block_(Block::bytes<E>(sizes.weight_hh) + Block::bytes<E>(sizes.weight_last) + Block::bytes<E>(sizes.weight_hr) +
                Block::bytes<T>(sizes.bias) + Block::bytes<E>(ih)) {
     check(block_.is_there());
-    weights.hh = block_.take<E>(sizes.weight_hh);
-    weights.last = block_.take<E>(sizes.weight_last);
-    weights.hr = block_.take<E>(sizes.weight_hr);
-    weights.bias = block_.take<T>(sizes.bias);
-    weight_ih = block_.take<E>(ih);
+    places.hh = block_.take<E>(sizes.weight_hh);
+    places.last = block_.take<E>(sizes.weight_last);
+    places.hr = block_.take<E>(sizes.weight_hr);
+    places.bias = block_.take<T>(sizes.bias);
+    place_ih = block_.take<E>(ih);
   }
 
   template <class Call>
@@ -118,11 +121,10 @@ void set(T*& field, Address address) {
 }
 
 #define LAYOUT_ARRAYS(F) F(rows) F(first_row) F(order) F(reset)
-#define WEIGHTS(F) F(weight_ih) F(weight_hh) F(weight_hr) F(bias_ih) F(bias_hh)
-#define VARIANT_ARRAYS(F)                                                                                          \
-  F(bias_ih) F(bias_hh) F(weight_ch) F(gain_ih) F(gain_hh) F(gain_c) F(shift_c) F(zoneout_h) F(zoneout_c)          \
-  F(recurrent_dropout)
-#define VARIANT_SUMS(F) F(bias_ih) F(bias_hh) F(weight_ch) F(gain_ih) F(gain_hh) F(gain_c) F(shift_c)
+#define WEIGHTS(F) F(weight_ih) F(weight_hh) F(bias_ih) F(bias_hh) F(weight_hr)
+#define VARIANT_WEIGHTS(F) F(weight_ch) F(gain_ih) F(gain_hh) F(gain_c) F(shift_c)
+#define VARIANT_ARRAYS(F) F(bias_ih) F(bias_hh) VARIANT_WEIGHTS(F) F(zoneout_h) F(zoneout_c) F(recurrent_dropout)
+#define VARIANT_SUMS(F) F(bias_ih) F(bias_hh) VARIANT_WEIGHTS(F)
 #define FORWARD_ARRAYS(F) F(gates) F(kept) F(w) F(u) F(norms) F(output) F(h) F(c) F(initial_h) F(initial_c)
 #define BACKWARD_ARRAYS(F)                                                                                         \
   F(gates) F(kept) F(w) F(u) F(norms) F(output) F(grad_output) F(grad_h) F(grad_c) F(grad_initial_h)               \
@@ -173,10 +175,12 @@ template <class E>
 std::unique_ptr<Packed<E>> pack_forward(const TypedLayout<E>& s, long input, const CellWeights<Arithmetic<E>>& weights,
                                         const Arithmetic<E>* weight_ih) {
   const Kernels<E>& with = s.with();
-  const PackedSizes sizes = with.forward_sizes(s, s.variant.has_value());
-  auto packed = std::make_unique<Packed<E>>(sizes, weight_ih ? with.columns_size(s.gates_width(), input) : 0);
-  with.pack_forward(s, weights, packed->weights);
-  if (weight_ih) with.pack_columns(s.gates_width(), input, weight_ih, input, 1, packed->weight_ih, s.threads);
+  const bool packs_ih = weight_ih && !with.reads_plain(s);
+  auto packed = std::make_unique<Packed<E>>(with.forward_sizes(s, s.variant.has_value()),
+                                            packs_ih ? with.columns_size(s.gates_width(), input) : 0);
+  packed->weights = with.pack_forward(s, weights, packed->places);
+  if (packs_ih) with.pack_columns(s.gates_width(), input, weight_ih, input, 1, packed->place_ih, s.threads);
+  packed->weight_ih = {packed->place_ih, weight_ih, input};
   return packed;
 }
 
@@ -187,7 +191,8 @@ std::unique_ptr<Packed<E>> pack_backward(const TypedLayout<E>& s, long input, co
   const Kernels<E>& with = s.with();
   auto packed =
       std::make_unique<Packed<E>>(with.backward_sizes(s), weight_ih ? with.columns_size(input, s.gates_width()) : 0);
-  with.pack_backward(s, weights, packed->weights);
+  packed->weights = with.pack_backward(s, weights, packed->places);
+  packed->weight_ih.packed = packed->place_ih;
   if (!weight_ih) return packed;
   const long count = s.turns() ? s.gates_width() * input : 0;
   Block block(Block::bytes<T>(count));
@@ -196,7 +201,7 @@ std::unique_ptr<Packed<E>> pack_backward(const TypedLayout<E>& s, long input, co
     turn_to_rows(s, input, weight_ih, turned);
     weight_ih = turned;
   }
-  with.pack_columns(input, s.gates_width(), weight_ih, 1, input, packed->weight_ih, s.threads);
+  with.pack_columns(input, s.gates_width(), weight_ih, 1, input, packed->place_ih, s.threads);
   return packed;
 }
 
@@ -232,6 +237,82 @@ void run(Ended (*pass)(const Kernels<E>&, const Pass* const*, int, bool (*)()), 
   }
   check(ended != Ended::out_of_memory);
   if (ended == Ended::interrupted) throw nb::python_error();
+}
+
+#define COUNT(name) +1
+constexpr long weights_a_direction = 0 WEIGHTS(COUNT) VARIANT_WEIGHTS(COUNT);
+#undef COUNT
+
+// A direction of a layer that sees whole rows, and its weights for a forward pass.
+template <class E>
+struct PlainDirection {
+  TypedLayout<E> layout;
+  std::unique_ptr<Packed<E>> packed;
+
+  // The weights' addresses stand one after the other.
+  PlainDirection(const TypedLayout<E>& s, bool is_variant, long input, const Address* addresses) : layout(s) {
+    using T = Arithmetic<E>;
+#define TAKE(name) const Address name = *addresses++;
+    WEIGHTS(TAKE)
+    VARIANT_WEIGHTS(TAKE)
+#undef TAKE
+    if (is_variant) {
+      Variant<E> to;
+      set(to.bias_ih, bias_ih), set(to.bias_hh, bias_hh);
+      VARIANT_WEIGHTS(ASSIGN)
+      layout.variant = to;
+    }
+    const CellWeights<T> weights{at<const T>(weight_hh), at<const T>(weight_hr), at<const T>(bias_ih), at<const T>(bias_hh)};
+    packed = pack_forward<E>(layout, input, weights, at<const T>(weight_ih));
+  }
+
+  ForwardPass<E> pass(std::vector<Stretch> stretches, const Input<E>& input, E* output, E* h, E* c) const {
+    ForwardCall<E> loop{layout};
+    loop.output = output;
+    loop.h = h, loop.c = c;
+    loop.initial_h = h, loop.initial_c = c;  // read where resets are, of which there are none
+    loop.bias = packed->places.bias;
+    packed->give_to(loop);
+    return {std::move(stretches), loop, layout.variant, input, packed->weight_ih, nullptr};
+  }
+};
+
+// Layers on top of each other, over rows that all take part in each step, where nothing is kept for a backward pass: what the other
+// calls do for each layer, in one, since of a few steps Python would take the longest part. h and c, (layers * directions, B, .),
+// are the state before on entry, and after on return.
+template <class E>
+void forward_stack(int cell, int gates, bool is_variant, int threads, long steps, long steps_at_once, long batch, long input,
+                   long hidden, long projected, int directions, Address x, const std::vector<Address>& weights, Address output,
+                   Address h, Address c) {
+  const long P = projected ? projected : hidden, wide = directions * P, count = weights.size() / weights_a_direction;
+  std::vector<Stretch> ahead;
+  for (long t = 0; t < steps; t += steps_at_once) {
+    const long end = std::min(t + steps_at_once, steps);
+    ahead.push_back({t, end, t * batch, end * batch});
+  }
+  const std::vector<Stretch> back(ahead.rbegin(), ahead.rend());
+  const long between = count > directions ? steps * batch * wide : 0;
+  Block block(2 * Block::bytes<E>(between));
+  if (between) check(block.is_there());
+  E* const outputs[] = {block.template take<E>(between), block.template take<E>(between)};
+  Input<E> rows{at<const E>(x), input, input, nullptr};
+  for (long layer = 0; layer * directions < count; ++layer) {
+    E* const out = (layer + 1) * directions < count ? outputs[layer % 2] : at<E>(output);
+    std::vector<PlainDirection<E>> own;
+    std::vector<ForwardPass<E>> passes;
+    for (long way = 0; way < directions; ++way) {
+      const long number = layer * directions + way;
+      const auto s = layout<E>(cell, gates, way == 1, threads, steps, batch, hidden, projected, false, wide);
+      {
+        nb::gil_scoped_release release;
+        own.emplace_back(s, is_variant, rows.width, weights.data() + number * weights_a_direction);
+      }
+      passes.push_back(own[way].pass(way ? back : ahead, rows, out + way * P, at<E>(h) + number * batch * P,
+                                     c ? at<E>(c) + number * batch * hidden : nullptr));
+    }
+    run<E>(run_forward<E>, passes[0], directions > 1 ? &passes[1] : nullptr);
+    rows = {out, wide, wide, nullptr};
+  }
 }
 
 template <class E>
@@ -285,7 +366,7 @@ void bind_passes(nb::class_<TypedLayout<E>>& it) {
           ForwardCall<E> to{s};
           FORWARD_ARRAYS(ASSIGN)
           to.first_row = first_row;
-          to.bias = packed.weights.bias;
+          to.bias = packed.places.bias;
           packed.give_to(to);
           return ForwardPass<E>{stretches(steps), to, s.variant, s.input(x, ids, width, stride), packed.weight_ih,
                                 at<const Arithmetic<E>>(table)};
@@ -352,6 +433,12 @@ void bind(nb::module_& module, const char* name) {
 #undef KEYWORD
 #undef ASSIGN
 
+template <class E>
+void bind_stack(nb::module_& module, const char* name) {
+  module.def(name, &forward_stack<E>, "cell"_a, "gates"_a, "is_variant"_a, "threads"_a, "steps"_a, "steps_at_once"_a, "batch"_a,
+             "input"_a, "hidden"_a, "projected"_a, "directions"_a, "x"_a, "weights"_a, "output"_a, "h"_a, "c"_a);
+}
+
 template <class T>
 void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSet::*norms)(const Cotangents<T>&)) {
   module.def(
@@ -411,6 +498,8 @@ NB_MODULE(_native, module) {
   }, "cell"_a, "gates"_a, "is_variant"_a, "How many H of gradients the backward loop writes for a row.");
   module.def("has_own_bias_hh", [](int cell) { return active->cells[cell].apart > 0; }, "cell"_a,
              "Whether the gradients of the two biases differ.");
+  bind_stack<float>(module, "forward_stack_f32");
+  bind_stack<double>(module, "forward_stack_f64");
   bind<float>(module, "LayoutF32");
   bind<double>(module, "LayoutF64");
   bind<Bf16>(module, "LayoutBf16");

@@ -66,7 +66,7 @@ class Sweep {
       for (long j = 0; j < H; j += W) over_factors(at, j, h_row + j, c_row + j, a_row + j);
     }
     const long row = begin - block.begin;
-    RowProduct<T, T>{end - begin, width, H, gates + row * width, width, s_.weight_hh, product, H}.part(
+    RowProduct<T, T>{end - begin, width, H, gates + row * width, width, {s_.weight_hh, nullptr, 0}, product, H}.part(
         {0, end - begin}, {0, panel_count<T>({1, 4, H})});
     for (long i = 0; i < (end - begin) * H; ++i) h[row * H + i] += product[i];
   }

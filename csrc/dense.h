@@ -22,14 +22,14 @@ constexpr long tasks_a_thread = 8;
 
 inline long between(long low, long value, long high) { return value < low ? low : value > high ? high : value; }
 
-// out (rows, columns) = a (rows, depth) . packed, for packed panels of {1, 4, columns}.
+// out (rows, columns) = a (rows, depth) . weight, in panels of {1, 4, columns}.
 template <class E, class Out>
 struct RowProduct {
   using T = Arithmetic<E>;
   long rows, depth, columns;
   const E* a;
   long a_stride;
-  const E* packed;
+  Weight<E> weight;
   Out* out;
   long out_stride;
 
@@ -58,10 +58,9 @@ struct RowProduct {
     constexpr long W = lanes<T>;
     alignas(64) T tile[block_rows * 4 * W];
     alignas(64) const T zero[4 * W] = {};
-    const long size = panel_size<E>({1, 4, columns}, depth);
     for (long panel = panels.begin; panel < panels.end; ++panel) {
-      multiply<E, 4>(block.end - block.begin, depth, a + block.begin * a_stride, a_stride, packed + panel * size, zero,
-                     tile);
+      multiply_panel<E, 4>({1, 4, columns}, panel, block.end - block.begin, depth, a + block.begin * a_stride, a_stride,
+                           weight, zero, tile);
       for (long row = block.begin; row < block.end; ++row)
         for (long v = 0, column = panel * 4 * W; v < 4 && column < columns; ++v, column += W)
           store(out + row * out_stride + column, load(tile + ((row - block.begin) * 4 + v) * W), columns - column);

@@ -171,27 +171,27 @@ class Member {
   // For each of the member's panels and each row: done(row, first unit, tile), the tile holding
   // start + a . panel, `vectors` vectors.
   template <int vectors, class Done>
-  THROUGHTIME_INLINE void product(PanelShape shape, const E* packed, const T* start, Rows<E> a, long depth, long count,
-                                  Done done) const {
+  THROUGHTIME_INLINE void product(PanelShape shape, const Weight<E>& weight, const T* start, Rows<E> a, long depth,
+                                  long count, Done done) const {
     alignas(64) T tile[block_rows * vectors * lanes<T>];
     alignas(64) const T zero[vectors * lanes<T>] = {};
     const Range p = panels(shape);
-    const long size = panel_size<E>(shape, depth), width = shape.unit_vectors * lanes<T>;
+    const long width = shape.unit_vectors * lanes<T>;
     for (long panel = p.begin; panel < p.end; ++panel)
       for (long first = 0; first < count; first += block_rows) {
         const long rows = count - first < block_rows ? count - first : block_rows;
-        multiply<E, vectors>(rows, depth, a.at(first), a.stride, packed + panel * size,
-                             start ? start + panel * vectors * lanes<T> : zero, tile);
+        multiply_panel<E, vectors>(shape, panel, rows, depth, a.at(first), a.stride, weight,
+                                   start ? start + panel * vectors * lanes<T> : zero, tile);
         for (long row = 0; row < rows; ++row) done(first + row, panel * width, tile + row * vectors * lanes<T>);
       }
   }
 
   // For each of the member's units of `columns` and each row: done(row, unit, start + a . weight).
   template <class Done>
-  THROUGHTIME_INLINE void unit_product(long columns, const E* packed, const T* start, Rows<E> a, long depth, long count,
-                                       Done done) const {
+  THROUGHTIME_INLINE void unit_product(long columns, const Weight<E>& weight, const T* start, Rows<E> a, long depth,
+                                       long count, Done done) const {
     constexpr long W = lanes<T>;
-    product<4>(plain_panels(columns), packed, start, a, depth, count,
+    product<4>(plain_panels(columns), weight, start, a, depth, count,
                [&](long row, long first, const T* tile) __attribute__((always_inline)) {
                  for (long unit = first; unit < first + 4 * W && unit < columns; unit += W)
                    done(row, unit, load(tile + unit - first));

@@ -123,7 +123,7 @@ class Scratch {
 
 // Make W_ih x of a stretch's rows.
 template <class E, class Out>
-void multiply_input(void (*multiply)(long, long, long, const E*, long, const E*, Out*, long, int), const ForwardPass<E>& pass,
+void multiply_input(void (*multiply)(long, long, long, const E*, long, const Weight<E>&, Out*, long, int), const ForwardPass<E>& pass,
                     const Stretch& stretch, Out* out) {
   const long width = pass.loop.gate_count * pass.loop.hidden, rows = stretch.last_row - stretch.first_row;
   const Input<E>& input = pass.input;

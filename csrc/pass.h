@@ -30,7 +30,7 @@ struct ForwardPass {
   ForwardCall<E> loop;  // variant, x and ids are the pass's business; first_row: the packed row at which what is kept begins
   std::optional<Variant<E>> variant;
   Input<E> input;
-  const E* weight_ih;  // packed by pack_columns as the right factor of rows; or null
+  Weight<E> weight_ih;  // the right factor of rows, if there are any
   const T* table;      // (V, G*H): W_ih x of each token id; or null
 };
 
@@ -41,7 +41,7 @@ struct BackwardPass {
   BackwardCall<E> loop;  // variant, and what the loop writes for the products after it, are the pass's business
   std::optional<Variant<E>> variant;
   Input<E> input;
-  const E* weight_ih;  // packed by pack_columns, in the order in which the loop's rows have the gates (see turned_to_rows); or null
+  Weight<E> weight_ih;  // in the order in which the loop's rows have the gates (see turn_to_rows); or none
   E* grad_input;       // packed (., I); or null
   // To which gradients are added, as torch has the weights. A variant's biases are among the loop's sums; of plain cells
   // sum_bias_hh is null where the two biases have one gradient.

@@ -16,15 +16,23 @@ PanelShape forward_panels(const Layout& s, bool is_variant) {
   return is_variant ? plain_panels(s.joint() * s.hidden) : joint_panels(s.joint(), s.hidden);
 }
 
+// Whether a forward pass reads weights as they lie: to turn them for every few rows anew costs less than to pack them for so few, and
+// the more so where they don't fit a cache (docs/log.md).
+bool reads_plain(const Layout& s) {
+  const bool is_large = s.gate_count * s.hidden * s.width() > 1 << 19;
+  return s.steps * ((s.batch + few_rows - 1) / few_rows) <= (is_large ? 8 : 4);
+}
+
 template <class E>
 PackedSizes forward_sizes(const Layout& s, bool is_variant) {
   using T = Arithmetic<E>;
   const PanelShape shape = forward_panels<E>(s, is_variant);
   PackedSizes sizes{};
+  if (!is_variant) sizes.bias = 2 * packed_size<T>(shape, 1) + packed_size<T>(plain_panels(s.hidden), 1);
+  if (reads_plain(s)) return sizes;
   sizes.weight_hh = packed_size<E>(shape, s.width());
   if (s.has_last()) sizes.weight_last = packed_size<E>(plain_panels(s.hidden), s.hidden);
   if (s.projected) sizes.weight_hr = packed_size<E>(plain_panels(s.projected), s.hidden);
-  if (!is_variant) sizes.bias = 2 * packed_size<T>(shape, 1) + packed_size<T>(plain_panels(s.hidden), 1);
   return sizes;
 }
 
@@ -59,21 +67,27 @@ void pack_biases(const Layout& s, PanelShape shape, const CellWeights<T>& from, 
 }
 
 template <class E>
-void pack_forward(const Layout& s, const CellWeights<Arithmetic<E>>& from, const PackedWeights<E>& to) {
+PassWeights<E> pack_forward(const Layout& s, const CellWeights<Arithmetic<E>>& from, const PackedWeights<E>& to) {
+  const auto weight = [&](PanelShape shape, long depth, const Arithmetic<E>* source, E* packed) -> Weight<E> {
+    if (packed) pack<E>({shape, depth, source, depth, 1, packed}, s.threads);
+    return {packed, source, depth};
+  };
   const PanelShape shape = forward_panels<E>(s, !to.bias);
   const long H = s.hidden, P = s.width();
-  pack<E>({shape, P, from.hh, P, 1, to.hh}, s.threads);
   if (to.bias) pack_biases(s, shape, from, to.bias);
-  if (s.has_last()) pack<E>({plain_panels(H), H, from.hh + s.joint() * H * H, H, 1, to.last}, s.threads);
-  if (s.projected) pack<E>({plain_panels(P), H, from.hr, H, 1, to.hr}, s.threads);
+  PassWeights<E> made{weight(shape, P, from.hh, to.hh), {}, {}};
+  if (s.has_last()) made.last = weight(plain_panels(H), H, from.hh + s.joint() * H * H, to.last);
+  if (s.projected) made.hr = weight(plain_panels(P), H, from.hr, to.hr);
+  return made;
 }
 
 template <class E>
-void pack_backward(const Layout& s, const CellWeights<Arithmetic<E>>& from, const PackedWeights<E>& to) {
+PassWeights<E> pack_backward(const Layout& s, const CellWeights<Arithmetic<E>>& from, const PackedWeights<E>& to) {
   const long H = s.hidden, P = s.width();
   pack<E>({plain_panels(P), s.joint() * H, from.hh, 1, P, to.hh}, s.threads);
   if (s.has_last()) pack<E>({plain_panels(H), H, from.hh + s.joint() * H * H, 1, H, to.last}, s.threads);
   if (s.projected) pack<E>({plain_panels(H), P, from.hr, 1, H, to.hr}, s.threads);
+  return {{to.hh, nullptr, 0}, {to.last, nullptr, 0}, {to.hr, nullptr, 0}};
 }
 
 // The loops ----------------------------------------------------------------------------------------------------------
@@ -113,9 +127,9 @@ void pack_columns(long columns, long depth, const Arithmetic<E>* source, long co
 constexpr long worth_sharing = 200000;
 
 template <class E, class Out>
-void multiply_rows_by(long rows, long depth, long columns, const E* a, long a_stride, const E* packed, Out* out,
-                      long out_stride, int threads) {
-  RowProduct<E, Out> it{rows, depth, columns, a, a_stride, packed, out, out_stride};
+void multiply_rows_by(long rows, long depth, long columns, const E* a, long a_stride, const Weight<E>& weight,
+                      Out* out, long out_stride, int threads) {
+  RowProduct<E, Out> it{rows, depth, columns, a, a_stride, weight, out, out_stride};
   it.run(rows * depth * columns < worth_sharing ? 1 : threads);
 }
 
@@ -146,6 +160,7 @@ constexpr Kernels<E> kernels{forward_sizes<E>,
                              backward<E>,
                              forward_variant,
                              backward_variant,
+                             reads_plain,
                              most_groups,
                              columns_size<E>,
                              pack_columns<E>,

@@ -6,7 +6,7 @@
 // result is one sum over k = 0, 1, ..., whatever the number of rows, so a row's bits do not depend on its neighbours.
 #pragma once
 
-#include "vector.h"
+#include "turn.h"
 
 namespace throughtime::THROUGHTIME_ISA {
 
@@ -170,47 +170,133 @@ inline long panel_size(PanelShape s, long depth) {
   return whole_steps<E>(depth) * s.gates * s.unit_vectors * lanes<E>;
 }
 
-template <class T>
-THROUGHTIME_INLINE Vector<T> gather(const T* from, long stride, long count) {
-  if (stride == 1) return load(from, count);
-  T all[lanes<T>] = {};
-  for (long l = 0; l < count && l < lanes<T>; ++l) all[l] = from[l * stride];
-  return load(all);
-}
-
 // One depth step of one vector of columns, of numbers that fit the upper half of a word.
 THROUGHTIME_INLINE void store_pairs(Bf16* to, Words first, Words second) {
   const Words pairs = first >> 16 | second;
   __builtin_memcpy(to, &pairs, sizeof pairs);
 }
 
-// Element (k, gate g, unit j) is read at source[(g * units + j) * unit_stride + k * depth_stride]. One of the strides is 1:
-// with unit_stride, registers are copied; else a strip of `lanes` rows is turned, which stays in the L1 cache meanwhile.
+// Where the n-th vector of columns begins among the columns of all gates.
+template <class E>
+inline long first_column(PanelShape s, long n) {
+  const long vectors = s.gates * s.unit_vectors, panel = n / vectors, v = n % vectors;
+  return v % s.gates * s.units + (panel * s.unit_vectors + v / s.gates) * lanes<E>;
+}
+
+// How many of its columns there are: at most a vector of them, or none and less.
+template <class E>
+inline long columns_left(PanelShape s, long n) {
+  const long vectors = s.gates * s.unit_vectors;
+  return s.units - (n / vectors * s.unit_vectors + n % vectors / s.gates) * lanes<E>;
+}
+
+// One depth step of a vector of columns, from the numbers at its depths.
+template <class E>
+THROUGHTIME_INLINE typename Operand<E>::Type as_operand(const Vector<E>* v) {
+  if constexpr (is_narrow<E>)
+    return round_to_upper_half(v[0]) >> 16 | round_to_upper_half(v[1]);
+  else
+    return v[0];
+}
+
+// The n-th vector of columns, to `to`, whose depth steps are `apart` apart.
+template <class E>
+void pack_vector(PanelShape s, long n, long depth, const Arithmetic<E>* source, long column_stride, long depth_stride,
+                 E* to, long apart) {
+  using T = Arithmetic<E>;
+  constexpr long W = lanes<E>, step = depth_step<E>;
+  const long count = columns_left<E>(s, n);
+  const T* const from = source + first_column<E>(s, n) * column_stride;
+  const T* const next = source + first_column<E>(s, n + 1) * column_stride;
+  Vector<T> square[W] = {};
+  for (long k = 0; k < depth; k += W) {
+    const long deep = depth - k < W ? depth - k : W;
+    if (column_stride != 1 && count > 0)
+      turn_square<T>(count, deep, from + k, column_stride, next + k * W, square);
+    else
+      for (long i = 0; i < W; ++i)
+        square[i] = i < deep && count > 0 ? load(from + (k + i) * depth_stride, count) : Vector<T>{};
+    for (long i = 0; i < deep; i += step) {
+      const auto operand = as_operand<E>(square + i);
+      __builtin_memcpy(to + (k + i) / step * apart, &operand, sizeof operand);
+    }
+  }
+}
+
+// Element (k, gate g, unit j) is read at source[(g * units + j) * unit_stride + k * depth_stride]. One of the strides is 1: with
+// unit_stride registers are copied, else squares are turned.
 template <class E>
 void pack_panels(PanelShape s, long depth, const Arithmetic<E>* source, long unit_stride, long depth_stride, long first,
                  long last, E* packed) {
-  using T = Arithmetic<E>;
-  constexpr long W = lanes<E>, step = depth_step<E>;
+  constexpr long wide = lanes<E> * depth_step<E>;
   const long vectors = s.gates * s.unit_vectors;
-  for (long p = first; p < last; ++p)
-    for (long u = 0; u < s.unit_vectors; ++u)
-      for (long g = 0; g < s.gates; ++g) {
-        const long unit = (p * s.unit_vectors + u) * W, left = s.units - unit, count = left < W ? left : W;
-        const T* from = source + (g * s.units + unit) * unit_stride;
-        E* to = packed + (p * whole_steps<E>(depth) * vectors + (u * s.gates + g) * step) * W;
-        for (long k = 0; k < depth; k += step, to += vectors * W * step, from += depth_stride * step) {
-          if constexpr (is_narrow<E>) {
-            const bool is_odd = k + 1 == depth;
-            const Vector<E> first = gather(from, unit_stride, left);
-            const Vector<E> second = is_odd ? Vector<E>{} : gather(from + depth_stride, unit_stride, left);
-            store_pairs(to, round_to_upper_half(first), round_to_upper_half(second));
-          } else if (unit_stride == 1) {
-            store(to, left > 0 ? load(from, left) : Vector<T>{});
-          } else {
-            for (long l = 0; l < W; ++l) to[l] = l < count ? from[l * unit_stride] : T(0);
-          }
-        }
+  for (long n = first * vectors; n < last * vectors; ++n)
+    pack_vector<E>(s, n, depth, source, unit_stride, depth_stride,
+                   packed + n / vectors * panel_size<E>(s, depth) + n % vectors * wide, vectors * wide);
+}
+
+// A few rows times the n-th vector of columns of weights as torch has them; each sum is taken as `multiply` takes it.
+template <class E, int rows>
+THROUGHTIME_INLINE void multiply_few(PanelShape s, long n, long depth, const E* a, long a_stride, const Weight<E>& weight,
+                                     Vector<E> start, Arithmetic<E>* out, long out_stride) {
+  using T = Arithmetic<E>;
+  constexpr long W = lanes<E>, step = depth_step<E>, most = block_depth<E>;
+  const long count = columns_left<E>(s, n);
+  const T* const from = weight.plain + first_column<E>(s, n) * weight.stride;
+  const T* const next = weight.plain + first_column<E>(s, n + 1) * weight.stride;
+  Vector<E> total[rows] = {}, sum[rows];
+  const auto add = [&](const Vector<T>* square, long k, long elements) __attribute__((always_inline)) {
+    const auto b = as_operand<E>(square);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) add_product<E>(sum[r], splat_operand(a + r * a_stride + k, elements), b);
+  };
+  for (long begin = 0; begin < depth; begin += most) {
+    const long end = depth - begin < most ? depth : begin + most;
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) sum[r] = begin ? Vector<E>{} : start;
+    for (long k = begin; k < end; k += W) {
+      const long deep = end - k < W ? end - k : W;
+      Vector<T> square[W];
+      turn_square<T>(count, deep, from + k, weight.stride, next + k * W, square);
+      if (deep == W) {
+#pragma GCC unroll 16
+        for (long i = 0; i < W; i += step) add(square + i, k + i, step);
+      } else {
+        for (long i = 0; i < deep; i += step) add(square + i, k + i, deep - i < step ? deep - i : step);
       }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) total[r] = begin ? total[r] + sum[r] : sum[r];
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) store(out + r * out_stride, total[r]);
+}
+
+// As many rows at once as leave the registers to a square of weights.
+constexpr int few_rows = 4;
+
+template <class E>
+__attribute__((noinline)) void multiply_vector(PanelShape s, long n, long rows, long depth, const E* a, long a_stride,
+                                               const Weight<E>& weight, Vector<E> start, Arithmetic<E>* out, long out_stride) {
+  switch (rows) {
+    case 1: return multiply_few<E, 1>(s, n, depth, a, a_stride, weight, start, out, out_stride);
+    case 2: return multiply_few<E, 2>(s, n, depth, a, a_stride, weight, start, out, out_stride);
+    case 3: return multiply_few<E, 3>(s, n, depth, a, a_stride, weight, start, out, out_stride);
+    default: return multiply_few<E, few_rows>(s, n, depth, a, a_stride, weight, start, out, out_stride);
+  }
+}
+
+// tile (rows, vectors * W) = start + a (rows, depth) . a panel of the weights, with rows <= block_rows.
+template <class E, int vectors>
+THROUGHTIME_INLINE void multiply_panel(PanelShape s, long panel, long rows, long depth, const E* a, long a_stride,
+                                       const Weight<E>& weight, const Arithmetic<E>* start, Arithmetic<E>* tile) {
+  constexpr long W = lanes<E>;
+  if (weight.packed)
+    return multiply<E, vectors>(rows, depth, a, a_stride, weight.packed + panel * panel_size<E>(s, depth), start, tile);
+  for (long r = 0; r < rows; r += few_rows)
+    for (long v = 0; v < vectors && columns_left<E>(s, panel * vectors + v) > 0; ++v)
+      multiply_vector<E>(s, panel * vectors + v, rows - r < few_rows ? rows - r : few_rows, depth, a + r * a_stride, a_stride,
+                         weight, load(start + v * W), tile + (r * vectors + v) * W, vectors * W);
 }
 
 }  // namespace throughtime::THROUGHTIME_ISA

@@ -64,6 +64,15 @@ struct Layout {
   int joint() const { return has_last() ? facts.joint : gate_count; }
 };
 
+// A matrix of weights that rows are multiplied by: packed; or, where they are so few that packing it would take longer than their
+// products, as torch has it, element (k, column j) at plain[j * stride + k]. No bit depends on which.
+template <class E>
+struct Weight {
+  const E* packed = nullptr;
+  const Arithmetic<E>* plain = nullptr;
+  long stride = 0;
+};
+
 // What a variant adds to the plain cell; parameters as torch has them, null where there are none.
 template <class E>
 struct Variant {
@@ -92,8 +101,8 @@ struct ForwardCall : Layout {
   E* output;       // (T, B, P), rows past a row's end are not written; or packed; or null
   T *h, *c;        // (B, P), (B, H): state before this call on entry, after it on return
   const E *initial_h, *initial_c;
-  const E *weight_hh, *weight_last, *weight_hr;  // packed by pack_forward
-  const T* bias;                                 // likewise, of plain cells
+  Weight<E> weight_hh, weight_last, weight_hr;  // as pack_forward leaves them
+  const T* bias;                                // packed likewise, of plain cells
   const int64_t* ids;  // packed (.), from row 0: which row of x; or null
 };
 
@@ -108,7 +117,7 @@ struct BackwardCall : Layout {
   T *grad_h, *grad_c;              // (B, P), (B, H): gradient of the state after this call on entry, before on return
   T *grad_initial_h, *grad_initial_c;  // (B, .): resets add to them; null without resets
   const E *initial_h, *initial_c;
-  const E *weight_hh, *weight_last, *weight_hr;  // packed by pack_backward
+  Weight<E> weight_hh, weight_last, weight_hr;  // as pack_backward leaves them
   T* sums;                         // of a variant: see sum_rows
 
   long first_grad_row;  // the packed row at which the rest, which the loop writes, begins
@@ -131,7 +140,8 @@ struct PackedSizes {
   long weight_hh, weight_last, weight_hr, bias;
 };
 
-// A direction's weights as torch has them, and where they go. Null where there are none, and a bias where the loop adds it itself.
+// A direction's weights as torch has them, and where they go. Null where there are none, a bias where the loop adds it itself, and
+// a place where weights are read as they lie.
 template <class T>
 struct CellWeights {
   const T *hh, *hr, *bias_ih, *bias_hh;
@@ -143,19 +153,26 @@ struct PackedWeights {
   Arithmetic<E>* bias;
 };
 
+// The weights as a pass takes them.
+template <class E>
+struct PassWeights {
+  Weight<E> hh, last, hr;
+};
+
 // One instruction set's code for one element type. Functions return false when memory runs out.
 template <class E>
 struct Kernels {
   using T = Arithmetic<E>;
   PackedSizes (*forward_sizes)(const Layout&, bool is_variant);
   PackedSizes (*backward_sizes)(const Layout&);
-  void (*pack_forward)(const Layout&, const CellWeights<T>&, const PackedWeights<E>&);
-  void (*pack_backward)(const Layout&, const CellWeights<T>&, const PackedWeights<E>&);
+  PassWeights<E> (*pack_forward)(const Layout&, const CellWeights<T>&, const PackedWeights<E>&);
+  PassWeights<E> (*pack_backward)(const Layout&, const CellWeights<T>&, const PackedWeights<E>&);
   // One call, or both directions of a layer at once: two calls that differ in their arrays and in which way they run.
   bool (*forward)(const ForwardCall<E>* calls, int count);
   bool (*backward)(const BackwardCall<E>* calls, int count);
   bool (*forward_variant)(const ForwardCall<E>* calls, int count);
   bool (*backward_variant)(const BackwardCall<E>* calls, int count);
+  bool (*reads_plain)(const Layout&);  // whether a forward pass reads weights as they lie
   long (*most_groups)(const Layout&);
 
   // The products outside the time loop: element (k, column) of the packed matrix is at
@@ -164,9 +181,9 @@ struct Kernels {
   long (*columns_size)(long columns, long depth);
   void (*pack_columns)(long columns, long depth, const T* source, long column_stride, long depth_stride, E* packed,
                        int threads);
-  void (*multiply_rows_by)(long rows, long depth, long columns, const E* a, long a_stride, const E* packed, T* out,
+  void (*multiply_rows_by)(long rows, long depth, long columns, const E* a, long a_stride, const Weight<E>&, T* out,
                            long out_stride, int threads);
-  void (*multiply_rows_and_round)(long rows, long depth, long columns, const E* a, long a_stride, const E* packed,
+  void (*multiply_rows_and_round)(long rows, long depth, long columns, const E* a, long a_stride, const Weight<E>&,
                                   E* out, long out_stride, int threads);
   bool (*add_outer)(long rows, long left, long right, const E* a, long a_stride, const E* b, long b_stride, T* sum,
                     T* bias, int threads);

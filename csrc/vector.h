@@ -7,8 +7,11 @@
 
 #include <cstdint>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12's own intrinsics (its bug 105593)
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "request.h"

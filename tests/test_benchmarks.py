@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import throughtime
 from benchmarks import equal_budget, installation, step
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
@@ -211,6 +212,29 @@ def test_an_installation_is_right_or_said_to_be_wrong(tmp_path, capsys):
 
 
 @pytest.mark.skipif(native.module is None, reason="streams need the kernels")
+def test_calls_of_a_layer_are_checked_and_timed(capsys, monkeypatch):
+    monkeypatch.setattr(step, "LAYERS", {"gru": step.LAYERS["gru"]})
+    monkeypatch.setattr(step, "SHAPES", [(1, 1), (2, 3)])
+    monkeypatch.setattr(step, "SIZES", (16, 64))
+    made = {"throughtime": [1.0], "torch.nn": [2.0]}
+    monkeypatch.setattr(step, "take_turns", lambda *_, **__: made)
+    threads = torch.get_num_threads()
+    step.layers_at_few_steps(0.01, quick=True)
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert "GRU, I = H = 64, layers 2, threads 2" in printed
+    assert "slower than torch.nn in 0" in printed
+
+    class Wrong(throughtime.GRU):
+        def forward(self, input, hx=None):
+            output, h = super().forward(input, hx)
+            return output + 0.001, h
+
+    monkeypatch.setattr(step, "OURS", {"gru": Wrong})
+    with pytest.raises(SystemExit, match="throughtime errs by"):
+        step.calls("gru", 8, (1, 1), 1)
+
+
 def test_steps_are_checked_and_timed_beside_the_floor(capsys):
     step.one_step("lstm", 8, budget=0.01)
     printed = capsys.readouterr().out

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 from torch.nn.utils.rnn import PackedSequence
 
-from throughtime import episodes, quantization, spec, stack
+from throughtime import direct, episodes, quantization, spec, stack
 from throughtime.arguments import (
     as_tensor,
     check_dropout,
@@ -28,6 +28,7 @@ from throughtime.arguments import (
 )
 from throughtime.backend import check_backend
 from throughtime.errors import InputError, unknown_name
+from throughtime.kernels.native import new
 from throughtime.request import Sequences, Stack
 from throughtime.rnn_base import TORCH_LSTM, RNNBase
 from throughtime.skipping import Skipping
@@ -157,22 +158,11 @@ class Recurrent(RNNBase):
 
     def _make_parameters(self, device: Any, dtype: Any) -> list[dict[str, str]]:
         """Register the parameters in torch's order; return for each layer and direction their names, by those in `Parameters`."""
-        gate_rows = self._spec.gates * self.hidden_size
         directions = 2 if self.bidirectional else 1
-        variant = {
-            "weight_ch": (gate_rows - self.hidden_size,),
-            **dict.fromkeys(("gain_ih", "gain_hh"), (gate_rows,)),
-            **dict.fromkeys(("gain_c", "shift_c"), (self.hidden_size,)),
-        }
         names = []
         for layer in range(self.num_layers):
             width = self.input_size if layer == 0 else self.output_size * directions
-            shapes = {"weight_ih": (gate_rows, width), "weight_hh": (gate_rows, self.output_size)}
-            if self.bias:
-                shapes |= {"bias_ih": (gate_rows,), "bias_hh": (gate_rows,)}
-            if self.proj_size:
-                shapes |= {"weight_hr": (self.proj_size, self.hidden_size)}
-            shapes |= {name: variant[name] for name in self._spec.variant_parameters}
+            shapes = self._spec.parameter_shapes(width, self.hidden_size, self.proj_size, has_bias=self.bias)
             for suffix in ("", "_reverse")[:directions]:
                 own = {name: f"{name}_l{layer}{suffix}" for name in shapes}
                 for name, shape in shapes.items():
@@ -231,6 +221,10 @@ class Recurrent(RNNBase):
         """Bring every form of input to (T, B, I), ids (T, B) or packed, run the stack, and give the form back."""
         if isinstance(input, Proxy):
             return self._run_symbolic(input, state, reset_to, given)
+        if reset_to is None and all(option is None for option in given):
+            made = self._run_directly(input, state)
+            if made is not None:
+                return made
         check_dtype(self._first_weight.dtype)
         if isinstance(input, PackedSequence):
             if any(option is not None for option in (given.lengths, given.mask, given.reset, reset_to)):
@@ -312,6 +306,36 @@ class Recurrent(RNNBase):
             f"torch.jit.script can't compile throughtime.{self._kind}; script throughtime.to_torch(copy.deepcopy(model)), which "
             "has torch.nn's layers, or use torch.jit.trace or torch.export"
         )
+
+    def _run_directly(
+        self, input: Tensor | PackedSequence, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """Serve what one native call can, or return `None`."""
+        drops = self.training and (self.dropout or self.recurrent_dropout or self.weight_drop)
+        if drops or self.zoneout != 0.0 or self.backend not in ("auto", "native"):
+            return None
+        if not direct.is_served(self._parameters, input, state):
+            return None
+        assert isinstance(input, Tensor)
+        if input.dim() != 3 or input.shape[2] != self.input_size:
+            return None
+        if self.batch_first:
+            input = input.transpose(0, 1)
+        steps, rows, _ = input.shape
+        given = self.input_size, self.hidden_size, self.proj_size, self.num_layers, self.bidirectional, self.bias
+        sizes = direct.sizes_of_layers(self._spec, *given)
+        count, width = self.num_layers * sizes.directions, self.output_size
+        shapes = ((count, rows, width), (count, rows, self.hidden_size))[: len(self._spec.states)]
+        if state is None:
+            final = tuple([input.new_zeros(shape) for shape in shapes])
+        elif all(s.shape == shape for s, shape in zip(state, shapes, strict=True)):
+            final = tuple([s.clone(memory_format=torch.contiguous_format) for s in state])
+        else:
+            return None
+        output = new(input, steps, rows, sizes.directions * width)
+        if not direct.forward(sizes, self._parameters, input.contiguous(), output, final):
+            return None
+        return (output.transpose(0, 1) if self.batch_first else output), final
 
     def _run_packed(
         self, packed: PackedSequence, state: tuple[Tensor, ...] | None, embedding: Tensor | None

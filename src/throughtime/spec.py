@@ -63,6 +63,23 @@ class Spec(NamedTuple):
         """Whether it has layer normalisation."""
         return "layer_norm" in self.variants
 
+    def parameter_shapes(
+        self, input_size: int, hidden_size: int, proj_size: int = 0, *, has_bias: bool
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a direction's parameters, by their names in `Parameters`: in torch's order, then the variants'."""
+        rows, width = self.gates * hidden_size, proj_size or hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, width)}
+        if has_bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if proj_size:
+            shapes |= {"weight_hr": (proj_size, hidden_size)}
+        variant = {
+            "weight_ch": (rows - hidden_size,),
+            **dict.fromkeys(("gain_ih", "gain_hh"), (rows,)),
+            **dict.fromkeys(("gain_c", "shift_c"), (hidden_size,)),
+        }
+        return shapes | {name: variant[name] for name in self.variant_parameters}
+
     def with_masks(self, **probabilities: float) -> "Spec":
         """Return the cell with those variants as well that take masks, by name, of which there is a probability."""
         masks = tuple([name for name in _MASKS if probabilities[name]])

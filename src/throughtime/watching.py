@@ -38,7 +38,7 @@ _interpreters, _is_wrapped, _is_one_of_many, _unwrap, _mapped_axis = (
 _knows_levels = all(hasattr(getattr(torch._C, "_functorch", None), name) for name in _LEVELS)
 _is_fake = _private("torch._subclasses.fake_tensor", "is_fake", False)
 _knows_forward_mode = hasattr(forward_ad, "_current_level")
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
 # Within it, torch's operators are called below autograd; `None` where this version of torch has no such thing.
 below_autograd: Callable[[], contextlib.AbstractContextManager[Any]] | None = getattr(
@@ -55,7 +55,7 @@ def has_values(tensor: Tensor) -> bool:
     """Whether a tensor's values can be looked at: none has any on "meta", under FakeTensorMode and while a graph is compiled."""
     if tensor.is_meta or torch.compiler.is_compiling():
         return False
-    return type(tensor) in _PLAIN or not _is_fake(tensor)
+    return type(tensor) in PLAIN or not _is_fake(tensor)
 
 
 def is_watched(tensors: Sequence[Tensor | None]) -> bool:
@@ -67,7 +67,7 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
         or _are_transforms_on()
         or is_jit_traced()
         or _is_profiled()
-        or not _PLAIN.issuperset(map(type, tensors))
+        or not PLAIN.issuperset(map(type, tensors))
     )
 
 

@@ -31,6 +31,11 @@ def count_segments(request: Request, hidden: int) -> int:
     return -(-stretches // -(-request.recompute_every // stretch))
 
 
+def steps_of_a_stretch(batch: int, width: int, element_size: int) -> int:
+    """Return how many steps go in a stretch, whose gates, so wide, are to fit the cache."""
+    return max(1, _STRETCH // max(1, batch * width * element_size))
+
+
 class Stretch(NamedTuple):
     """Some steps of the sequence and where their rows lie in packed arrays."""
 
@@ -122,7 +127,7 @@ class Rows:
 
     def stretches(self, width: int, element_size: int) -> Iterator[Stretch]:
         """Cut the steps into stretches whose gates fit the cache."""
-        steps = max(1, _STRETCH // max(1, self.batch * width * element_size))
+        steps = steps_of_a_stretch(self.batch, width, element_size)
         ends = [*range(steps, self.steps, steps), self.steps]
         if self.first_row is None:
             last_rows = [end * self.batch for end in ends]
