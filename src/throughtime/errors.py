@@ -53,12 +53,12 @@ def nearest(given: str, known: Iterable[str]) -> str | None:
     return next(iter(begun or difflib.get_close_matches(given, known, n=1)), None)
 
 
-def unknown_name(kind: str, given: str, known: Iterable[str]) -> InputError:
+def unknown_name(kind: str, given: object, known: Iterable[str]) -> InputError:
     """Return the error for a name that isn't among `known`, with the nearest one that is.
 
     Args:
         kind: What the name names, as a reader would say it: "cell", "level".
-        given: The name that was given.
+        given: The name that was given, or whatever stands in its place.
         known: The names that would have been right.
 
     Example:
@@ -66,6 +66,6 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> InputError:
         "unknown cell 'lstn'; did you mean 'lstm'? Known: rnn, lstm, gru"
     """
     known = list(known)
-    meant = nearest(given, known)
+    meant = nearest(given, known) if isinstance(given, str) else None
     hint = f"; did you mean {meant!r}?" if meant else "."
     return InputError(f"unknown {kind} {given!r}{hint} Known: {', '.join(known)}")

@@ -1,6 +1,8 @@
 """Streams against the layers: the same bits in float32, step by step, in pieces or at once, alone or among others."""
 
 import itertools
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -347,18 +349,55 @@ def test_what_cannot_be_streamed_is_refused(model, said):
     assert "\n" not in str(caught.value)
 
 
-def test_what_changes_a_layer_is_refused():
-    hooked = LSTM(3, 4)
-    hooked.register_forward_hook(lambda *_: None)
-    with pytest.raises(InputError, match="hooks"):
-        throughtime.stream(hooked)
+class Louder(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
 
-    class Louder(nn.Linear):
-        def forward(self, input):
-            return 2 * super().forward(input)
 
-    with pytest.raises(InputError, match="Louder"):
-        throughtime.stream(nn.Sequential(LSTM(3, 4), Louder(4, 2)))
+class LouderDropout(nn.Dropout):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def model_of(place, change):
+    """A model whose module at a place has been changed."""
+    parts = {"embedding": nn.Embedding(9, 3), "layer": LSTM(3, 4), "dropout": nn.Dropout(), "linear": nn.Linear(4, 2)}
+    model = nn.Sequential(*parts.values())
+    change(model if place == "model" else parts[place])
+    return model
+
+
+@pytest.mark.parametrize("place", ["embedding", "layer", "dropout", "linear", "model"])
+def test_what_changes_a_module_is_refused(place):
+    for change, said in [
+        (lambda module: module.register_forward_hook(lambda *_: None), "forward hooks"),
+        (lambda module: module.register_forward_pre_hook(lambda *_: None), "forward hooks"),
+        (lambda module: setattr(module, "forward", lambda input: input), "a forward of its own"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            throughtime.stream(model_of(place, change))
+
+
+@pytest.mark.parametrize("changed", [Louder(4, 2), LouderDropout()])
+def test_a_class_that_changes_what_is_computed_is_refused(changed):
+    with pytest.raises(InputError, match=type(changed).__name__):
+        throughtime.stream(nn.Sequential(LSTM(3, 4), changed))
+
+
+def test_what_lists_its_layers_itself_is_plain_too():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = GRU(3, 4)
+
+        def stages(self):
+            return [self.layer]
+
+    model = Own()
+    assert throughtime.stream(model).output_size == 4
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(InputError, match="Own has forward hooks"):
+        throughtime.stream(model)
 
 
 @pytest.mark.parametrize(
@@ -368,11 +407,34 @@ def test_what_changes_a_layer_is_refused():
         ({"streams": 0}, "streams"),
         ({"threads": 0}, "threads"),
         ({"streams": 2.5}, "streams"),
+        ({"precision": None}, "unknown precision None"),
+        ({"precision": ["int8"]}, "unknown precision"),
     ],
 )
 def test_options_are_checked(options, said):
     with pytest.raises((ValueError, TypeError), match=said):
         throughtime.stream(LSTM(3, 4), **options)
+
+
+def test_more_streams_than_memory_and_more_threads_than_streams():
+    for count in (1 << 55, 1 << 70):
+        with pytest.raises(MemoryError, match=f"streams = {count:,}"):
+            throughtime.stream(LSTM(3, 4), streams=count)
+    many = throughtime.stream(LSTM(3, 4), streams=40, threads=1 << 70)
+    assert many.step(np.zeros((40, 3), np.float32)).shape == (40, 4)
+
+
+def test_inputs_that_numpy_does_not_have():
+    one = throughtime.stream(made("gru", 3, 4))
+    expected = one.clone().step(torch.tensor([-1.0, -1.0, -1.0]))
+    negative = torch.complex(torch.ones(3), torch.ones(3)).conj().imag  # its signs aren't in its memory
+    for same in (
+        negative,
+        torch.full((3,), -1.0).to(torch.float8_e4m3fn),
+        torch.full((3,), -1.0, dtype=torch.bfloat16),
+    ):
+        assert torch.equal(one.clone().step(same), expected)
+        assert torch.equal(one.clone().feed(same[None])[0], expected)
 
 
 def test_inputs_are_checked():
@@ -391,6 +453,11 @@ def test_inputs_are_checked():
         (lambda: many.step(np.zeros((2, 3)), which=[0.5, 1]), InputError, "float64"),
         (lambda: many.reset(-1), IndexError, "from 0 to 4"),
         (lambda: many.reset([True, False]), InputError, "mask"),
+        (lambda: many.reset([[1], [2, 3]]), InputError, "which is a list that makes no array"),
+        (lambda: many.reset(torch.zeros(2, device="meta")), InputError, "which is a Tensor that makes no array"),
+        (lambda: one.feed([[1.0], [2.0, 3.0]]), InputError, "input is a list that makes no array"),
+        (lambda: one.step(torch.zeros(3).to_sparse()), InputError, "dense tensor"),
+        (lambda: one.step(torch.zeros(3, dtype=torch.complex64).conj()), InputError, "complex64"),
     ]:
         with pytest.raises(error, match=said):
             call()
@@ -398,6 +465,10 @@ def test_inputs_are_checked():
     for bad in (-1, 9, 10**12):
         with pytest.raises(IndexError, match=f"token id {bad}"):
             ids.step(bad)
+    for bad in (1 << 70, -(1 << 70), np.uint64(1 << 63)):
+        for call in (lambda bad=bad: ids.step(bad), lambda bad=bad: ids.feed([bad])):
+            with pytest.raises(IndexError, match="expected one from 0 to 8"):
+                call()
     with pytest.raises(InputError, match="integers"):
         ids.step(0.5)
 
@@ -427,6 +498,28 @@ def test_threads_share_an_engine():
         thread.join()
     assert not failed
     assert torch.equal(found, expected)
+
+
+WRITING_TOGETHER = """
+import sys, threading
+import numpy as np, torch, throughtime
+from throughtime.streaming.writing import Writer
+
+model = torch.nn.Sequential(throughtime.GRU(30, 8), torch.nn.Linear(8, 30))
+writer = Writer(throughtime.stream(model, ids=True), end=None)
+writer.read([1, 2])
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=lambda: [writer.write(np.zeros(20)) for _ in range(1000)]) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print("written")
+"""
+
+
+def test_threads_share_a_writer():
+    """In a process of its own: two that write to the same memory end it."""
+    done = subprocess.run([sys.executable, "-c", WRITING_TOGETHER], capture_output=True, text=True, check=False)
+    assert done.stdout == "written\n", done.stderr
 
 
 def test_the_gil_is_free_in_a_step():

@@ -29,8 +29,8 @@ def stream_of(model: LanguageModel, precision: str = "float32") -> Stream | None
 def _has_stream(model: LanguageModel) -> bool:
     if native.module is None or type(model) is not LanguageModel or isinstance(model.recurrent, FixedWindow):
         return False
-    has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return not has_hooks and all(p.dtype == torch.float32 and p.is_cpu for p in model.parameters())
+    is_altered = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+    return not is_altered and all(p.dtype == torch.float32 and p.is_cpu for p in model.parameters())
 
 
 class Reader(Protocol):

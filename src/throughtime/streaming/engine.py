@@ -19,6 +19,8 @@ PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}
 _KINDS = {"rnn_tanh": 1, "rnn_relu": 2, "lstm": 3, "gru": 4, "gru_reset_before": 5, "mgu": 6}
 _HAVE_LAST = ("gru_reset_before", "mgu")  # cells whose last gate meets what another makes of h
 _LARGEST_TABLE = 64 << 20  # bytes; more is read as embeddings, and multiplied at each step
+_BEYOND_MEMORY, _MOST_THREADS = 1 << 60, 1 << 30  # what the kernels' integers hold
+_LARGEST_ID = (1 << 63) - 1
 _WORK_A_CALL = 1 << 31  # products between two looks at signals, such as Ctrl-C's: a tenth of a second
 
 Which = int | Sequence[int] | NDArray[Any] | Tensor | None
@@ -61,15 +63,23 @@ def stream(
     """
     if native.module is None:
         raise InputError(f"{native.missing}, which streams need; {native.ADVICE}")
-    check_sizes(streams=streams, threads=threads)
-    if precision not in PRECISIONS:
+    streams, threads = check_sizes(streams=streams, threads=threads)
+    if precision not in list(PRECISIONS):
         raise unknown_name("precision", precision, PRECISIONS)
     seen = snapshot(model, ids)
     weights = _pack(seen, precision)
     packed = _Packed(seen.stages[0].input_size, seen.stages[-1].output_size, seen.reads_ids, seen.vocabulary_size)
     packed = packed._replace(state_size=seen.state_size, fingerprint=seen.fingerprint(), precision=precision)
     products = sum(t.numel() for stage in seen.stages for t in stage.tensors() if t.dim() == 2)
-    return Stream(packed._replace(products=products), native.module.StreamEngine(weights, streams, threads), streams)
+    return Stream(packed._replace(products=products), _new_engine(weights, streams, threads), streams)
+
+
+def _new_engine(weights: Any, streams: int, threads: int) -> Any:
+    """Return an engine with its states, of which there may be more than memory holds."""
+    try:
+        return native.module.StreamEngine(weights, min(streams, _BEYOND_MEMORY), min(threads, streams, _MOST_THREADS))
+    except MemoryError:
+        raise MemoryError(f"streams = {streams:,}: there is no memory for the states of so many") from None
 
 
 class _Packed(NamedTuple):
@@ -141,13 +151,13 @@ class Stream:
                 out = np.empty(self._out_shape, np.float32)
                 if self._engine.step(input, out):
                     return out
-            elif kind is int:
+            elif kind is int and 0 <= input <= _LARGEST_ID:
                 out = np.empty(self._out_shape, np.float32)
                 if self._engine.step_id(input, out):
                     return out
             elif kind is Tensor and not input.requires_grad and input.shape == self._in_shape and input.is_cpu:
                 out = np.empty(self._out_shape, np.float32)
-                if self._engine.step(input.numpy(), out):
+                if self._engine.step(_memory_of(input), out):
                     return torch.from_numpy(out)
         return self._run(input, which, has_time=False, last=False)
 
@@ -255,18 +265,47 @@ class Stream:
                 raise InputError("a stream has no gradients, and the input asks for some; expected input.detach()")
             if not input.is_cpu:
                 raise InputError(f"input is on {input.device}; a stream is on the CPU: expected input.cpu()")
-            input = input.detach().resolve_neg()
-            input = (input.float() if input.dtype == torch.bfloat16 else input).numpy()
-        array = np.asarray(input)
+        array = _as_array("input", input)
         if self.reads_ids:
-            if array.dtype.kind not in "iu" and array.size:
-                raise InputError(f"input is {array.dtype}; expected token ids: integers")
-            return np.asarray(array, np.int64, order="C")
+            return np.asarray(self._within_64_bits(array), np.int64, order="C")
         if array.dtype.kind != "f":
             raise InputError(
                 f"input is {array.dtype}; expected floats: this model reads no token ids (ids=True has it do so)"
             )
         return np.asarray(array, np.float32, order="C")
+
+    def _within_64_bits(self, ids: NDArray[Any]) -> NDArray[Any]:
+        """Return token ids, of which the kernels check those that they can hold."""
+        is_object = ids.dtype == object and all(isinstance(each, int) for each in ids.flat)
+        if ids.dtype.kind not in "iu" and ids.size and not is_object:
+            raise InputError(f"input is {ids.dtype}; expected token ids: integers")
+        if ids.dtype.kind in "uO" and ids.size and not -_LARGEST_ID <= ids.min() <= ids.max() <= _LARGEST_ID:
+            raise IndexError(
+                f"a token id has more than 64 bits; expected one from 0 to {self._packed.vocabulary_size - 1}"
+            )
+        return ids
+
+
+def _memory_of(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor's memory as an array, which is empty where NumPy has none like it."""
+    try:
+        return tensor.numpy()
+    except (TypeError, RuntimeError):
+        return np.empty(0, np.float32)
+
+
+def _as_array(name: str, value: Any) -> NDArray[Any]:
+    """Return the array that a tensor, a list or an array stands for; numbers that NumPy lacks become float32."""
+    try:
+        if not isinstance(value, Tensor):
+            return np.asarray(value)
+        value = value.detach().cpu()
+        is_known = not value.is_floating_point() or value.dtype in (torch.float16, torch.float64)
+        return (value if is_known else value.float()).resolve_neg().resolve_conj().numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name} is a {type(value).__name__} that makes no array ({error}); expected a dense tensor, an array or a list"
+        ) from None
 
 
 class _Chosen(NamedTuple):
@@ -287,9 +326,7 @@ class _Chosen(NamedTuple):
         """Read what a caller says."""
         if which is None:
             return cls(None, streams, streams == 1)
-        if isinstance(which, Tensor):
-            which = which.detach().cpu().numpy()
-        array = np.asarray(which)
+        array = _as_array("which", which)
         if array.ndim == 0 and array.dtype.kind in "iu":
             number = operator.index(array[()])
             if not 0 <= number < streams:

@@ -130,6 +130,7 @@ def snapshot(model: Any, ids: bool | None) -> Snapshot:
     stages: list[RecurrentStage | LinearStage] = []
     for name, module in _parts(model):
         if _is(module, nn.Embedding) and not stages and embedding is None:
+            _check_is_plain(module)
             if module.max_norm is not None:
                 raise InputError(f"{name} has max_norm, which changes its weights as it reads; expected it without")
             embedding = _numbers(module.weight, name)
@@ -154,22 +155,28 @@ def snapshot(model: Any, ids: bool | None) -> Snapshot:
 
 def _parts(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers in order, and how to call each in a message."""
-    listed = model.stages() if callable(getattr(model, "stages", None)) else [model]
+    listed = [model]
+    if callable(getattr(model, "stages", None)):
+        listed = model.stages()
+        if isinstance(model, nn.Module):
+            _check_is_plain(model)
     for module in listed:
         if not isinstance(module, nn.Module):
             raise InputError(
                 f"can't stream a {type(module).__name__}; expected a layer, an nn.Sequential or a loaded run"
             )
         if _is(module, nn.Sequential):
-            _check_hooks(module)
+            _check_is_plain(module)
             for child in module:
                 yield from _parts(child)
-        elif not isinstance(module, _NOTHING_IN_EVAL):
+        elif any(_is(module, kind) for kind in _NOTHING_IN_EVAL):
+            _check_is_plain(module)
+        else:
             yield type(module).__name__, module
 
 
 def _stages(module: nn.Module, name: str) -> list[RecurrentStage] | list[LinearStage]:
-    _check_hooks(module)
+    _check_is_plain(module)
     if _is(module, nn.Linear):
         bias = None if module.bias is None else _numbers(module.bias, name)
         return [LinearStage(_numbers(module.weight, name), bias)]
@@ -200,9 +207,15 @@ def _is(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     return isinstance(module, kind) and type(module).forward is kind.forward
 
 
-def _check_hooks(module: nn.Module) -> None:
+def _check_is_plain(module: nn.Module) -> None:
+    """Check that a call of a module runs its class's `forward` and nothing else."""
+    name = type(module).__name__
     if module._forward_hooks or module._forward_pre_hooks:
-        raise InputError(f"{type(module).__name__} has forward hooks, which a stream doesn't run; remove them first")
+        raise InputError(f"{name} has forward hooks, which a stream doesn't run; remove them first")
+    if "forward" in vars(module):
+        raise InputError(
+            f"{name} has a forward of its own in place of its class's, which a stream doesn't run; remove it"
+        )
 
 
 def _numbers(tensor: Tensor, name: str) -> Tensor:

@@ -1,5 +1,6 @@
 """A stream that writes: each token is chosen from its logits, and read, without coming back to Python."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,14 +40,16 @@ class Writer:
         off |= {"repetition_penalty": 1.0, "no_repeat_ngram": 0, "greedy": False}
         given = off | {name: value for name, value in limits.items() if value is not None}
         self._choice = native.module.Choice(stream.output_size, *(given[name] for name in off))
+        self._lock = threading.Lock()  # the choice is read and written while the GIL is free
         self._allowed = np.zeros(stream.output_size, np.bool_)
 
     def read(self, tokens: Sequence[int]) -> None:
         """Read tokens, at least one, before any is written."""
         ids = np.asarray(tokens, np.int64)
-        logits = self._stream.feed(ids, last=True)
-        self._choice.take(logits.ctypes.data)
-        self._choice.see(ids.ctypes.data, len(ids), 0)
+        with self._lock:
+            logits = self._stream.feed(ids, last=True)
+            self._choice.take(logits.ctypes.data)
+            self._choice.see(ids.ctypes.data, len(ids), 0)
 
     def write(self, chances: NDArray[np.float64], forbidden: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Write as many tokens as there are chances, fewer where the text ends: at its end token, or where none is left.
@@ -62,9 +65,10 @@ class Writer:
         chances = np.ascontiguousarray(chances, np.float64)
         mask = self._allowed if forbidden is None else np.ascontiguousarray(forbidden, np.bool_)
         tokens = np.empty(count, np.int64)
-        self._choice.see(0, 0, count)
         addresses = chances.ctypes.data, mask.ctypes.data
-        written = self._stream._engine.write(self._choice, count, *addresses, self._end, tokens.ctypes.data)
+        with self._lock:
+            self._choice.see(0, 0, count)
+            written = self._stream._engine.write(self._choice, count, *addresses, self._end, tokens.ctypes.data)
         if written < 0:
             raise InputError("the model's output is no number (NaN): its weights are no good; train it anew")
         return tokens[:written]
