@@ -57,7 +57,7 @@ class VariantMember : public Loop {
 template <class E>
 struct VariantForwardBuffers {
   using T = Arithmetic<E>;
-  Rows<T> h[2], u, in_last, c, new_c;
+  Rows<T> h[2], u, in_last, c, new_c, saved_c;
   Rows<E> h_in[2], m;  // what products take
 
   VariantForwardBuffers(const ForwardCall<E>& s, Memory& memory, long rows) {
@@ -70,6 +70,7 @@ struct VariantForwardBuffers {
     if (s.projected || s.has_last()) m = memory.rows<E>(rows, s.hidden);
     if (s.has_last()) in_last = memory.rows<T>(rows, s.hidden);
     if (s.facts.has_c) c = memory.rows<T>(rows, s.hidden), new_c = memory.rows<T>(rows, s.hidden);
+    if (s.facts.has_c && is_narrow<E> && s.norms) saved_c = memory.rows<T>(rows, s.hidden);
   }
 };
 
@@ -132,7 +133,14 @@ class VariantForward : public VariantMember<E, ForwardLoop<E, Own>> {
     return s_.x + (s_.ids ? s_.ids[Loop::packed_row(t, row)] : row_of(t, row)) * GH_;
   }
 
-  // W_hh h: where it is normalised and kept narrow, rounded as the backward pass will read it.
+  // As the backward pass will read it.
+  static V rounded(V v) {
+    E narrow[W];
+    store(narrow, v);
+    return load(narrow);
+  }
+
+  // W_hh h: where it is normalised and kept narrow, rounded.
   T* u(long t, long row) const {
     if constexpr (!is_narrow<E>)
       if (s_.u) return s_.u + row_of(t, row) * GH_;
@@ -141,9 +149,7 @@ class VariantForward : public VariantMember<E, ForwardLoop<E, Own>> {
   void put_u(long t, long row, long j, V v, long n) {
     if constexpr (is_narrow<E>) {
       if (is_normalised()) {
-        E rounded[W];
-        store(rounded, v);
-        v = load(rounded);
+        v = rounded(v);
         if (s_.u) store(s_.u + row_of(t, row) * GH_ + j, v, n);
       }
     }
@@ -169,11 +175,13 @@ class VariantForward : public VariantMember<E, ForwardLoop<E, Own>> {
   template <class From>
   Norm<T> take_norm(const From* from, long count, long t, long row, int which) const {
     const Norm<T> norm = norm_of<T>(from, count);
-    if (s_.norms && Loop::part_ == 0) {
-      T* to = s_.norms + (row_of(t, row) * s_.facts.norms() + which) * 2;
-      to[0] = norm.mean, to[1] = norm.scale;
-    }
+    if (keeps_norms()) keep_norm(norm, t, row, which);
     return norm;
+  }
+  bool keeps_norms() const { return s_.norms && Loop::part_ == 0; }
+  void keep_norm(Norm<T> norm, long t, long row, int which) const {
+    T* to = s_.norms + (row_of(t, row) * s_.facts.norms() + which) * 2;
+    to[0] = norm.mean, to[1] = norm.scale;
   }
 
   // done(row, in, back): what a gate gets from W_ih x, in(gate, unit, n), and from W_hh h.

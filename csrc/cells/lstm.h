@@ -195,6 +195,8 @@ class LstmVariantForward : public VariantForward<E, Cell, LstmVariantForward<E, 
       store(gate + (f_row + 1) * H + unit, g, n);
       store(gate + (f_row + 2) * H + unit, o, n);
       store(new_c + unit, c);
+      if constexpr (is_narrow<E>)
+        if (this->s_.norms) store(this->buffers_.saved_c.at(row) + unit, saved_c(c, f, c_prev, i, g));
       V after = c;
       if (this->zones_c()) {
         const V keep = this->mask_c(t, row, unit);
@@ -206,13 +208,30 @@ class LstmVariantForward : public VariantForward<E, Cell, LstmVariantForward<E, 
     });
   }
 
+  // c_t as the backward pass meets it, which has rounded numbers only: see its `new_c`.
+  V saved_c(V c, V f, V c_prev, V i, V g) const {
+    if (!this->zones_c()) return Base::rounded(c);
+    f = Base::rounded(f);
+    return Lstm<T>::next_c(f, Base::rounded(c_prev), is_coupled() ? T(1) - f : Base::rounded(i), Base::rounded(g));
+  }
+
+  // The norm kept is that of the c that the backward pass meets: standardised by another's, a row has neither mean zero nor variance
+  // one, and what its gradient keeps of that grows by 1/√ε.
+  Norm<T> take_norm_of_c(long t, long row) const {
+    const long H = this->s_.hidden;
+    const T* c = this->buffers_.new_c.at(row);
+    if constexpr (!is_narrow<E>) return this->take_norm(c, H, t, row, 2);
+    if (this->keeps_norms()) this->keep_norm(norm_of<T>(this->buffers_.saved_c.at(row), H), t, row, 2);
+    return norm_of<T>(c, H);
+  }
+
   void put_normalised(long t, long count) {
     const long H = this->s_.hidden;
     this->meet();
     for (long row = 0; row < count; ++row) {
       const T* c = this->buffers_.new_c.at(row);
       const E* o = this->gates(t, row) + (is_coupled() ? 2 : 3) * H;
-      const Norm<T> of_c = this->take_norm(c, H, t, row, 2);
+      const Norm<T> of_c = take_norm_of_c(t, row);
       this->each_unit([&](long unit, long n) {
         const V normal = normalised<T>(load(c + unit), of_c, load(this->v_.gain_c + unit, n), load(this->v_.shift_c + unit, n));
         put_m(t, row, unit, load(o + unit, n) * tanh<T>(normal));
