@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
@@ -97,6 +98,26 @@ def affine_backward(
     """Differentiate a = W x + b: return (Wᵀ ∂a, ∂a xᵀ, ∂a), the last two summed over the batch; or with a gain in between."""
     grad_u, grad_gain = (grad_a, None) if gain is None else normalise_backward(grad_a, linear(x, weight), gain)
     return AffineGradient(grad_u @ weight, grad_u.T @ x, None if bias is None else grad_a.sum(0), grad_gain)
+
+
+Affine = tuple[Tensor, Tensor | None, Tensor | None]  # weight, bias, gain
+
+
+def cut_recurrent(parameters: Parameters, row: int) -> tuple[Affine, Affine]:
+    """Cut W_hh with its bias and gain above `row`, for gates that don't all meet the same input."""
+    weight, bias, gain = parameters.weight_hh, parameters.bias_hh, parameters.gain_hh
+
+    def rows(part: slice) -> Affine:
+        return weight[part], None if bias is None else bias[part], None if gain is None else gain[part]
+
+    return rows(slice(row)), rows(slice(row, None))
+
+
+def stacked(x: StepHidden, upper: AffineGradient, lower: AffineGradient) -> AffineGradient:
+    """Return ∂x and the gradients of weight, bias and gain that `cut_recurrent` has cut, put together again."""
+    vectors = (upper.bias, lower.bias), (upper.gain, lower.gain)
+    bias, gain = (None if a is None or b is None else torch.cat([a, b]) for a, b in vectors)
+    return AffineGradient(x, torch.cat([upper.weight, lower.weight]), bias, gain)
 
 
 def recurrent_factors(

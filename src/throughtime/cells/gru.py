@@ -36,18 +36,17 @@ import torch
 from torch import Tensor
 
 from throughtime.cells.cell import (
-    AffineGradient,
     Linearised,
     StepGradient,
     affine,
     affine_backward,
+    cut_recurrent,
     drop,
     joined,
+    stacked,
 )
 from throughtime.shapes import StepHidden, StepInput
 from throughtime.spec import Parameters
-
-_Affine = tuple[Tensor, Tensor | None, Tensor | None]  # weight, bias, gain
 
 
 class Saved(NamedTuple):
@@ -134,7 +133,7 @@ def step_reset_before(
     (h_prev,) = state
     p = parameters
     h_in = drop(h_prev, recurrent_dropout)
-    of_rz, of_n = _split_recurrent(p)
+    of_rz, of_n = cut_recurrent(p, 2 * h_prev.shape[1])
     x_r, x_z, x_n = affine(x, p.weight_ih, p.bias_ih, p.gain_ih).chunk(3, dim=1)
     u_r, u_z = affine(h_in, *of_rz).chunk(2, dim=1)
     r, z = torch.sigmoid(x_r + u_r), torch.sigmoid(x_z + u_z)
@@ -154,7 +153,7 @@ def step_reset_before_backward(
     x, h_prev, r, z, n = saved
     p = parameters
     h_in = drop(h_prev, recurrent_dropout)
-    of_rz, of_n = _split_recurrent(p)
+    of_rz, of_n = cut_recurrent(p, 2 * h_prev.shape[1])
     grad_a_n = grad_h * (1 - z) * (1 - n * n)
     grad_a_z = grad_h * (h_prev - n) * z * (1 - z)
     through_n = affine_backward(grad_a_n, r * h_in, *of_n)
@@ -164,12 +163,7 @@ def step_reset_before_backward(
     grad_a_rz = torch.cat([grad_a_r, grad_a_z], dim=1)
     through_rz = affine_backward(grad_a_rz, h_in, *of_rz)
     through_ih = affine_backward(torch.cat([grad_a_rz, grad_a_n], dim=1), x, p.weight_ih, p.bias_ih, p.gain_ih)
-    through_hh = AffineGradient(
-        grad_v * r + through_rz.x,
-        torch.cat([through_rz.weight, through_n.weight]),
-        _join(through_rz.bias, through_n.bias),
-        _join(through_rz.gain, through_n.gain),
-    )
+    through_hh = stacked(grad_v * r + through_rz.x, through_rz, through_n)
     return StepGradient(
         through_ih.x, (grad_h * z + drop(through_hh.x, recurrent_dropout),), joined(through_ih, through_hh)
     )
@@ -185,22 +179,6 @@ def recurrent_factors_reset_before(
 
 
 def _reset_gate(columns_of_w: Callable[[slice], Tensor], h_in: StepHidden, parameters: Parameters) -> StepHidden:
-    rows = slice(parameters.weight_hh.shape[0] // 3)
-    u_r = affine(h_in, parameters.weight_hh[rows], _cut(parameters.bias_hh, rows))
-    return torch.sigmoid(columns_of_w(rows) + u_r)
-
-
-def _split_recurrent(parameters: Parameters) -> tuple[_Affine, _Affine]:
-    """Cut U, c and its gain into the rows of r and z, and the rows of n."""
-    weight, bias, gain = parameters.weight_hh, parameters.bias_hh, parameters.gain_hh
-    rows = 2 * (weight.shape[0] // 3)
-    of_rz, of_n = slice(rows), slice(rows, None)
-    return (weight[of_rz], _cut(bias, of_rz), _cut(gain, of_rz)), (weight[of_n], _cut(bias, of_n), _cut(gain, of_n))
-
-
-def _cut(vector: Tensor | None, rows: slice) -> Tensor | None:
-    return None if vector is None else vector[rows]
-
-
-def _join(of_rz: Tensor | None, of_n: Tensor | None) -> Tensor | None:
-    return None if of_rz is None or of_n is None else torch.cat([of_rz, of_n])
+    rows = parameters.weight_hh.shape[0] // 3
+    of_r, _ = cut_recurrent(parameters, rows)
+    return torch.sigmoid(columns_of_w(slice(rows)) + affine(h_in, *of_r))

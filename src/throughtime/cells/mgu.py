@@ -24,11 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import AffineGradient, StepGradient, affine, affine_backward, drop, joined
+from throughtime.cells.cell import StepGradient, affine, affine_backward, cut_recurrent, drop, joined, stacked
 from throughtime.shapes import StepHidden, StepInput
 from throughtime.spec import Parameters
-
-_Affine = tuple[Tensor, Tensor | None, Tensor | None]  # weight, bias, gain
 
 
 class Saved(NamedTuple):
@@ -47,7 +45,7 @@ def step(
     (h_prev,) = state
     p = parameters
     h_in = drop(h_prev, recurrent_dropout)
-    of_f, of_n = _split_recurrent(p)
+    of_f, of_n = cut_recurrent(p, h_prev.shape[1])
     x_f, x_n = affine(x, p.weight_ih, p.bias_ih, p.gain_ih).chunk(2, dim=1)
     f = torch.sigmoid(x_f + affine(h_in, *of_f))
     n = torch.tanh(x_n + affine(f * h_in, *of_n))
@@ -66,7 +64,7 @@ def step_backward(
     x, h_prev, f, n = saved
     p = parameters
     h_in = drop(h_prev, recurrent_dropout)
-    of_f, of_n = _split_recurrent(p)
+    of_f, of_n = cut_recurrent(p, h_prev.shape[1])
     grad_a_n = grad_h * f * (1 - n * n)
     through_n = affine_backward(grad_a_n, f * h_in, *of_n)
     grad_v = through_n.x
@@ -74,12 +72,7 @@ def step_backward(
 
     through_f = affine_backward(grad_a_f, h_in, *of_f)
     through_ih = affine_backward(torch.cat([grad_a_f, grad_a_n], dim=1), x, p.weight_ih, p.bias_ih, p.gain_ih)
-    through_hh = AffineGradient(
-        grad_v * f + through_f.x,
-        torch.cat([through_f.weight, through_n.weight]),
-        _join(through_f.bias, through_n.bias),
-        _join(through_f.gain, through_n.gain),
-    )
+    through_hh = stacked(grad_v * f + through_f.x, through_f, through_n)
     return StepGradient(
         through_ih.x, (grad_h * (1 - f) + drop(through_hh.x, recurrent_dropout),), joined(through_ih, through_hh)
     )
@@ -89,19 +82,8 @@ def recurrent_factors(
     grad_a: Tensor, columns_of_w: Callable[[slice], Tensor], h_in: StepHidden, parameters: Parameters
 ) -> list[tuple[Tensor, StepHidden]]:
     """Return (∂u, v) of both products: U_f meets h, and U_n meets f ⊙ h; at both the gradient is that at W x + b."""
-    of_f, _ = _split_recurrent(parameters)
-    f = torch.sigmoid(columns_of_w(slice(of_f[0].shape[0])) + affine(h_in, *of_f))
+    rows = h_in.shape[1]
+    of_f, _ = cut_recurrent(parameters, rows)
+    f = torch.sigmoid(columns_of_w(slice(rows)) + affine(h_in, *of_f))
     grad_a_f, grad_a_n = grad_a.chunk(2, dim=1)
     return [(grad_a_f, h_in), (grad_a_n, f * h_in)]
-
-
-def _split_recurrent(parameters: Parameters) -> tuple[_Affine, _Affine]:
-    """Cut U, c and its gain into the rows of f and the rows of n."""
-    of_f, of_n = parameters.weight_hh.chunk(2)
-    parts = parameters.bias_hh, parameters.gain_hh
-    (bias_f, bias_n), (gain_f, gain_n) = ((None, None) if part is None else part.chunk(2) for part in parts)
-    return (of_f, bias_f, gain_f), (of_n, bias_n, gain_n)
-
-
-def _join(of_f: Tensor | None, of_n: Tensor | None) -> Tensor | None:
-    return None if of_f is None or of_n is None else torch.cat([of_f, of_n])
