@@ -282,6 +282,22 @@ def test_long_feeds_are_cut_for_signals_alone(monkeypatch):
     assert torch.equal(throughtime.stream(layer).feed(x, last=True), whole[-1])
 
 
+@pytest.mark.parametrize("work", [1, 1 << 31])
+def test_a_call_that_is_refused_changes_no_state(work, monkeypatch):
+    monkeypatch.setattr("throughtime.streaming.engine._WORK_A_CALL", work)
+    stream = throughtime.stream(made("gru", 9, 4), ids=True, streams=2)
+    before = stream.state()
+    for call, error in [
+        (lambda: stream.feed([[1, 2], [3, 4], [5, 9]]), IndexError),
+        (lambda: stream.feed([[1, 2], [3, 4], [5, -1]]), IndexError),
+        (lambda: stream.feed([[1, 2], [3, 4]], which=[1, 1]), ValueError),
+        (lambda: stream.feed([[1, 2], [3, 4]], which=[0, 2]), IndexError),
+    ]:
+        with pytest.raises(error, match=r"token id (9|-1); expected one from 0 to 8|which\[1\]"):
+            call()
+        assert stream.state() == before
+
+
 def test_a_snapshot_is_taken():
     layer = made("lstm", 4, 9)
     x = torch.randn(10, 4)

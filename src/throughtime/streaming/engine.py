@@ -112,8 +112,9 @@ class Stream:
     Where there is one stream, or `which` names one by its number, there is no axis of streams. With several it comes before I, and
     after T: (N, I), (T, N, I). `which` may be numbers, each once, or a mask (streams,); not given, it is all of them.
 
-    Calls of several threads come one after the other; the GIL is free meanwhile. `clone` has states and buffers of its own, so that
-    clones run at the same time. A stream's numbers depend neither on its neighbours nor on how its input is cut in calls.
+    Calls of several threads come one after the other, a long `feed` in parts that take a tenth of a second; the GIL is free
+    meanwhile. `clone` has states and buffers of its own, so that clones run at the same time. A stream's numbers depend neither on
+    its neighbours nor on how its input is cut in calls. A call that is refused changes no state.
 
     Attributes:
         streams: How many streams there are.
@@ -250,6 +251,8 @@ class Stream:
         if not rows:
             return
         at_once = max(1, _WORK_A_CALL // (rows * self._packed.products))
+        if self.reads_ids and steps > at_once:
+            self._check_ids(array)  # all of them before any is read: a call that is refused changes no state
         width = rows * (1 if self.reads_ids else self._packed.input_size) * array.itemsize
         for begin in range(0, steps, at_once):
             count = min(at_once, steps - begin)
@@ -257,6 +260,12 @@ class Stream:
             x, ids = (0, address) if self.reads_ids else (address, 0)
             to = out.ctypes.data + (0 if last else begin * rows * self.output_size * 4)
             self._engine.feed(count, rows, chosen.address, x, ids, to, last)
+
+    def _check_ids(self, ids: NDArray[np.int64]) -> None:
+        vocabulary_size = self._packed.vocabulary_size
+        foreign = (ids < 0) | (ids >= vocabulary_size)
+        if foreign.any():
+            raise IndexError(f"token id {ids[foreign][0]}; expected one from 0 to {vocabulary_size - 1}")
 
     def _array(self, input: Any) -> NDArray[Any]:
         """Return input without gaps: float32, or int64 of token ids."""
