@@ -554,6 +554,14 @@ def test_numpys_numbers_are_sizes_and_flags():
         throughtime.LSTM(5, 4, bias=1)
 
 
+def test_no_model_is_to_be_made_of_what_layers_do_not_compute_in():
+    layer = throughtime.GRU(3, 4)
+    for dtype, is_advised in ((torch.complex64, False), (torch.bool, False), (torch.float64, True)):
+        with pytest.raises(ValueError, match="Convert input") as caught:
+            layer(torch.zeros(5, 2, 3, dtype=dtype))
+        assert ("convert model" in str(caught.value)) is is_advised
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
 def test_parameters_of_a_dtype_that_nothing_computes_in_are_refused(dtype):
     layer = throughtime.GRU(5, 4, dtype=dtype) if dtype.is_complex else throughtime.GRU(5, 4).to(dtype)

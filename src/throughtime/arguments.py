@@ -157,9 +157,14 @@ def check_marks(
         raise RuntimeError(f"{name} is on {marks.device}, but the input is on {device}; move one of them with .to()")
 
 
+def is_served(dtype: torch.dtype) -> bool:
+    """Whether layers compute in a dtype."""
+    return dtype in _FLOATS
+
+
 def check_dtype(dtype: torch.dtype) -> None:
     """Check that parameters are of a dtype that layers compute in."""
-    if dtype not in _FLOATS:
+    if not is_served(dtype):
         raise TypeError(
             f"the parameters are {dtype}; expected float32, float64, bfloat16 or float16: convert with layer.to(…)"
         )

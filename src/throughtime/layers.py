@@ -25,6 +25,7 @@ from throughtime.arguments import (
     check_sizes,
     check_zoneout,
     describe_value,
+    is_served,
 )
 from throughtime.backend import check_backend
 from throughtime.errors import InputError, unknown_name
@@ -446,9 +447,10 @@ class Recurrent(RNNBase):
         is_cast = _is_autocast(input.device) and input.is_floating_point()
         is_cast = is_cast and torch.float64 not in (input.dtype, weight.dtype)
         if input.dtype != weight.dtype and not is_cast:
+            of_model = f", or convert model: model.to({input.dtype})" if is_served(input.dtype) else ""
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+                f"Convert input: input.to({weight.dtype}){of_model}"
             )
         if input.dim() != dims:
             raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
