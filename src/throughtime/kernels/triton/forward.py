@@ -234,6 +234,12 @@ def forward_loop(
                 if weight_ch is not None:
                     a_i += p_i * c_before
                 i = sigmoid(a_i)
+            if gain_c is not None:
+                # The backward pass standardises the c that it makes of what was stored, so that is the one to be standardised.
+                f = f.to(KIND).to(tl.float32)
+                i = 1.0 - f if COUPLED else i.to(KIND).to(tl.float32)
+                g = g.to(KIND).to(tl.float32)
+                c_before = c_before.to(KIND).to(tl.float32)
             c_new = f * c_before + i * g
             if weight_ch is not None:
                 a_o += p_o * c_new
