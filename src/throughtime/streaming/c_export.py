@@ -210,22 +210,36 @@ class _Writer:
         if self.widest_depth:
             self.fields += [f"int q[{self.widest_depth}];", f"int sum[{self.widest_rows}];"]
             self.other_bytes = 4 * (self.widest_depth + self.widest_rows)
-        name, upper = self.name, self.name.upper()
         given = "long id" if self.reads_ids else "const float *x"
-        first = f"#define {upper}_TOKENS {vocabulary}" if self.reads_ids else f"#define {upper}_INPUTS {inputs}"
-        helpers = [
-            part
-            for part in ("PRODUCT", "QUANTISED", "EXPONENTIAL", "SIGMOID", "SQUASH", "NORMALISE")
-            if part in self.needs
-        ]
+        step = f"int {self.name}_step(struct {self.name} *s, {given}, float *y)"
+        upper = self.name.upper()
+        size = f"{upper}_TOKENS {vocabulary}" if self.reads_ids else f"{upper}_INPUTS {inputs}"
         lines = [
             f"/* A recurrent model, one step at a time, in {self.precision}; throughtime wrote it. C99 and libm, no allocation.",
-            f"   Keep a struct {name} for each stream, {name}_reset it, and {name}_step it. With {upper}_DECLARATIONS_ONLY",
-            "   defined, this file is its own header. */",
+            f"   Keep a struct {self.name} for each stream, {self.name}_reset it, and {self.name}_step it. With",
+            f"   {upper}_DECLARATIONS_ONLY defined, this file is its own header. */",
             f"#ifndef {upper}_DECLARED",
             f"#define {upper}_DECLARED",
-            first,
+            f"#define {size}",
             f"#define {upper}_OUTPUTS {outputs}",
+            *self._declarations(step, outputs),
+            "#endif",
+            "",
+            f"#ifndef {upper}_DECLARATIONS_ONLY",
+            *self._definitions(step, vocabulary, outputs),
+            "#endif",
+            "",
+        ]
+        return "\n".join(lines)
+
+    def _declarations(self, step: str, outputs: int) -> list[str]:
+        name, tokens = self.name, f"[{self.name.upper()}_TOKENS]"
+        no_id = ", or -1, having done nothing, where there is no such id" if self.reads_ids else ""
+        texts = [
+            f"extern const char *const {name}_text{tokens};",
+            f"extern const unsigned short {name}_lengths{tokens};",
+        ]
+        return [
             "#ifdef __cplusplus",
             'extern "C" {',
             "#endif",
@@ -233,46 +247,37 @@ class _Writer:
             *(f"  {field}" for field in self.fields),
             "};",
             f"void {name}_reset(struct {name} *s);",
-            f"/* y has {outputs} numbers. Returns 0"
-            + (", or -1, having done nothing, where there is no such id. */" if self.reads_ids else ". */"),
-            f"int {name}_step(struct {name} *s, {given}, float *y);",
-            *(
-                [
-                    f"extern const char *const {name}_text[{upper}_TOKENS];",
-                    f"extern const unsigned short {name}_lengths[{upper}_TOKENS];",
-                ]
-                if self.texts
-                else []
-            ),
+            f"/* y has {outputs} numbers. Returns 0{no_id}. */",
+            f"{step};",
+            *(texts if self.texts else []),
             "#ifdef __cplusplus",
             "}",
             "#endif",
-            "#endif",
-            "",
-            f"#ifndef {upper}_DECLARATIONS_ONLY",
+        ]
+
+    def _definitions(self, step: str, vocabulary: int, outputs: int) -> list[str]:
+        parts = ("PRODUCT", "QUANTISED", "EXPONENTIAL", "SIGMOID", "SQUASH", "NORMALISE")
+        return [
             "#include <math.h>",
             "#include <stdint.h>",
             "#include <string.h>",
             "",
-            *([c_text.text_array(name, self.texts)] if self.texts else []),
+            *([c_text.text_array(self.name, self.texts)] if self.texts else []),
             *self.arrays,
-            *(getattr(c_text, part).strip() + "\n" for part in helpers),
-            f"void {name}_reset(struct {name} *s) {{",
+            *(getattr(c_text, part).strip() + "\n" for part in parts if part in self.needs),
+            f"void {self.name}_reset(struct {self.name} *s) {{",
             "  int j;",
             *(f"  {line}" for line in self.states),
             "}",
             "",
-            f"int {name}_step(struct {name} *s, {given}, float *y) {{",
+            f"{step} {{",
             "  int j;",
             *([f"  if (id < 0 || id >= {vocabulary}) return -1;"] if self.reads_ids else []),
             *(f"  {line}" for line in self.statements),
             f"  for (j = 0; j < {outputs}; ++j) y[j] = {self.current}[j];",
             "  return 0;",
             "}",
-            "#endif",
-            "",
         ]
-        return "\n".join(lines)
 
 
 class _Cell:
