@@ -1,5 +1,8 @@
 """What torch's FlopCounterMode counts of the layers: what it counts of loops of torch.nn's cells, which compute the same."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from comparison import BACKENDS, HAS_NATIVE
@@ -112,3 +115,21 @@ def test_tensors_without_values_count_as_padded():
     layer = throughtime.GRU(5, 4, device="meta")
     x = torch.randn(6, 3, 5, device="meta")
     assert counted(lambda: layer(x)) == 2 * 6 * 3 * 12 * 9
+
+
+def test_layers_do_not_import_the_counter_which_imports_triton():
+    code = (
+        "import sys, throughtime; throughtime.LSTM; assert 'torch.utils.flop_counter' not in sys.modules;"
+        "from torch.utils.flop_counter import FlopCounterMode, flop_registry; import torch;"
+        "assert torch.ops.throughtime.recurrence in flop_registry;"
+        "assert not [finder for finder in sys.meta_path if 'WhenImported' in repr(finder)]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_counter_that_was_imported_before_knows_the_layers_too():
+    code = (
+        "from torch.utils.flop_counter import flop_registry; import torch, throughtime; throughtime.LSTM;"
+        "assert torch.ops.throughtime.recurrence in flop_registry"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,13 +3,19 @@
 They are those of its matrix products, as torch counts everything else: what the same layer costs as a loop over `linear`, in which
 everything has a gradient. Lengths count where they have values; token ids are rows of W_ih, and no product.
 
-Importing this module registers the formulas with torch.
+Importing this module registers the formulas with torch, as soon as somebody imports the counter: that imports Triton, where it is
+installed, which takes half a second.
 """
 
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from throughtime import schema, watching
 from throughtime.request import Request
@@ -37,7 +43,6 @@ def _products(request: Request) -> tuple[int, int]:
     return 2 * steps * of_input, 2 * steps * of_state
 
 
-@register_flop_formula(_operators.recurrence, get_raw=True)
 def forward(*arguments: Any, out_val: Any = None, **named: Any) -> int:
     """Return the operations of `recurrence`, whose arguments these are.
 
@@ -54,7 +59,6 @@ def forward(*arguments: Any, out_val: Any = None, **named: Any) -> int:
     return sum(_products(request))
 
 
-@register_flop_formula(_operators.recurrence_backward, get_raw=True)
 def backward(*arguments: Any, out_val: Any = None, **named: Any) -> int:
     """Return the operations of `recurrence_backward`: each product twice, for what it multiplies and for its matrix.
 
@@ -64,3 +68,38 @@ def backward(*arguments: Any, out_val: Any = None, **named: Any) -> int:
     of_input, of_state = _products(request)
     again = of_input + of_state if request.recompute_every else 0
     return (2 if needs_input else 1) * of_input + 2 * of_state + again
+
+
+_COUNTER = "torch.utils.flop_counter"
+
+
+def _register(counter: ModuleType) -> None:
+    counter.register_flop_formula(_operators.recurrence, get_raw=True)(forward)
+    counter.register_flop_formula(_operators.recurrence_backward, get_raw=True)(backward)
+
+
+class _WhenImported(importlib.abc.MetaPathFinder):
+    """Registers the formulas when the counter is imported, and is gone then."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        found = importlib.util.find_spec(fullname)
+        if found is not None and found.loader is not None:
+            execute = found.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register(module)
+
+            found.loader.exec_module = execute_and_register
+        return found
+
+
+if _COUNTER in sys.modules:
+    _register(sys.modules[_COUNTER])
+else:
+    sys.meta_path.insert(0, _WhenImported())

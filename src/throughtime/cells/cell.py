@@ -103,8 +103,8 @@ def affine_backward(
 Affine = tuple[Tensor, Tensor | None, Tensor | None]  # weight, bias, gain
 
 
-def cut_recurrent(parameters: Parameters, row: int) -> tuple[Affine, Affine]:
-    """Cut W_hh with its bias and gain above `row`, for gates that don't all meet the same input."""
+def cut_recurrent(parameters: Parameters, row: int | torch.SymInt) -> tuple[Affine, Affine]:
+    """Cut W_hh with its bias and gain above `row`, a symbol to a compiler, for gates that don't all meet the same input."""
     weight, bias, gain = parameters.weight_hh, parameters.bias_hh, parameters.gain_hh
 
     def rows(part: slice) -> Affine:
