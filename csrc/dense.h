@@ -92,7 +92,8 @@ struct OuterProduct {
     const long fitting = (512L << 10) / static_cast<long>(sizeof(E)) / (panels() * 4 * W) / step * step;
     return between(64 * step, fitting, most_rows);
   }
-  long panels() const { return (right + 4 * W - 1) / (4 * W); }
+  long panels() const { return panel_count<E>({1, 4, right}); }
+  int vectors(long panel) const { return panel_vectors<E>({1, 4, right}, panel); }
   long workspace_size() const { return depth() * panels() * 4 * W; }
 
   // A task packs all of b for itself: let it have rows enough of the sum to pay for that.
@@ -123,14 +124,14 @@ struct OuterProduct {
     for (long first = 0; first < rows; first += deep) {
       const long count = rows - first < deep ? rows - first : deep;
       for (long panel = 0; panel < panels(); ++panel)
-        pack_right(first, count, panel * 4 * W, packed + panel * deep * 4 * W);
+        pack_right(first, count, panel * 4 * W, vectors(panel), packed + panel * deep * 4 * W);
       for (long tile = tiles.begin; tile < tiles.end; ++tile) {
         const E* from = a + first * a_stride + tile * height;
         const bool copies = step > 1 || (panels() > few && left - tile * height >= height);
         if (copies) pack_left(count, from, left - tile * height, column);
         for (long panel = 0; panel < panels(); ++panel)
-          add_rows<height>(count, copies ? column : from, copies ? height * step : a_stride,
-                           packed + panel * deep * 4 * W, tile * height, panel * 4 * W);
+          add_tile<height, 4>(count, copies ? column : from, copies ? height * step : a_stride,
+                              packed + panel * deep * 4 * W, tile * height, panel * 4 * W, vectors(panel));
       }
       if (bias) add_bias(first, count, {tiles.begin * height, end < left ? end : left});
     }
@@ -161,17 +162,17 @@ struct OuterProduct {
     }
   }
 
-  void pack_right(long first, long count, long column, E* to) const {
+  void pack_right(long first, long count, long column, int vectors, E* to) const {
     for (long k = 0; k < count; k += step)
-      for (long v = 0; v < 4; ++v) {
+      for (long v = 0; v < vectors; ++v) {
         const long n = right - column - v * W;
         const E* from = b + (first + k) * b_stride + column + v * W;
-        const Vector<E> one = n > 0 ? load(from, n) : Vector<E>{};
+        const Vector<E> one = load(from, n);
         if constexpr (is_narrow<E>)
-          store_pairs(to + (k * 4 + v * step) * W, (Words)one,
-                      n > 0 && k + 1 < count ? (Words)load(from + b_stride, n) : Words{});
+          store_pairs(to + (k * vectors + v * step) * W, (Words)one,
+                      k + 1 < count ? (Words)load(from + b_stride, n) : Words{});
         else
-          store(to + (k * 4 + v) * W, one);
+          store(to + (k * vectors + v) * W, one);
       }
   }
 
@@ -184,23 +185,22 @@ struct OuterProduct {
     }
   }
 
-  template <int high>
-  void add_rows(long count, const E* from_a, long stride, const E* from_b, long row, long column) const {
-    if constexpr (high > 0) {
-      if (left - row < high) return add_rows<high - 1>(count, from_a, stride, from_b, row, column);
-      if (right - column >= 4 * W)
-        return multiply_tile<E, 4, high, true>(count, from_a, step, stride, from_b, nullptr, sum + row * right + column,
-                                               right);
-      alignas(64) T tile[high * 4 * W];
-      alignas(64) const T zero[4 * W] = {};
-      multiply_tile<E, 4, high, false>(count, from_a, step, stride, from_b, zero, tile, 4 * W);
-      for (long r = 0; r < high; ++r)
-        for (long v = 0; v < 4 && column + v * W < right; ++v) {
-          T* to = sum + (row + r) * right + column + v * W;
-          const long n = right - column - v * W;
-          store(to, load(to, n) + load(tile + (r * 4 + v) * W), n);
-        }
-    }
+  // A tile of as many rows and vectors of the sum as there are.
+  template <int high, int wide>
+  void add_tile(long count, const E* from_a, long stride, const E* from_b, long row, long column, int vectors) const {
+    if constexpr (high > 1)
+      if (left - row < high) return add_tile<high - 1, wide>(count, from_a, stride, from_b, row, column, vectors);
+    if constexpr (wide > 1)
+      if (vectors < wide) return add_tile<high, wide - 1>(count, from_a, stride, from_b, row, column, vectors);
+    alignas(64) T tile[high * wide * W];
+    alignas(64) const T zero[wide * W] = {};
+    multiply_tile<E, wide, high, false>(count, from_a, step, stride, from_b, zero, tile, wide * W);
+    for (long r = 0; r < high; ++r)
+      for (long v = 0; v < wide; ++v) {
+        T* to = sum + (row + r) * right + column + v * W;
+        const long n = right - column - v * W;
+        store(to, load(to, n) + load(tile + (r * wide + v) * W), n);
+      }
   }
 };
 

@@ -4,9 +4,9 @@
 
 namespace throughtime::THROUGHTIME_ISA {
 
-template void multiply<float, 1>(long, long, const float*, long, const float*, const float*, float*);
-template void multiply<double, 1>(long, long, const double*, long, const double*, const double*, double*);
-template void multiply<Bf16, 1>(long, long, const Bf16*, long, const Bf16*, const float*, float*);
+template void multiply<float, 1>(int, long, long, const float*, long, const float*, const float*, float*, long);
+template void multiply<double, 1>(int, long, long, const double*, long, const double*, const double*, double*, long);
+template void multiply<Bf16, 1>(int, long, long, const Bf16*, long, const Bf16*, const float*, float*, long);
 
 void round(Bf16* to, Vector<float> v) { store(to, v); }
 

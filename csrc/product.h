@@ -1,7 +1,7 @@
 // The product with packed weights: a few rows of activations times one panel of weight columns.
 //
 // A panel holds `vectors` vector registers' worth of columns for all depths k, in the order in which they are read:
-// panel[k][vector][lane]. Elements narrower than their arithmetic lie in pairs of depths, panel[k / 2][vector][lane][k % 2],
+// panel[k][vector][lane]; the last one holds only as many vectors as there are columns for. Elements narrower than their arithmetic lie in pairs of depths, panel[k / 2][vector][lane][k % 2],
 // as the instruction takes them that multiplies pairs; the last of an odd depth has a zero beside it. Each element of the
 // result is one sum over k = 0, 1, ..., whatever the number of rows, so a row's bits do not depend on its neighbours.
 #pragma once
@@ -117,12 +117,11 @@ THROUGHTIME_INLINE void multiply_tile(long depth, const E* a, long row_stride, l
 
 template <class E, int vectors, int rows, bool adds>
 THROUGHTIME_INLINE void multiply_rows(long count, long depth, const E* a, long a_stride, const E* panel,
-                                      const Arithmetic<E>* start, Arithmetic<E>* tile, const E* ahead) {
+                                      const Arithmetic<E>* start, Arithmetic<E>* tile, long tile_stride, const E* ahead) {
   if constexpr (rows > 0) {
     if (count == rows)
-      return multiply_tile<E, vectors, rows, adds>(depth, a, a_stride, depth_step<E>, panel, start, tile,
-                                                   vectors * lanes<E>, ahead);
-    multiply_rows<E, vectors, rows - 1, adds>(count, depth, a, a_stride, panel, start, tile, ahead);
+      return multiply_tile<E, vectors, rows, adds>(depth, a, a_stride, depth_step<E>, panel, start, tile, tile_stride, ahead);
+    multiply_rows<E, vectors, rows - 1, adds>(count, depth, a, a_stride, panel, start, tile, tile_stride, ahead);
   }
 }
 
@@ -130,26 +129,29 @@ THROUGHTIME_INLINE void multiply_rows(long count, long depth, const E* a, long a
 // looks ahead to the next piece, which follows in memory.
 template <class E, int vectors, bool adds>
 __attribute__((noinline)) void multiply_piece(long rows, long depth, const E* a, long a_stride, const E* panel,
-                                              const Arithmetic<E>* start, Arithmetic<E>* tile) {
+                                              const Arithmetic<E>* start, Arithmetic<E>* tile, long tile_stride) {
   constexpr int height = tile_rows<vectors>;
   const long tiles = (rows + height - 1) / height;
   for (long i = 0; i < tiles; ++i) {
     const long r = i * rows / tiles;
     multiply_rows<E, vectors, height, adds>((i + 1) * rows / tiles - r, depth, a + r * a_stride, a_stride, panel, start,
-                                            tile + r * vectors * lanes<E>,
+                                            tile + r * tile_stride, tile_stride,
                                             i + 1 == tiles ? panel + whole_steps<E>(depth) * vectors * lanes<E> : nullptr);
   }
 }
 
-// tile (rows, vectors * W) = start + a (rows, depth) . panel, with rows <= block_rows.
+// tile (rows, there * W) = start + a (rows, depth) . panel, of as many vectors as are `there`, with rows <= block_rows.
 template <class E, int vectors>
-void multiply(long rows, long depth, const E* a, long a_stride, const E* panel, const Arithmetic<E>* start,
-              Arithmetic<E>* tile) {
+void multiply(int there, long rows, long depth, const E* a, long a_stride, const E* panel, const Arithmetic<E>* start,
+              Arithmetic<E>* tile, long tile_stride) {
+  if constexpr (vectors > 1)
+    if (there < vectors)
+      return multiply<E, vectors - 1>(there, rows, depth, a, a_stride, panel, start, tile, tile_stride);
   constexpr long most = block_depth<E>;
-  multiply_piece<E, vectors, false>(rows, depth < most ? depth : most, a, a_stride, panel, start, tile);
+  multiply_piece<E, vectors, false>(rows, depth < most ? depth : most, a, a_stride, panel, start, tile, tile_stride);
   for (long k = most; k < depth; k += most)
     multiply_piece<E, vectors, true>(rows, depth - k < most ? depth - k : most, a + k, a_stride,
-                                     panel + k * vectors * lanes<E>, nullptr, tile);
+                                     panel + k * vectors * lanes<E>, nullptr, tile, tile_stride);
 }
 
 // Where a packed matrix's columns come from: column (panel p, gate g, unit vector u, lane l) is unit
@@ -165,9 +167,17 @@ inline long panel_count(PanelShape s) {
   return (s.units + width - 1) / width;
 }
 
+// What lies between the beginnings of two panels.
 template <class E>
 inline long panel_size(PanelShape s, long depth) {
   return whole_steps<E>(depth) * s.gates * s.unit_vectors * lanes<E>;
+}
+
+// How many vectors a panel holds.
+template <class E>
+inline int panel_vectors(PanelShape s, long panel) {
+  const long left = (s.units - panel * s.unit_vectors * lanes<E> + lanes<E> - 1) / lanes<E>;
+  return s.gates * static_cast<int>(left < s.unit_vectors ? left : s.unit_vectors);
 }
 
 // One depth step of one vector of columns, of numbers that fit the upper half of a word.
@@ -230,9 +240,12 @@ void pack_panels(PanelShape s, long depth, const Arithmetic<E>* source, long uni
                  long last, E* packed) {
   constexpr long wide = lanes<E> * depth_step<E>;
   const long vectors = s.gates * s.unit_vectors;
-  for (long n = first * vectors; n < last * vectors; ++n)
-    pack_vector<E>(s, n, depth, source, unit_stride, depth_stride,
-                   packed + n / vectors * panel_size<E>(s, depth) + n % vectors * wide, vectors * wide);
+  for (long panel = first; panel < last; ++panel) {
+    const int there = panel_vectors<E>(s, panel);
+    for (int v = 0; v < there; ++v)
+      pack_vector<E>(s, panel * vectors + v, depth, source, unit_stride, depth_stride,
+                     packed + panel * panel_size<E>(s, depth) + v * wide, there * wide);
+  }
 }
 
 // A few rows times the n-th vector of columns of weights as torch has them; each sum is taken as `multiply` takes it.
@@ -292,7 +305,8 @@ THROUGHTIME_INLINE void multiply_panel(PanelShape s, long panel, long rows, long
                                        const Weight<E>& weight, const Arithmetic<E>* start, Arithmetic<E>* tile) {
   constexpr long W = lanes<E>;
   if (weight.packed)
-    return multiply<E, vectors>(rows, depth, a, a_stride, weight.packed + panel * panel_size<E>(s, depth), start, tile);
+    return multiply<E, vectors>(panel_vectors<E>(s, panel), rows, depth, a, a_stride,
+                                weight.packed + panel * panel_size<E>(s, depth), start, tile, vectors * W);
   for (long r = 0; r < rows; r += few_rows)
     for (long v = 0; v < vectors && columns_left<E>(s, panel * vectors + v) > 0; ++v)
       multiply_vector<E>(s, panel * vectors + v, rows - r < few_rows ? rows - r : few_rows, depth, a + r * a_stride, a_stride,

@@ -60,11 +60,12 @@ void pack(Precision precision, long columns, long depth, const float* source, vo
 
 // Products -----------------------------------------------------------------------------------------------------------
 
-// One row times `panels` panels side by side: as `multiply` sums, with enough sums at once to hide each other's latency.
-template <class E, int panels>
+// One row times vectors of columns, of a panel or of whole ones side by side: as `multiply` sums, with enough sums at once to hide
+// each other's latency.
+template <class E, int vectors>
 THROUGHTIME_INLINE void multiply_row(long depth, const E* a, const E* packed, long panel_size, const float* start,
                                      float* tile) {
-  constexpr int vectors = 4 * panels;
+  constexpr int wide = vectors < 4 ? vectors : 4;
   constexpr long step = depth_step<E>, most = block_depth<E>;
   for (long begin = 0; begin < depth; begin += most) {
     const long end = depth - begin < most ? depth : begin + most;
@@ -75,7 +76,7 @@ THROUGHTIME_INLINE void multiply_row(long depth, const E* a, const E* packed, lo
       const auto x = splat_operand(a + k, elements);
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v)
-        add_product<E>(sum[v], x, load_operand(packed + v / 4 * panel_size + k * panel + v % 4 * W * step));
+        add_product<E>(sum[v], x, load_operand(packed + v / wide * panel_size + (k * wide + v % wide * step) * W));
     };
     long k = begin;
     for (; k + step <= end; k += step) add(k, step);
@@ -83,6 +84,14 @@ THROUGHTIME_INLINE void multiply_row(long depth, const E* a, const E* packed, lo
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) store(tile + v * W, begin ? load(tile + v * W) + sum[v] : sum[v]);
   }
+}
+
+// The same for as many vectors of one panel as are `there`.
+template <class E, int vectors>
+void multiply_row_by_panel(int there, long depth, const E* a, const E* packed, const float* start, float* tile) {
+  if constexpr (vectors > 1)
+    if (there < vectors) return multiply_row_by_panel<E, vectors - 1>(there, depth, a, packed, start, tile);
+  multiply_row<E, vectors>(depth, a, packed, 0, start, tile);
 }
 
 // Columns of a tile to where they belong, which may have no room for whole panels.
@@ -98,25 +107,29 @@ THROUGHTIME_INLINE void put(float* to, const float* tile, long columns) {
 // out (rows, columns) = start + a (rows, depth) . W^T.
 template <class E>
 void multiply_by(const Matrix& w, const float* start, long rows, Row<const E> a, Row<float> out) {
-  const long size = panel_size<E>(panels_of(w.columns), w.depth), count = panel_count<E>(panels_of(w.columns));
+  const PanelShape shape = panels_of(w.columns);
+  const long size = panel_size<E>(shape, w.depth), count = panel_count<E>(shape);
+  const auto vectors = [&](long p) { return panel_vectors<E>(shape, p); };
   const E* packed = static_cast<const E*>(w.packed);
   alignas(64) float tile[most_positions * panel];
   alignas(64) const float zero[panel] = {};
   if (rows == 1) {
     constexpr int at_once = 2;
+    const auto begin = [&](long p) { return start ? start + p * panel : nullptr; };
     long p = 0;
-    for (; p + at_once <= count; p += at_once) {
-      multiply_row<E, at_once>(w.depth, a.first, packed + p * size, size, start ? start + p * panel : nullptr, tile);
-      for (long i = p; i < p + at_once; ++i) put(out.first + i * panel, tile + (i - p) * panel, w.columns - i * panel);
+    for (; p + at_once <= w.columns / panel; p += at_once) {
+      multiply_row<E, 4 * at_once>(w.depth, a.first, packed + p * size, size, begin(p), tile);
+      for (long i = p; i < p + at_once; ++i) put(out.first + i * panel, tile + (i - p) * panel, panel);
     }
     for (; p < count; ++p) {
-      multiply_row<E, 1>(w.depth, a.first, packed + p * size, size, start ? start + p * panel : nullptr, tile);
+      multiply_row_by_panel<E, 4>(vectors(p), w.depth, a.first, packed + p * size, begin(p), tile);
       put(out.first + p * panel, tile, w.columns - p * panel);
     }
     return;
   }
   for (long p = 0; p < count; ++p) {
-    multiply<E, 4>(rows, w.depth, a.first, a.stride, packed + p * size, start ? start + p * panel : zero, tile);
+    multiply<E, 4>(vectors(p), rows, w.depth, a.first, a.stride, packed + p * size, start ? start + p * panel : zero, tile,
+                   panel);
     for (long row = 0; row < rows; ++row) put(out.at(row) + p * panel, tile + row * panel, w.columns - p * panel);
   }
 }

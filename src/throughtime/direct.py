@@ -75,12 +75,13 @@ def is_served(parameters: Mapping[str, Tensor | None], input: object, state: Seq
     """
     if torch.compiler.is_compiling() or type(input) is not Tensor or input.dtype not in _CALLS or not input.numel():
         return False
+    first, dtype, has_gradient = next(iter(parameters.values()), None), input.dtype, torch.is_grad_enabled()
+    if first is None or (has_gradient and first.requires_grad):
+        return False
     tensors = (input,) if state is None else (input, *state)
     if watching.is_transformed() or watching.is_watched(tensors) or torch.is_autocast_enabled("cpu"):
         return False
-    dtype, has_gradient = input.dtype, torch.is_grad_enabled()
-    tensors = (next(iter(parameters.values()), None), *tensors)
-    return all(_is_plain(tensor, dtype, has_gradient) for tensor in tensors)
+    return all(_is_plain(tensor, dtype, has_gradient) for tensor in (first, *tensors))
 
 
 def forward(
@@ -100,6 +101,7 @@ def forward(
         state: The state before, (layers · directions, B, ·) each, contiguous, which becomes the state after.
     """
     addresses, dtype, has_gradient = [], input.dtype, torch.is_grad_enabled()
+    held = []  # during the call, in which other threads run: one of them may exchange a parameter
     for place in sizes.parameters:
         if place is None:
             addresses.append(0)
@@ -111,6 +113,7 @@ def forward(
         if not (_is_plain(tensor, dtype, has_gradient) and tensor.is_contiguous()):
             return False
         addresses.append(tensor.data_ptr())
+        held.append(tensor)
     steps, batch = input.shape[:2] if input.dim() == 3 else (1, input.shape[0])
     spec = sizes.spec
     _CALLS[dtype](

@@ -28,13 +28,12 @@ def run(request: Request, backend: str) -> tuple[Tensor, list[Tensor]]:
     if watching.is_transformed():
         return transforms.forward(request, backend)
     tensors = request.tensors()
-    keep = (
-        _needs_gradient(tensors) and not watching.is_jit_traced()
-    )  # whose graph is to serve with gradients and without
+    needs_gradient = _needs_gradient(tensors)
     if backend != "native" or watching.is_watched(tensors):
+        keep = needs_gradient and not watching.is_jit_traced()  # whose graph is to serve with gradients and without
         output, final, _ = torch.ops.throughtime.recurrence.default(*flat(request, keep, backend))
     else:
-        output, final, _ = _differentiable(request, tensors, keep, backend, is_watched=False)
+        output, final, _ = _differentiable(request, tensors, needs_gradient, False, backend, is_watched=False)
     return output, final
 
 
@@ -63,6 +62,8 @@ class _Recurrence(torch.autograd.Function):
         ctx.form, ctx.backend, ctx.needs_input = request.form(), backend, request.input.requires_grad
         ctx.set_materialize_grads(False)  # else autograd would make zeros as large as all that is saved
         ctx.save_for_backward(*tensors, output, *saved)
+        if not is_watched:  # nobody asks for what is saved, and each tensor handed out costs autograd some microseconds
+            return output, *final
         ctx.mark_non_differentiable(*saved)
         return output, *final, *saved
 
@@ -115,10 +116,15 @@ def _saved_with_output_again(ctx: Any, error: RuntimeError) -> list[Any]:
 
 
 def _differentiable(
-    request: Request, tensors: Sequence[Tensor | None], keep: bool, backend: str, is_watched: bool
+    request: Request,
+    tensors: Sequence[Tensor | None],
+    needs_gradient: bool,
+    keep: bool,
+    backend: str,
+    is_watched: bool,
 ) -> Result:
     """Compute, and keep what the derivative needs where one is wanted, or `keep` says so; `tensors` are the request's."""
-    if not _needs_gradient(tensors):
+    if not needs_gradient:
         with below_autograd():
             return compute(request, keep, backend, is_watched)
     output, *others = _Recurrence.apply(request, True, backend, is_watched, *tensors)
@@ -136,7 +142,10 @@ def _with_gradient(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]
     if watching.is_transformed():
         output, final, saved = reference.forward_openly(request)
     else:
-        output, final, saved = _differentiable(request, request.tensors(), keep, backend, is_watched=True)
+        tensors = request.tensors()
+        output, final, saved = _differentiable(
+            request, tensors, _needs_gradient(tensors), keep, backend, is_watched=True
+        )
     return output, final, saved
 
 

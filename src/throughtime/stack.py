@@ -33,15 +33,15 @@ def choose_backend(backend: str, request: Request) -> str:
     """
     is_auto, is_transformed = backend == "auto", watching.is_transformed()
     refusals = {"native": (transforms.refusal(request) if is_transformed else None) or native.refusal(request)}
-    if is_auto and refusals["native"] and refusals["native"] == kernels.missing:
+    if is_auto and not refusals["native"]:
+        return "native"
+    if is_auto and refusals["native"] == kernels.missing:
         kernels.warn_of_absence()
     is_ragged = request.lengths is not None or request.batch_sizes is not None
     is_traced = torch.compiler.is_compiling() or (is_ragged and not watching.has_values(request.input))
-    if is_auto and is_traced and refusals["native"]:
+    if is_auto and is_traced:
         # torch's fused calls don't trace with a dynamic T.
         return "reference" if triton.refusal(request) else "triton"
-    if is_auto and not refusals["native"]:
-        return "native"
     if is_auto and is_transformed:
         return "reference"
     refusals |= {"triton": _NO_RULE if is_transformed else triton.refusal(request), "torch": fused.refusal(request)}

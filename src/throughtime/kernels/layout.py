@@ -204,7 +204,10 @@ class Layout:
         return addresses(own) | addresses({n: m for n, m in self.masks.items() if m.dim()}) | shares
 
     def let_go(self) -> None:
-        """Drop input, state, parameters and masks; who takes part when, and the resets, stay."""
+        """Drop input, state, parameters and masks; who takes part when, and the resets, stay.
+
+        The native layout goes too: one that lives in a graph when Python ends is called a leak by nanobind, on stderr.
+        """
         del self.like, self.initial, self.weights, self.masks, self.native
 
     def take_up(self, request: Request, direction: Direction) -> "Layout":
