@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from throughtime import spec
+from throughtime.onnx import layout
+
 Floats = NDArray[np.float32]
 Begin = Callable[[], Callable[[Floats], Floats]]  # steps from a fresh state
-_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}  # i o f c, z r h, in torch's order
 
 
 def contestants(kind: str, layer: nn.RNNBase) -> list[tuple[str, Begin]]:
@@ -25,16 +27,15 @@ def contestants(kind: str, layer: nn.RNNBase) -> list[tuple[str, Begin]]:
 def _session(kind: str, layer: nn.RNNBase) -> tuple[Any, dict[str, list[int]]]:
     """Return a session of one thread whose states come in and go out, and their shapes."""
     states = ["h", "c"] if kind == "lstm" else ["h"]
-    nodes, tensors = [], []
+    node, nodes, tensors = layout.node_of(spec.read("rnn_tanh" if kind == "rnn" else kind)), [], []
     for number, parameters in enumerate(layer.all_weights):
-        chunks = [p.detach().chunk(len(_GATES[kind])) for p in parameters]
-        w, r, b_ih, b_hh = (torch.cat([chunk[gate] for gate in _GATES[kind]]) for chunk in chunks)
+        w, r, b_ih, b_hh = (layout.arranged(p.detach(), node.gates) for p in parameters)
         named = {f"W{number}": w[None], f"R{number}": r[None], f"B{number}": torch.cat([b_ih, b_hh])[None]}
         tensors += [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in named.items()]
         inputs = [f"Y{number - 1}" if number else "X", *named, "", *(f"{s}{number}" for s in states)]
-        options = {"linear_before_reset": 1} if kind == "gru" else {}
+        form: dict[str, Any] = {"linear_before_reset": 1} if kind == "gru" else {}
         outputs = [f"raw{number}", *(f"{s}{number}_out" for s in states)]
-        nodes.append(helper.make_node(kind.upper(), inputs, outputs, hidden_size=layer.hidden_size, **options))
+        nodes.append(helper.make_node(kind.upper(), inputs, outputs, hidden_size=layer.hidden_size, **form))
         nodes.append(helper.make_node("Squeeze", [f"raw{number}", "axis"], [f"Y{number}"]))
     tensors.append(numpy_helper.from_array(np.array([1]), "axis"))
     width, count = layer.hidden_size, len(layer.all_weights)

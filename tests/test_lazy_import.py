@@ -28,6 +28,14 @@ def test_the_package_is_imported_without_torch_and_brings_it_when_a_layer_is_ask
     assert said == "False True LSTM"
 
 
+def test_layers_bring_neither_onnx_nor_torchs_exporters():
+    said = _in_a_process(
+        "import sys, torch, throughtime\nthroughtime.LSTM(3, 4)(torch.randn(2, 1, 3))\n"
+        "print([name for name in ('torch.onnx', 'onnx', 'onnxruntime', 'onnxscript') if name in sys.modules])"
+    )
+    assert said == "[]"
+
+
 @pytest.mark.parametrize(
     "statement", ["from throughtime import *", "from throughtime import GRU, LSTM, RNN, backends, init"]
 )

@@ -71,6 +71,33 @@ def test_any_backend_is_traced(backend):
     same(torch.jit.trace(layer, x)(x), layer(x))
 
 
+class Called(nn.Module):
+    """A model called in some way."""
+
+    def __init__(self, call, **modules: nn.Module) -> None:
+        super().__init__()
+        self.call = call
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *given):
+        return self.call(self, *given)
+
+
+def test_a_traced_graph_decides_nothing_by_the_values_it_was_traced_with():
+    """Masks without a hole and windows without a reset are computed a shorter way, and many tokens by a table."""
+    layer, x, state = throughtime.GRU(5, 4), torch.randn(6, 3, 5), torch.randn(1, 3, 4)
+    model = Called(lambda own, x, h, mask, reset: own.layer(x, h, mask=mask, reset=reset), layer=layer)
+    whole, none = torch.ones(6, 3, dtype=torch.bool), torch.zeros(6, 3, dtype=torch.bool)
+    traced = torch.jit.trace(model, (x, state, whole, none))
+    marks = torch.rand(6, 3) < 0.6, torch.rand(6, 3) < 0.3
+    same(traced(x, state, *marks), model(x, state, *marks))
+    model = Called(lambda own, ids: own.layer(ids, embedding=own.rows.weight), layer=layer, rows=nn.Embedding(7, 5))
+    traced = torch.jit.trace(model, torch.randint(7, (6, 3)))
+    few = torch.randint(7, (2, 1))
+    same(traced(few), model(few))
+
+
 def test_what_the_traced_graph_keeps_is_what_a_call_needs():
     """Nothing for its gradient where none is wanted, whether it was traced with one or not."""
     layer, x = throughtime.LSTM(5, 4), torch.randn(6, 3, 5)

@@ -15,6 +15,7 @@ from torch import Tensor
 import throughtime.flops  # noqa: F401 its formulas are there where the operator is
 from throughtime import transforms, watching
 from throughtime.backend import native, reference
+from throughtime.onnx import translation
 from throughtime.request import Request, Result
 from throughtime.schema import below_autograd, compute, flat, flat_backward, library, read, read_backward
 
@@ -27,6 +28,10 @@ def run(request: Request, backend: str) -> tuple[Tensor, list[Tensor]]:
     """
     if watching.is_transformed():
         return transforms.forward(request, backend)
+    if watching.is_exported_to_onnx():
+        translation.check(request)
+        if watching.is_jit_traced():
+            return translation.translate_traced(request)
     tensors = request.tensors()
     needs_gradient = _needs_gradient(tensors)
     if backend != "native" or watching.is_watched(tensors):

@@ -179,7 +179,8 @@ def below_autograd() -> contextlib.AbstractContextManager[Any]:
 
 
 @torch.library.register_fake("throughtime::recurrence", lib=library)
-def _fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return tensors like those of `recurrence`, for arguments that have no values."""
     request, keep, backend = read(*arguments)
     check_devices(request)
     computing = BACKENDS[backend]

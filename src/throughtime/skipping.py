@@ -28,7 +28,9 @@ class Skipping(NamedTuple):
         values = watching.values(mask)
         if values is mask and watching.has_values(mask) and not (mask[1:] & ~mask[:-1]).any():
             return cls(mask, None)
-        return cls(mask, torch.argsort((~mask).to(torch.uint8), dim=0, stable=True))
+        read, steps = mask.long().cumsum(0), torch.arange(len(mask), device=mask.device)[:, None]
+        places = torch.where(mask, read - 1, read[-1] + steps - read)
+        return cls(mask, torch.zeros_like(places).scatter(0, places, steps.expand_as(places)))
 
     def take(self, sequences: Sequences) -> Sequences:
         """Return sequences without what they pass over: each row's own steps, and how many there are."""

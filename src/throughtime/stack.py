@@ -37,6 +37,8 @@ def choose_backend(backend: str, request: Request) -> str:
         return "native"
     if is_auto and refusals["native"] == kernels.missing:
         kernels.warn_of_absence()
+    if watching.is_exported_to_onnx():  # a file names no backend: it is the operator that is translated
+        return "reference" if refusals["native"] else "native"
     is_ragged = request.lengths is not None or request.batch_sizes is not None
     is_traced = torch.compiler.is_compiling() or (is_ragged and not watching.has_values(request.input))
     if is_auto and is_traced:
@@ -152,7 +154,8 @@ def _is_small(embedding: Tensor, ids: Tensor) -> bool:
 
     Of many embeddings under `vmap` each would make a layer with weights of its own: rows are inputs.
     """
-    if torch.compiler.is_compiling() or (watching.is_transformed() and watching.is_mapped(embedding)):
+    is_traced = torch.compiler.is_compiling() or watching.is_jit_traced()
+    if is_traced or (watching.is_transformed() and watching.is_mapped(embedding)):
         return False
     return embedding.shape[0] <= ids.numel()
 
@@ -179,7 +182,7 @@ def _run_layers(
             outputs.append(output)
             finals += split(final, at_once)
         input = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
-        if layer < stack.num_layers - 1:
+        if stack.dropout and layer < stack.num_layers - 1:
             input = dropout(input, stack.dropout)
     return input, tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True))
 

@@ -5,6 +5,7 @@ dispatcher, or are computed by the equations, and are right.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -52,8 +53,11 @@ def is_transformed() -> bool:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a tensor's values can be looked at: none has any on "meta", under FakeTensorMode and while a graph is compiled."""
-    if tensor.is_meta or torch.compiler.is_compiling():
+    """Whether a tensor's values can be looked at: none has any on "meta", under FakeTensorMode and while a graph is compiled.
+
+    In a trace of torch.jit's there are some, but the graph is to serve others.
+    """
+    if tensor.is_meta or torch.compiler.is_compiling() or is_jit_traced():
         return False
     return type(tensor) in PLAIN or not _is_fake(tensor)
 
@@ -74,6 +78,12 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
 def is_jit_traced() -> bool:
     """Whether `torch.jit.trace` is looking on."""
     return _tracing_state() is not None
+
+
+def is_exported_to_onnx() -> bool:
+    """Whether one of torch's exporters to ONNX is at work; while torch.compile looks on, nobody asks."""
+    exporters = sys.modules.get("torch.onnx")  # torch imports it when it is first used
+    return exporters is not None and not torch.compiler.is_dynamo_compiling() and exporters.is_in_onnx_export()
 
 
 def are_batched(gradients: Sequence[Tensor | None]) -> bool:
