@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from throughtime.conversion import convert, to_torch
     from throughtime.layers import GRU, LSTM, MGU, RNN
     from throughtime.lm.loaded import load
+    from throughtime.steps import GRUCell, LSTMCell, MGUCell, RNNCell
     from throughtime.streaming import export_c, stream
 
 __version__ = "0.1.0"
@@ -24,8 +25,12 @@ __all__ = [
     "LSTM",
     "MGU",
     "RNN",
+    "GRUCell",
     "InputError",
+    "LSTMCell",
+    "MGUCell",
     "MissingKernelsWarning",
+    "RNNCell",
     "__version__",
     "backends",
     "convert",
@@ -41,6 +46,7 @@ _HOMES = {
     "backend": ["backends"],
     "conversion": ["convert", "to_torch"],
     "lm.loaded": ["load"],
+    "steps": ["GRUCell", "LSTMCell", "MGUCell", "RNNCell"],
     "streaming": ["export_c", "stream"],
 }
 _MODULES = (
@@ -54,6 +60,7 @@ _MODULES = (
     "lm",
     "operator",
     "spec",
+    "steps",
     "streaming",
     "training",
 )

@@ -182,12 +182,7 @@ class Recurrent(RNNBase):
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(−1/√H, 1/√H), in torch.nn's order; set gains to 1 and `shift_c` to 0."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for name, parameter in self.named_parameters():
-            if name.startswith(("gain", "shift")):
-                nn.init.constant_(parameter, float(name.startswith("gain")))
-            else:
-                nn.init.uniform_(parameter, -bound, bound)
+        draw_parameters(self, self.hidden_size)
 
     def extra_repr(self) -> str:
         """Name the sizes, and the options that differ from their defaults."""
@@ -376,7 +371,7 @@ class Recurrent(RNNBase):
         """Return the parameters of each layer and direction, those in each `weight_hh` dropped while training."""
         weights = [Parameters(**{name: getattr(self, own) for name, own in row.items()}) for row in self._names]
         if "parametrizations" in self._modules:
-            weights = _in_one_dtype(weights)
+            weights = in_one_dtype(weights)
         if not self.weight_drop or not self.training:
             return weights
         return [p._replace(weight_hh=self._dropped(p.weight_hh)) for p in weights]
@@ -417,10 +412,7 @@ class Recurrent(RNNBase):
 
     def _computed_dtype(self, device: torch.device) -> torch.dtype:
         """Dtype of output and state: the parameters', or under torch.autocast, which leaves float64 alone, that one's."""
-        dtype = self._first_weight.dtype
-        if _is_autocast(device) and dtype != torch.float64:
-            return torch.get_autocast_dtype(device.type)
-        return dtype
+        return computed_dtype(device, self._first_weight.dtype)
 
     def _check_input(self, input: Tensor, axes: int, embedding: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return floats, (·, I) of so many axes before I, in the computation's dtype, and ids as int64."""
@@ -825,7 +817,24 @@ for _layer in (RNN, LSTM, GRU, MGU):
 quantization.register(LSTM, GRU)
 
 
-def _in_one_dtype(weights: list[Parameters]) -> list[Parameters]:
+def draw_parameters(module: nn.Module, hidden_size: int) -> None:
+    """Draw every parameter from U(−1/√H, 1/√H), in torch.nn's order; set gains to 1 and `shift_c` to 0."""
+    bound = 1 / math.sqrt(hidden_size)
+    for name, parameter in module.named_parameters():
+        if name.startswith(("gain", "shift")):
+            nn.init.constant_(parameter, float(name.startswith("gain")))
+        else:
+            nn.init.uniform_(parameter, -bound, bound)
+
+
+def computed_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return what is computed in: the parameters' dtype or, under torch.autocast, which leaves float64 alone, that one's."""
+    if _is_autocast(device) and dtype != torch.float64:
+        return torch.get_autocast_dtype(device.type)
+    return dtype
+
+
+def in_one_dtype(weights: list[Parameters]) -> list[Parameters]:
     """Return parameters in the widest of their dtypes: under autocast a parametrization may have made some in its dtype."""
     tensors = [p for own in weights for p in own.to_list()]
     if len({t.dtype for t in tensors}) == 1:
