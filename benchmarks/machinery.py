@@ -1,6 +1,6 @@
-"""torch's machinery × the cells: what works, what is refused in a line that says what to do, and what there is none of.
+"""torch's machinery × layers and cells: what works, what is refused in a line that says what to do, and what there is none of.
 
-Prints the table of docs/torch.md. Every "works" is a comparison with a plain call; anything else that happens is "wrong".
+Prints the tables of docs/torch.md. Every "works" is a comparison with a plain call; anything else that happens is "wrong".
 
     python -m benchmarks.machinery
 """
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import throughtime
 
-CELLS: dict[str, Callable[..., Any]] = {
+LAYERS: dict[str, Callable[..., Any]] = {
     "RNN": throughtime.RNN,
     "LSTM": throughtime.LSTM,
     "LSTM, projected": partial(throughtime.LSTM, proj_size=3),
@@ -37,6 +37,32 @@ _ADVICE = ("to_torch", "throughtime.stream", "torch.nn doesn't have", "leave=")
 _STEPS, _ROWS = 6, 3
 
 
+class Step(nn.Module):
+    """A cell, called as a layer is: each of T · B rows is a row of its own, and takes one step."""
+
+    def __init__(self, kind: Callable[..., Any], input_size: int, hidden_size: int, **options: Any) -> None:
+        super().__init__()
+        self.cell, self.output_size = kind(input_size, hidden_size, **options), hidden_size
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Return h, (T, B, H)."""
+        state = self.cell(x.flatten(0, 1))
+        h = state[0] if isinstance(self.cell, nn.LSTMCell | throughtime.LSTMCell) else state
+        return (h.view(x.shape[0], x.shape[1], self.output_size),)
+
+
+CELLS: dict[str, Callable[..., Any]] = {
+    "RNNCell": partial(Step, throughtime.RNNCell),
+    "LSTMCell": partial(Step, throughtime.LSTMCell),
+    "GRUCell": partial(Step, throughtime.GRUCell),
+    "GRUCell, reset before": partial(Step, partial(throughtime.GRUCell, reset_after=False)),
+    "MGUCell": partial(Step, throughtime.MGUCell),
+    "layer norm": partial(Step, partial(throughtime.LSTMCell, layer_norm=True)),
+    "peepholes": partial(Step, partial(throughtime.LSTMCell, peepholes=True)),
+    "zoneout": partial(Step, partial(throughtime.GRUCell, zoneout=0.1)),
+}
+
+
 class Model(nn.Module):
     """A layer between two of torch's."""
 
@@ -48,6 +74,11 @@ class Model(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what is read off each step, (T, B, 2)."""
         return self.after(self.layer(self.before(x))[0])
+
+    @property
+    def recurrent(self) -> Any:
+        """The layer, or the cell that is called as one."""
+        return self.layer.cell if isinstance(self.layer, Step) else self.layer
 
 
 Make = Callable[..., Any]
@@ -78,6 +109,18 @@ def _state_dicts(make: Make) -> str | None:
     peer = theirs(5, 4, **({"proj_size": layer.proj_size} if layer.proj_size else {}))
     layer.load_state_dict(peer.state_dict())
     _same(layer(x)[0], peer(x)[0])
+    return None
+
+
+def _state_dicts_of_cells(make: Make) -> str | None:
+    cell, x = make(5, 4).cell, torch.randn(_ROWS, 5)
+    if cell.mode not in ("RNN_TANH", "LSTM", "GRU"):
+        return NONE
+    peer = {"RNN_TANH": nn.RNNCell, "LSTM": nn.LSTMCell, "GRU": nn.GRUCell}[cell.mode](5, 4)
+    cell.load_state_dict(peer.state_dict())
+    peer.load_state_dict(cell.state_dict())
+    for found, expected in zip(cell(x), peer(x), strict=True):
+        _same(found, expected)
     return None
 
 
@@ -178,7 +221,8 @@ def _checkpointed(make: Make) -> None:
 def _parametrized(make: Make) -> None:
     model, x = _model(make)
     expected = model(x)
-    parametrizations.weight_norm(model.layer, "weight_hh_l0")
+    name = next(name for name, _ in model.recurrent.named_parameters() if name.startswith("weight_hh"))
+    parametrizations.weight_norm(model.recurrent, name)
     _same(model(x), expected)
     model(x).sum().backward()
 
@@ -187,20 +231,19 @@ def _counted(make: Make) -> None:
     model, x = _model(make)
     with FlopCounterMode(display=False) as counter:
         model(x)
-    layer = model.layer
-    weights = [getattr(layer, name, None) for name in ("weight_ih_l0", "weight_hh_l0", "weight_hr_l0")]
-    products = sum(w.numel() for w in weights if w is not None)
-    assert counter.get_flop_counts()["Model.layer"] == {torch.ops.throughtime.recurrence: 2 * _STEPS * _ROWS * products}
+    named = model.recurrent.named_parameters()
+    products = sum(weight.numel() for name, weight in named if name[:9] in ("weight_ih", "weight_hh", "weight_hr"))
+    assert sum(counter.get_flop_counts()["Model.layer"].values()) == 2 * _STEPS * _ROWS * products
 
 
 def _quantised(make: Make) -> None:
     model, x = _model(make)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        made = torch.ao.quantization.quantize_dynamic(model, {nn.Linear, type(model.layer)})
+        made = torch.ao.quantization.quantize_dynamic(model, {nn.Linear, type(model.recurrent)})
     _same(made(x), model(x), 0.1)
     left = [str(w.message) for w in said if "torch.ao leaves" in str(w.message)]
-    if type(made.layer) is type(model.layer):
+    if type(made.recurrent) is type(model.recurrent):
         raise NotImplementedError(left[0])
 
 
@@ -241,6 +284,10 @@ MACHINERY: dict[str, Callable[[Make], str | None]] = {
     '`throughtime.stream(…, precision="int8")`': _streamed,
 }
 
+OF_CELLS = {**MACHINERY, "state_dict to and from torch.nn": _state_dicts_of_cells}
+for _own in ("lengths, mask, reset, reset_to", '`throughtime.stream(…, precision="int8")`'):
+    del OF_CELLS[_own]  # a layer's
+
 
 def outcome(check: Callable[[Make], str | None], make: Make) -> str:
     """Return what happens: that it works, is refused in words that help, is not there, or is wrong and how."""
@@ -252,12 +299,12 @@ def outcome(check: Callable[[Make], str | None], make: Make) -> str:
         return REFUSED if any(words in str(error) for words in _ADVICE) else f"wrong: {type(error).__name__}: {error}"
 
 
-def table(rows: dict[str, Callable[[Make], str | None]] = MACHINERY) -> str:
-    """Return the table, in Markdown."""
-    lines = [["", *CELLS], ["---"] * (1 + len(CELLS))]
-    lines += [[name, *(outcome(check, make) for make in CELLS.values())] for name, check in rows.items()]
+def table(rows: dict[str, Callable[[Make], str | None]], columns: dict[str, Make]) -> str:
+    """Return a table, in Markdown."""
+    lines = [["", *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *(outcome(check, make) for make in columns.values())] for name, check in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table() + "\n")
+    sys.stdout.write(f"{table(MACHINERY, LAYERS)}\n\n{table(OF_CELLS, CELLS)}\n")

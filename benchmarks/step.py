@@ -2,6 +2,7 @@
 
     python -m benchmarks.step            # about five minutes on a calm machine; --quick takes one
     python -m benchmarks.step --layers   # the layers' own calls without gradient, of one step to a thousand, on one thread and two
+    python -m benchmarks.step --cells    # the cells' calls, without gradient, and with: twenty steps there and back
     python -m benchmarks.step --soak 10  # streams stepped, saved, cloned and reset for ten minutes: memory has to stay as it is
 
 Each contestant's answer to a sequence is compared with torch.nn's in float64 before it is timed; then all of a case are timed in
@@ -40,6 +41,7 @@ from throughtime.streaming.writing import Writer
 LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 OURS: dict[str, Any] = {"lstm": throughtime.LSTM, "gru": throughtime.GRU, "rnn": throughtime.RNN}
 CELLS: dict[str, Any] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
+OUR_CELLS: dict[str, Any] = {"lstm": throughtime.LSTMCell, "gru": throughtime.GRUCell, "rnn": throughtime.RNNCell}
 CASES = {"lstm": (16, 64, 128, 256, 512, 1024), "gru": (64, 512, 1024), "rnn": (64, 512)}
 SHAPES = [(steps, rows) for steps in (1, 2, 4, 16, 100, 1000) for rows in (1, 4, 16, 64, 256)]  # T, B
 SIZES = (16, 64, 128, 256, 512, 1024)
@@ -84,9 +86,9 @@ def layers(name: str, layer: Any) -> Stepped:
     return Stepped(name, begin)
 
 
-def cells(kind: str, layer: nn.RNNBase) -> Stepped:
-    """Return torch's cell."""
-    cell = CELLS[kind](layer.input_size, layer.hidden_size)
+def cells(name: str, kind: str, layer: nn.RNNBase, kinds: dict[str, Any]) -> Stepped:
+    """Return a cell."""
+    cell = kinds[kind](layer.input_size, layer.hidden_size)
     cell.load_state_dict({name.removesuffix("_l0"): tensor for name, tensor in layer.state_dict().items()})
 
     def begin() -> Callable[[Floats], Floats]:
@@ -100,7 +102,7 @@ def cells(kind: str, layer: nn.RNNBase) -> Stepped:
 
         return step
 
-    return Stepped("torch cell", begin)
+    return Stepped(name, begin)
 
 
 def floor(layer: nn.RNNBase, precision: str) -> Contestant:
@@ -129,7 +131,7 @@ def contestants(kind: str, layer: nn.RNNBase) -> list[Stepped]:
     found = [ours(own, precision) for precision in PRECISIONS]
     found += [layers("throughtime layer, T = 1", own), layers("torch.nn, T = 1", layer)]
     if layer.num_layers == 1:
-        found.append(cells(kind, layer))
+        found += [cells("throughtime cell", kind, layer, OUR_CELLS), cells("torch cell", kind, layer, CELLS)]
     if HAS_ONNX:
         from benchmarks import step_onnx
 
@@ -247,6 +249,37 @@ def layers_at_few_steps(budget: float, *, quick: bool) -> None:
         print(f"  {ratio:.2f}  {case}")
 
 
+def trained(cell: nn.Module, x: Any) -> Any:
+    """Step a cell through x, (T, B, I), from a fresh state, and go back; return the last state."""
+    state = None
+    for x_t in x:
+        state = cell(x_t, state)
+    (state[0] if isinstance(state, tuple) else state).sum().backward()
+    return state
+
+
+def cells_alone(budget: float) -> None:
+    """Print torch's cells' time over ours, without gradient, and in training."""
+    print("\nµs a step, and torch's cell's time / ours: without gradient; in training, twenty steps there and back")
+    for kind, hidden, rows in itertools.product(CELLS, (16, 128, 512, 1024), (1, 32)):
+        torch.manual_seed(0)
+        both = {"throughtime": OUR_CELLS[kind](hidden, hidden), "torch": CELLS[kind](hidden, hidden)}
+        both["throughtime"].load_state_dict(both["torch"].state_dict())
+        x = torch.randn(20, rows, hidden)
+        state = trained(both["torch"], x)
+        with torch.no_grad():
+            for found, expected in zip(*(one(x[0], state) for one in both.values()), strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            timed = [Contestant(name, partial(one, x[0], state)) for name, one in both.items()]
+            stepping = take_turns(timed, budget, block=0.005)
+        training = take_turns([Contestant(n, partial(trained, one, x)) for n, one in both.items()], budget, block=0.01)
+        said = f"  {kind.upper():5} I = H = {hidden:<5} B {rows:<3}"
+        for seconds, steps in ((stepping, 1), (training, len(x))):
+            us = {name: 1e6 * statistics.median(times) / steps for name, times in seconds.items()}
+            said += f" {us['throughtime']:9.1f} {us['torch'] / us['throughtime']:6.2f}"
+        print(said, flush=True)
+
+
 def soak(minutes: float) -> None:
     """Use streams in every way for so long, and refuse growing memory."""
     torch.manual_seed(0)
@@ -279,12 +312,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer turns, and small cases alone")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="this alone, on Linux")
     parser.add_argument("--layers", action="store_true", help="the layers' own calls alone")
+    parser.add_argument("--cells", action="store_true", help="the cells alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.soak is not None:
         soak(given.soak)
     elif given.layers:
         layers_at_few_steps(0.1 if given.quick else 0.5, quick=given.quick)
+    elif given.cells:
+        cells_alone(0.1 if given.quick else 0.5)
     else:
         measure(quick=given.quick)
 

@@ -9,24 +9,41 @@ import torch
 from benchmarks import machinery
 
 PAGE = (Path(__file__).parents[1] / "docs" / "torch.md").read_text()
-TABLE = PAGE.split("<!-- machinery -->\n")[1].split("<!-- /machinery -->")[0].splitlines()
+TABLES = {
+    "machinery": (machinery.MACHINERY, machinery.LAYERS),
+    "machinery of cells": (machinery.OF_CELLS, machinery.CELLS),
+}
+
+
+def lines(name: str) -> list[str]:
+    return PAGE.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0].splitlines()
+
+
+ROWS = [
+    pytest.param(name, line, id=re.sub(r"\W+", " ", f"{name} {line.split(' | ')[0]}").strip())
+    for name in TABLES
+    for line in lines(name)[2:]
+]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def test_the_page_has_a_row_for_all_there_is_and_nothing_wrong():
-    assert TABLE[0] == f"|  | {' | '.join(machinery.CELLS)} |"
-    assert [line.split(" | ")[0].removeprefix("| ") for line in TABLE[2:]] == list(machinery.MACHINERY)
-    fields = [field.strip() for line in TABLE[2:] for field in line.strip("| ").split(" | ")[1:]]
+@pytest.mark.parametrize("name", TABLES)
+def test_the_page_has_a_row_for_all_there_is_and_nothing_wrong(name):
+    rows, columns = TABLES[name]
+    head, _, *said = lines(name)
+    assert head == f"|  | {' | '.join(columns)} |"
+    assert [line.split(" | ")[0].removeprefix("| ") for line in said] == list(rows)
+    fields = [field.strip() for line in said for field in line.strip("| ").split(" | ")[1:]]
     assert set(fields) <= {machinery.WORKS, machinery.REFUSED, machinery.NONE}
 
 
-@pytest.mark.parametrize("line", TABLE[2:], ids=lambda line: re.sub(r"\W+", " ", line.split(" | ")[0]).strip())
-def test_each_row_is_what_happens(line):
+@pytest.mark.parametrize(("table", "line"), ROWS)
+def test_each_row_is_what_happens(table, line):
+    rows, columns = TABLES[table]
     name, *said = (field.strip() for field in line.removeprefix("| ").removesuffix(" |").split(" | "))
-    check = machinery.MACHINERY[name]
-    assert dict(zip(machinery.CELLS, said, strict=True)) == {
-        cell: machinery.outcome(check, make) for cell, make in machinery.CELLS.items()
+    assert dict(zip(columns, said, strict=True)) == {
+        column: machinery.outcome(rows[name], make) for column, make in columns.items()
     }
 
 
@@ -41,7 +58,7 @@ def test_whatever_fails_otherwise_is_wrong():
         raise TypeError("use throughtime.to_torch(model)")
 
     outcomes = [
-        machinery.outcome(check, machinery.CELLS["GRU"]) for check in (fails, differs, refuses, lambda make: None)
+        machinery.outcome(check, machinery.LAYERS["GRU"]) for check in (fails, differs, refuses, lambda make: None)
     ]
     assert [o.split(":")[0] for o in outcomes] == ["wrong", "wrong", "refused", "works"]
 

@@ -1,4 +1,4 @@
-"""torch.nn's recurrent layers of a model made throughtime's where they are, and back."""
+"""torch.nn's recurrent layers and cells of a model made throughtime's where they are, and back."""
 
 import logging
 import warnings
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from throughtime import steps
 from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN
 from throughtime.rnn_base import (
@@ -33,8 +34,14 @@ class _Pair(NamedTuple):
     for_torch: Callable[[Any, Any], dict[str, Any]] = fields_for_torch
 
 
-_PAIRS = (_Pair(TORCH_RNN, RNN), _Pair(TORCH_LSTM, LSTM), _Pair(TORCH_GRU, GRU))
-_RECURRENT = (RNNBase, *(pair.theirs for pair in _PAIRS), *(pair.ours for pair in _PAIRS))
+_CELLS = steps.fields_from_torch, steps.fields_for_torch
+_PAIRS = (
+    *(_Pair(TORCH_RNN, RNN), _Pair(TORCH_LSTM, LSTM), _Pair(TORCH_GRU, GRU)),
+    _Pair(steps.TORCH_RNN_CELL, steps.RNNCell, *_CELLS),
+    _Pair(steps.TORCH_LSTM_CELL, steps.LSTMCell, *_CELLS),
+    _Pair(steps.TORCH_GRU_CELL, steps.GRUCell, *_CELLS),
+)
+_RECURRENT = (RNNBase, steps.Cell, *(pair.theirs for pair in _PAIRS), *(pair.ours for pair in _PAIRS))
 
 
 class _Change(NamedTuple):
@@ -47,7 +54,7 @@ class _Change(NamedTuple):
 
 
 def convert(model: Model, *, leave: Iterable[str] = ()) -> Model:
-    """Make every `torch.nn.RNN`, `LSTM` and `GRU` of a model throughtime's, in place, and return the model.
+    """Make every `torch.nn.RNN`, `LSTM` and `GRU` of a model, and every cell of theirs, throughtime's, in place; return the model.
 
     Each layer stays the object that it is, and so do its parameters: optimisers, hooks, parametrizations, tied weights, a layer
     that is used in two places, gradients, dtypes, devices, names and flags are as before; who holds a layer holds the new one.
@@ -79,7 +86,7 @@ def convert(model: Model, *, leave: Iterable[str] = ()) -> Model:
 
 
 def to_torch(model: Model, *, leave: Iterable[str] = ()) -> Model:
-    """Make every `throughtime.RNN`, `LSTM` and `GRU` of a model torch.nn's, in place, and return the model.
+    """Make every `throughtime.RNN`, `LSTM` and `GRU` of a model, and every cell of theirs, torch.nn's, in place; return the model.
 
     For what knows torch.nn's layers only: `torch.jit.script`, quantisation by `torch.ao`, tools that look classes up. Everything
     is kept as by `convert`, which takes it back, but for `backend` and `recompute_every`, which choose how to compute. torch.nn's
@@ -161,7 +168,7 @@ def _to_ours(module: nn.Module) -> tuple[type[nn.Module], dict[str, Any]] | None
 
 def _to_theirs(module: nn.Module) -> tuple[type[nn.Module], dict[str, Any]] | None:
     """Return what a layer of ours is to become, or `None` for any other module."""
-    if isinstance(module, RNNBase) and module.mode not in MODES:
+    if isinstance(module, RNNBase | steps.Cell) and module.mode not in MODES:
         raise InputError(f"is {module.mode}, which torch.nn doesn't have")
     for pair in _PAIRS:
         if isinstance(module, pair.ours):

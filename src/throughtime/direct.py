@@ -81,7 +81,7 @@ def is_served(parameters: Mapping[str, Tensor | None], input: object, state: Seq
     tensors = (input,) if state is None else (input, *state)
     if watching.is_transformed() or watching.is_watched(tensors) or torch.is_autocast_enabled("cpu"):
         return False
-    return all(_is_plain(tensor, dtype, has_gradient) for tensor in (first, *tensors))
+    return all(_is_plain(tensor, dtype, has_gradient) for tensor in tensors)
 
 
 def forward(
@@ -108,9 +108,9 @@ def forward(
             continue
         name, shape = place
         tensor = parameters.get(name)
-        if type(tensor) not in watching.PLAIN or tensor is None or tensor.shape != shape:
+        if tensor is None or type(tensor) not in watching.PLAIN or tensor.shape != shape:
             return False
-        if not (_is_plain(tensor, dtype, has_gradient) and tensor.is_contiguous()):
+        if not _is_plain(tensor, dtype, has_gradient) or not tensor.is_contiguous():
             return False
         addresses.append(tensor.data_ptr())
         held.append(tensor)

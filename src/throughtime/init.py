@@ -1,4 +1,4 @@
-"""Initialisations that change how far gradients reach. Each works in place and returns its layer."""
+"""Initialisations that change how far gradients reach. Each works in place, on a layer or a cell, and returns it."""
 
 import contextlib
 from collections.abc import Callable
@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, Recurrent
+from throughtime.steps import Cell, GRUCell, LSTMCell
 
-Layer = TypeVar("Layer", bound=Recurrent)
-Gated = TypeVar("Gated", LSTM, GRU)
+Layer = TypeVar("Layer", bound=Recurrent | Cell)
+OfLSTM = TypeVar("OfLSTM", LSTM, LSTMCell)
+OfGRU = TypeVar("OfGRU", GRU, GRUCell)
+Gated = TypeVar("Gated", LSTM, GRU, LSTMCell, GRUCell)
 
 
 @torch.no_grad()
-def forget_bias_(layer: LSTM, value: float = 1.0) -> LSTM:
+def forget_bias_(layer: OfLSTM, value: float = 1.0) -> OfLSTM:
     """Set the bias of every forget gate: σ(value) of c survives a step at the start (Gers et al., 2000; Jozefowicz et al., 2015).
 
     torch's two biases add up; the sum is set.
@@ -34,7 +37,7 @@ def forget_bias_(layer: LSTM, value: float = 1.0) -> LSTM:
 
 
 @torch.no_grad()
-def update_bias_(layer: GRU, value: float = 1.0) -> GRU:
+def update_bias_(layer: OfGRU, value: float = 1.0) -> OfGRU:
     """Set the bias of every update gate, which keeps h here: σ(value) of h survives a step at the start (Tallec & Ollivier, 2018).
 
     torch's two biases add up; the sum is set.
@@ -58,7 +61,7 @@ def chrono_(layer: Gated, max_lag: int) -> Gated:
     here, is ln u.
 
     Args:
-        layer: An LSTM or a GRU with biases.
+        layer: An LSTM or a GRU, or a cell of one, with biases.
         max_lag: The longest dependency expected, in time steps, at least 3.
 
     Raises:
@@ -66,8 +69,8 @@ def chrono_(layer: Gated, max_lag: int) -> Gated:
     """
     if max_lag < 3:
         raise InputError(f"max_lag = {max_lag}; expected the longest dependency in time steps, at least 3")
-    is_coupled = isinstance(layer, LSTM) and layer.coupled  # f alone then says what i is
-    gates = 4 if isinstance(layer, LSTM) and not is_coupled else 3
+    is_coupled = isinstance(layer, LSTM | LSTMCell) and layer.coupled  # f alone then says what i is
+    gates = 4 if isinstance(layer, LSTM | LSTMCell) and not is_coupled else 3
     for bias_ih, bias_hh in _biases(layer):
         keep = torch.empty_like(bias_ih[: layer.hidden_size]).uniform_(1, max_lag - 1).log_()
         _set_gate(bias_ih, bias_hh, gate=0 if is_coupled else 1, gates=gates, value=keep)
@@ -110,16 +113,16 @@ def initialise_(layer: Layer, names: str) -> Layer:
             raise unknown_name("initialisation", name, _NAMED)
         kinds, apply, value = _NAMED[name]
         if not isinstance(layer, kinds):
-            fitting = " and ".join(kind.__name__ for kind in kinds)
+            fitting = " and ".join(kind.__name__ for kind in kinds if issubclass(kind, Recurrent))
             raise InputError(f"initialisation {part!r} is for {fitting}, not for {type(layer).__name__}")
         apply(layer, _number_of(part) if ":" in part or name == "chrono" else value)
     return layer
 
 
 def initialise_model_(model: nn.Module, names: str) -> nn.Module:
-    """Apply initialisations by name, as `initialise_` takes them, to every recurrent layer of a model; return it."""
+    """Apply initialisations by name, as `initialise_` takes them, to every recurrent layer and cell of a model; return it."""
     for layer in model.modules():
-        if isinstance(layer, Recurrent):
+        if isinstance(layer, Recurrent | Cell):
             initialise_(layer, names)
     return model
 
@@ -136,16 +139,16 @@ def _number_of(part: str) -> float:
 
 
 _LARGEST = 1e9
-_NAMED: dict[str, tuple[tuple[type[Recurrent], ...], Callable[..., object], float | None]] = {
-    "default": ((Recurrent,), lambda layer, _: layer, None),
-    "orthogonal": ((Recurrent,), orthogonal_, 1.0),
-    "forget": ((LSTM,), forget_bias_, 1.0),
-    "update": ((GRU,), update_bias_, 1.0),
-    "chrono": ((LSTM, GRU), lambda layer, max_lag: chrono_(layer, int(max_lag)), None),
+_NAMED: dict[str, tuple[tuple[type[nn.Module], ...], Callable[..., object], float | None]] = {
+    "default": ((Recurrent, Cell), lambda layer, _: layer, None),
+    "orthogonal": ((Recurrent, Cell), orthogonal_, 1.0),
+    "forget": ((LSTM, LSTMCell), forget_bias_, 1.0),
+    "update": ((GRU, GRUCell), update_bias_, 1.0),
+    "chrono": ((LSTM, GRU, LSTMCell, GRUCell), lambda layer, max_lag: chrono_(layer, int(max_lag)), None),
 }
 
 
-def _biases(layer: Recurrent) -> list[tuple[Tensor, Tensor]]:
+def _biases(layer: Recurrent | Cell) -> list[tuple[Tensor, Tensor]]:
     if not layer.bias:
         raise InputError(f"this {type(layer).__name__} has no biases to set; make it with bias=True")
     return [(row[2], row[3]) for row in layer.all_weights]

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -283,25 +283,15 @@ class Recurrent(RNNBase):
         given: "_Given",
     ) -> Any:
         """Stand as one node in a graph of torch.fx, as torch.nn's layers do."""
-        tracer = input.tracer
-        path = tracer.path_of_module(self) if isinstance(tracer, Tracer) else ""
-        if not path:
-            raise TypeError(
-                f"torch.fx can't trace a {self._kind} by itself; expected a module that has it, of which it is a node"
-            )
-        quantization.check_tracer(self, tracer)
         is_pair = len(self._spec.states) == 2
         hx, fresh = (s if s is None or is_pair else s[0] for s in (state, reset_to))
         named = {name: option for name, option in {**given._asdict(), "reset_to": fresh}.items() if option is not None}
-        node: Any = tracer.create_proxy("call_module", path, (input,) if hx is None else (input, hx), named)
+        node = as_node(self, (input,) if hx is None else (input, hx), named)
         return node[0], (node[1][0], node[1][1]) if is_pair else (node[1],)
 
     def __prepare_scriptable__(self) -> Any:
-        """Say what to do instead: torch.jit.script can't read what a layer does, and would exchange it in the model given."""
-        raise InputError(
-            f"torch.jit.script can't compile throughtime.{self._kind}; script throughtime.to_torch(copy.deepcopy(model)), which "
-            "has torch.nn's layers, or use torch.jit.trace or torch.export"
-        )
+        """Say what to do instead of torch.jit.script."""
+        refuse_script(self)
 
     def _run_directly(
         self, input: Tensor | PackedSequence, state: tuple[Tensor, ...] | None
@@ -412,7 +402,10 @@ class Recurrent(RNNBase):
 
     def _computed_dtype(self, device: torch.device) -> torch.dtype:
         """Dtype of output and state: the parameters', or under torch.autocast, which leaves float64 alone, that one's."""
-        return computed_dtype(device, self._first_weight.dtype)
+        dtype = self._first_weight.dtype
+        if is_autocast(device) and dtype != torch.float64:
+            return torch.get_autocast_dtype(device.type)
+        return dtype
 
     def _check_input(self, input: Tensor, axes: int, embedding: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return floats, (·, I) of so many axes before I, in the computation's dtype, and ids as int64."""
@@ -436,7 +429,7 @@ class Recurrent(RNNBase):
 
     def _check_features(self, input: Tensor, dims: int) -> None:
         weight = self._first_weight
-        is_cast = _is_autocast(input.device) and input.is_floating_point()
+        is_cast = is_autocast(input.device) and input.is_floating_point()
         is_cast = is_cast and torch.float64 not in (input.dtype, weight.dtype)
         if input.dtype != weight.dtype and not is_cast:
             of_model = f", or convert model: model.to({input.dtype})" if is_served(input.dtype) else ""
@@ -515,7 +508,7 @@ class RNN(Recurrent):
     ) -> None:
         check_no_projection(proj_size)
         super().__init__(
-            _rnn_cell(nonlinearity),
+            rnn_cell(nonlinearity),
             input_size,
             hidden_size,
             num_layers,
@@ -540,7 +533,7 @@ class RNN(Recurrent):
 
     @nonlinearity.setter
     def nonlinearity(self, nonlinearity: str) -> None:
-        self.mode = _rnn_cell(nonlinearity).upper()
+        self.mode = rnn_cell(nonlinearity).upper()
 
     def extra_repr(self) -> str:
         """Name the sizes, and the options that differ from their defaults."""
@@ -817,6 +810,28 @@ for _layer in (RNN, LSTM, GRU, MGU):
 quantization.register(LSTM, GRU)
 
 
+def as_node(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Make a call of a module one node in a graph of torch.fx. One of the arguments, or a part of one, is a `Proxy`."""
+    parts = [part for one in (*arguments, *named.values()) for part in (one if isinstance(one, tuple) else (one,))]
+    tracer = next(part.tracer for part in parts if isinstance(part, Proxy))
+    path = tracer.path_of_module(module) if isinstance(tracer, Tracer) else ""
+    if not path:
+        kind = type(module).__name__
+        raise TypeError(
+            f"torch.fx can't trace a {kind} by itself; expected a module that has it, of which it is a node"
+        )
+    quantization.check_tracer(module, tracer)
+    return tracer.create_proxy("call_module", path, arguments, named)
+
+
+def refuse_script(module: nn.Module) -> NoReturn:
+    """Say what to do instead: torch.jit.script can't read what a module does, and would exchange it in the model given."""
+    raise InputError(
+        f"torch.jit.script can't compile throughtime.{type(module).__name__}; script throughtime.to_torch(copy.deepcopy(model)), "
+        "which has torch.nn's layers, or use torch.jit.trace or torch.export"
+    )
+
+
 def draw_parameters(module: nn.Module, hidden_size: int) -> None:
     """Draw every parameter from U(−1/√H, 1/√H), in torch.nn's order; set gains to 1 and `shift_c` to 0."""
     bound = 1 / math.sqrt(hidden_size)
@@ -825,13 +840,6 @@ def draw_parameters(module: nn.Module, hidden_size: int) -> None:
             nn.init.constant_(parameter, float(name.startswith("gain")))
         else:
             nn.init.uniform_(parameter, -bound, bound)
-
-
-def computed_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return what is computed in: the parameters' dtype or, under torch.autocast, which leaves float64 alone, that one's."""
-    if _is_autocast(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device.type)
-    return dtype
 
 
 def in_one_dtype(weights: list[Parameters]) -> list[Parameters]:
@@ -843,13 +851,14 @@ def in_one_dtype(weights: list[Parameters]) -> list[Parameters]:
     return [own._replace(**{name: p.to(dtype) for name, p in own.there().items()}) for own in weights]
 
 
-def _rnn_cell(nonlinearity: str) -> str:
+def rnn_cell(nonlinearity: str) -> str:
+    """Return the name of an RNN's cell with a nonlinearity, "tanh" or "relu"."""
     if nonlinearity not in ("tanh", "relu"):
         raise unknown_name("nonlinearity", nonlinearity, ["tanh", "relu"])
     return f"rnn_{nonlinearity}"
 
 
-def _is_autocast(device: torch.device) -> bool:
+def is_autocast(device: torch.device) -> bool:
     """Whether torch.autocast is on for a device; there are some that it doesn't know, as "meta"."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 

@@ -62,7 +62,18 @@ def accepted(layer: RNNBase, qconfig: Any) -> Any:
     return qconfig
 
 
-def check_tracer(layer: RNNBase, tracer: object) -> None:
+def refuse(cell: nn.Module) -> None:
+    """Say that torch.ao has nothing to put in a cell's place.
+
+    Warns:
+        UserWarning: The cell stays in float.
+    """
+    name = f"throughtime.{type(cell).__name__}"
+    advice = "quantise throughtime.to_torch(model)"
+    warnings.warn(f"torch.ao leaves a {name} in float, since it knows torch.nn's: {advice}", stacklevel=3)
+
+
+def check_tracer(layer: nn.Module, tracer: object) -> None:
     """Warn where torch.ao traces a model to quantise it: it leaves the layer in float."""
     if type(tracer).__module__.startswith("torch.ao."):
         name = f"throughtime.{type(layer).__name__}"
