@@ -251,7 +251,7 @@ def layers_at_few_steps(budget: float, *, quick: bool) -> None:
 
 def trained(cell: nn.Module, x: Any) -> Any:
     """Step a cell through x, (T, B, I), from a fresh state, and go back; return the last state."""
-    state = None
+    state: Any = None
     for x_t in x:
         state = cell(x_t, state)
     (state[0] if isinstance(state, tuple) else state).sum().backward()
