@@ -61,9 +61,16 @@ struct RowProduct {
     for (long panel = panels.begin; panel < panels.end; ++panel) {
       multiply_panel<E, 4>({1, 4, columns}, panel, block.end - block.begin, depth, a + block.begin * a_stride, a_stride,
                            weight, zero, tile);
-      for (long row = block.begin; row < block.end; ++row)
-        for (long v = 0, column = panel * 4 * W; v < 4 && column < columns; ++v, column += W)
-          store(out + row * out_stride + column, load(tile + ((row - block.begin) * 4 + v) * W), columns - column);
+      const long count = block.end - block.begin, left = columns - panel * 4 * W, stride = out_stride;
+      Out* to = out + block.begin * stride + panel * 4 * W;
+      if (left >= 4 * W) {
+        for (long row = 0; row < count; ++row, to += stride)
+#pragma GCC unroll 4
+          for (long v = 0; v < 4; ++v) store(to + v * W, load(tile + (row * 4 + v) * W));
+      } else {
+        for (long row = 0; row < count; ++row, to += stride)
+          for (long v = 0; v * W < left; ++v) store(to + v * W, load(tile + (row * 4 + v) * W), left - v * W);
+      }
     }
   }
 };

@@ -101,6 +101,18 @@ struct Rows {
   E* at(long row) const { return data + row * stride; }
 };
 
+// A member's rows in an array: a stride apart, or where an index says. It is copied before a loop over them, for to a compiler
+// what the loop stores might be its own members, which it would read again after each store.
+template <class T>
+struct Places {
+  T* first;
+  long stride;
+  const int64_t* index;
+  long index_stride;
+
+  THROUGHTIME_INLINE T* at(long row) const { return first + (index ? index[row * index_stride] : row) * stride; }
+};
+
 // Hands out rows of memory, or, from null, counts its bytes.
 class Memory {
  public:
@@ -143,6 +155,18 @@ class Member {
   long padded_row(long t, long row) const { return t * layout_.batch + column(row); }
   long output_row(long t, long row) const { return layout_.is_packed ? packed_row(t, row) : padded_row(t, row); }
   long before(long t) const { return layout_.reverse ? t + 1 : t - 1; }
+
+  // The rows of a step in an array of packed ones, so wide, that begins at one of them; or in one of outputs, so far apart.
+  template <class A>
+  Places<A> packed_places(A* array, long t, long first_row, long width) const {
+    return {array + (packed_row(t, 0) - first_row) * width, groups_ * width, nullptr, 0};
+  }
+  template <class A>
+  Places<A> output_places(A* array, long t, long stride) const {
+    if (layout_.order && !layout_.is_packed)
+      return {array + t * layout_.batch * stride, stride, layout_.order + group_, groups_};
+    return {array + output_row(t, 0) * stride, groups_ * stride, nullptr, 0};
+  }
 
   // In reverse the boundary before step t + 1 is met before step t.
   bool begins(long t, long row) const {

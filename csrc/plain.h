@@ -62,14 +62,6 @@ class PlainForward : public ForwardLoop<E, Own> {
     if constexpr (facts.has_c) Loop::copy(s_.c + column(row) * s_.hidden, buffers_.c.at(row), own_c_);
   }
 
-  long gates_place(long t, long row) const { return (packed_row(t, row) - s_.first_row) * G * s_.hidden; }
-  T* x(long t, long row) const {
-    return s_.x + (s_.ids ? s_.ids[packed_row(t, row)] * G * s_.hidden : gates_place(t, row));
-  }
-  E* gates(long t, long row) const { return s_.gates + gates_place(t, row); }
-  E* kept(long t, long row) const { return s_.kept + (packed_row(t, row) - s_.first_row) * s_.hidden; }
-  E* output(long t, long row) const { return s_.output + output_row(t, row) * s_.output_stride; }
-
   // h at full width, of which `h` is what the products take.
   const T* state(Rows<E> h, long row) const {
     if constexpr (is_narrow<E>)
@@ -77,12 +69,40 @@ class PlainForward : public ForwardLoop<E, Own> {
     else
       return h.at(row);
   }
-  V h_before(long row, long unit) const { return load(state(now_, row) + unit); }
 
-  void put_h(long t, long row, long unit, V h) {
-    store(next_.at(row) + unit, h);
-    if constexpr (is_narrow<E>) store(buffers_.state.at(row) + unit, h);
-    if (s_.output) store(output(t, row) + unit, h, s_.width() - unit);
+  // A step's rows: W_ih x, what is saved, and h before and after.
+  struct Step {
+    Places<T> x;
+    Places<E> gates, kept, output;  // each may be null
+    Rows<E> now, next;
+    Rows<T> state;
+    long width;
+
+    THROUGHTIME_INLINE V h_before(long row, long unit) const {
+      if constexpr (is_narrow<E>)
+        return load(state.at(row) + unit);
+      else
+        return load(now.at(row) + unit);
+    }
+
+    THROUGHTIME_INLINE void put_h(long row, long unit, V h) const {
+      store(next.at(row) + unit, h);
+      if constexpr (is_narrow<E>) store(state.at(row) + unit, h);
+      if (output.first) store(output.at(row) + unit, h, width - unit);
+    }
+  };
+
+  Step rows_of(long t) const {
+    const long wide = G * s_.hidden;
+    const Places<T> of_ids{s_.x, wide, s_.ids + packed_row(t, 0), Loop::groups_};
+    return {s_.ids ? of_ids : Loop::packed_places(s_.x, t, s_.first_row, wide),
+            s_.gates ? Loop::packed_places(s_.gates, t, s_.first_row, wide) : Places<E>{},
+            s_.kept ? Loop::packed_places(s_.kept, t, s_.first_row, s_.hidden) : Places<E>{},
+            s_.output ? Loop::output_places(s_.output, t, s_.output_stride) : Places<E>{},
+            now_,
+            next_,
+            buffers_.state,
+            s_.width()};
   }
 
   // The packed bias has three parts: what starts the product, what is added to it, and the last gate's.

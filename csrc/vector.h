@@ -10,6 +10,7 @@
 #if defined(__AVX2__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12's own intrinsics (its bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
@@ -103,14 +104,29 @@ THROUGHTIME_INLINE void hold(V& value) {
 template <class E>
 THROUGHTIME_INLINE Vector<E> load(const E* from, long count) {
   if (count >= lanes<E>) return load(from);
+#if defined(__AVX512F__) && THROUGHTIME_VECTOR_BYTES == 64
+  const auto there = (1u << count) - 1;
+  if constexpr (sizeof(E) == 8)
+    return (Vector<E>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(there), from);
+  else if constexpr (sizeof(E) == 4)
+    return (Vector<E>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(there), from);
+  else
+    return (Vector<E>)((Words)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(there), from)) << 16);
+#else
   E all[lanes<E>] = {};
   for (long lane = 0; lane < count; ++lane) all[lane] = from[lane];
   return load(all);
+#endif
 }
 
 template <class E>
 THROUGHTIME_INLINE void store(E* to, Vector<E> v, long count) {
   if (count >= lanes<E>) return store(to, v);
+#if defined(__AVX512F__) && THROUGHTIME_VECTOR_BYTES == 64
+  const auto there = (1u << count) - 1;
+  if constexpr (sizeof(E) == 8) return _mm512_mask_storeu_pd(to, static_cast<__mmask8>(there), (__m512d)v);
+  if constexpr (sizeof(E) == 4) return _mm512_mask_storeu_ps(to, static_cast<__mmask16>(there), (__m512)v);
+#endif
   E all[lanes<E>];
   store(all, v);
   for (long lane = 0; lane < count; ++lane) to[lane] = all[lane];
@@ -124,11 +140,29 @@ THROUGHTIME_INLINE V blend(V share, V old, V fresh) {
   return share * old + added;
 }
 
-// Comparisons are written so that a NaN passes through.
-template <class V, class S>
-THROUGHTIME_INLINE V clamp(V x, S low, S high) {
-  x = x < low ? low - V{} : x;
-  return x > high ? high - V{} : x;
+// A NaN passes through: x86's own instructions give the second of two numbers that can't be compared.
+template <class T>
+THROUGHTIME_INLINE Vector<T> at_most(T high, Vector<T> x) {
+#if defined(__AVX512F__) && THROUGHTIME_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm512_min_pd((__m512d)splat(high), (__m512d)x);
+  else
+    return (Vector<T>)_mm512_min_ps((__m512)splat(high), (__m512)x);
+#else
+  return high < x ? splat(high) : x;
+#endif
+}
+
+template <class T>
+THROUGHTIME_INLINE Vector<T> at_least(T low, Vector<T> x) {
+#if defined(__AVX512F__) && THROUGHTIME_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm512_max_pd((__m512d)splat(low), (__m512d)x);
+  else
+    return (Vector<T>)_mm512_max_ps((__m512)splat(low), (__m512)x);
+#else
+  return low > x ? splat(low) : x;
+#endif
 }
 
 // x = n ln 2 + r with |r| <= ln 2 / 2: returns 2^n and q = expm1(r), so that exp(x) = 2^n (1 + q).
@@ -191,7 +225,7 @@ template <class T>
 THROUGHTIME_INLINE Vector<T> sigmoid(Vector<T> x) {
   using E = Exponential<T>;
   Vector<T> power;
-  const Vector<T> q = E::parts(clamp(-x, E::lowest, E::highest), power);
+  const Vector<T> q = E::parts(at_most(E::highest, at_least(E::lowest, -x)), power);
   return T(1) / (power * q + (power + T(1)));
 }
 
@@ -200,14 +234,16 @@ template <class T>
 THROUGHTIME_INLINE Vector<T> tanh(Vector<T> x) {
   using E = Exponential<T>;
   using V = Vector<T>;
-  const V size = x < T(0) ? -x : x;
+  using I = typename VectorOf<T>::Integers;
+  const I sign = (I)x & (I)(-V{});
+  const V size = (V)((I)x ^ sign);
   V power;
-  const V q = E::parts(clamp(size + size, T(0), E::tanh_end), power);
+  const V q = E::parts(at_most(E::tanh_end, size + size), power);
   const V e = power * q + (power - T(1));
   const auto is_small = e < T(1);
   const V fraction = (is_small ? e : T(2) - V{}) / (e + T(2));
   const V y = is_small ? fraction : T(1) - fraction;
-  return x < T(0) ? -y : y;
+  return (V)((I)y | sign);
 }
 
 }  // namespace throughtime::THROUGHTIME_ISA

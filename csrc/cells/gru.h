@@ -42,23 +42,23 @@ class GruForward : public PlainForward<E, Cell, GruForward<E, Cell>> {
   static constexpr long W = Base::W;
 
   void step(long t, long count) {
-    const auto& s = this->s_;
-    const long H = s.hidden;
-    this->joint_product(count, [&](long row, long unit, const T* tile, const T* b) {
-      const T* x = this->x(t, row) + unit;
+    const long H = this->s_.hidden;
+    const auto rows = this->rows_of(t);
+    this->joint_product(count, [=](long row, long unit, const T* tile, const T* b) __attribute__((always_inline)) {
+      const T* x = rows.x.at(row) + unit;
       const long n = H - unit;
       const V r = sigmoid<T>(load(tile) + (load(x, n) + load(b)));
       const V z = sigmoid<T>(load(tile + W) + (load(x + H, n) + load(b + W)));
       const V u = load(tile + 2 * W);
       const V candidate = tanh<T>(load(x + 2 * H, n) + load(b + 2 * W) + r * u);
-      if (s.kept) {
-        E* gate = this->gates(t, row) + unit;
+      if (rows.kept.first) {
+        E* gate = rows.gates.at(row) + unit;
         store(gate, r, n);
         store(gate + H, z, n);
         store(gate + 2 * H, candidate, n);
-        store(this->kept(t, row) + unit, u, n);
+        store(rows.kept.at(row) + unit, u, n);
       }
-      this->put_h(t, row, unit, Gru<T>::mix(z, candidate, this->h_before(row, unit)));
+      rows.put_h(row, unit, Gru<T>::mix(z, candidate, rows.h_before(row, unit)));
     });
   }
 };

@@ -22,29 +22,30 @@ class GruResetBeforeForward : public PlainForward<E, Cell, GruResetBeforeForward
     const auto& s = this->s_;
     const long H = s.hidden;
     const Rows<E> m = this->buffers_.m;
-    this->joint_product(count, [&](long row, long first, const T* tile, const T* bias) {
+    const auto rows = this->rows_of(t);
+    this->joint_product(count, [=](long row, long first, const T* tile, const T* bias) __attribute__((always_inline)) {
       for (long u = 0; u < 2 && first + u * W < H; ++u) {
         const long unit = first + u * W, n = H - unit;
-        T* x = this->x(t, row) + unit;
+        T* x = rows.x.at(row) + unit;
         const T* b = bias + u * 2 * W;
         const V r = sigmoid<T>(load(tile + 2 * u * W) + (load(x, n) + load(b)));
         const V z = sigmoid<T>(load(tile + (2 * u + 1) * W) + (load(x + H, n) + load(b + W)));
         store(x + H, z, n);
-        if (s.gates) {
-          E* gate = this->gates(t, row) + unit;
+        if (rows.gates.first) {
+          E* gate = rows.gates.at(row) + unit;
           store(gate, r, n);
           store(gate + H, z, n);
         }
-        store(m.at(row) + unit, r * this->h_before(row, unit));
+        store(m.at(row) + unit, r * rows.h_before(row, unit));
       }
     });
     this->meet();
-    this->unit_product(H, s.weight_last, this->last_bias(), m, H, count, [&](long row, long unit, V u) {
-      const T* x = this->x(t, row) + unit;
+    this->unit_product(H, s.weight_last, this->last_bias(), m, H, count, [=](long row, long unit, V u) __attribute__((always_inline)) {
+      const T* x = rows.x.at(row) + unit;
       const long n = H - unit;
       const V candidate = tanh<T>(u + load(x + 2 * H, n)), z = load(x + H, n);
-      if (s.gates) store(this->gates(t, row) + 2 * H + unit, candidate, n);
-      this->put_h(t, row, unit, Gru<T>::mix(z, candidate, this->h_before(row, unit)));
+      if (rows.gates.first) store(rows.gates.at(row) + 2 * H + unit, candidate, n);
+      rows.put_h(row, unit, Gru<T>::mix(z, candidate, rows.h_before(row, unit)));
     });
   }
 };

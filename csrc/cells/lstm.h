@@ -68,31 +68,34 @@ class LstmForward : public PlainForward<E, Cell, LstmForward<E, Cell>> {
   void step(long t, long count) {
     const auto& s = this->s_;
     const long H = s.hidden;
-    this->joint_product(count, [&](long row, long unit, const T* tile, const T* b) {
-      const T* x = this->x(t, row) + unit;
-      T* c = this->buffers_.c.at(row) + unit;
+    const auto rows = this->rows_of(t);
+    const Rows<T> c_rows = this->buffers_.c;
+    const Rows<E> m = s.projected ? this->buffers_.m : Rows<E>{};
+    this->joint_product(count, [=](long row, long unit, const T* tile, const T* b) __attribute__((always_inline)) {
+      const T* x = rows.x.at(row) + unit;
+      T* c = c_rows.at(row) + unit;
       const long n = H - unit;
       const auto it = Lstm<T>::step(load(tile) + (load(x, n) + load(b)), load(tile + W) + (load(x + H, n) + load(b + W)),
                                     load(tile + 2 * W) + (load(x + 2 * H, n) + load(b + 2 * W)),
                                     load(tile + 3 * W) + (load(x + 3 * H, n) + load(b + 3 * W)), load(c));
       store(c, it.c);
-      if (s.kept) {
-        E* gate = this->gates(t, row) + unit;
+      if (rows.kept.first) {
+        E* gate = rows.gates.at(row) + unit;
         store(gate, it.i, n);
         store(gate + H, it.f, n);
         store(gate + 2 * H, it.g, n);
         store(gate + 3 * H, it.o, n);
-        store(this->kept(t, row) + unit, it.c, n);
+        store(rows.kept.at(row) + unit, it.c, n);
       }
-      if (s.projected)
-        store(this->buffers_.m.at(row) + unit, it.m);
+      if (m.data)
+        store(m.at(row) + unit, it.m);
       else
-        this->put_h(t, row, unit, it.m);
+        rows.put_h(row, unit, it.m);
     });
     if (!s.projected) return;
     this->meet();
-    this->unit_product(s.projected, s.weight_hr, nullptr, this->buffers_.m, H, count,
-                       [&](long row, long unit, V h) { this->put_h(t, row, unit, h); });
+    this->unit_product(s.projected, s.weight_hr, nullptr, m, H, count,
+                       [=](long row, long unit, V h) __attribute__((always_inline)) { rows.put_h(row, unit, h); });
   }
 };
 
@@ -121,32 +124,45 @@ class LstmBackward : public PlainBackward<E, Cell, LstmBackward<E, Cell>> {
         }
       this->meet();
       this->unit_product(s.hidden, s.weight_hr, nullptr, projected_dh, s.projected, count,
-                         [&](long row, long unit, V dm) { step_unit(t, row, unit, dm); });
+                         [&](long row, long unit, V dm) { step_unit(row_at(t, row), unit, dm); });
     } else {
       for (long row = 0; row < count; ++row) {
         const E* loss = this->own_loss(t, row);
-        this->each_unit([&](long unit, long) { step_unit(t, row, unit, this->reaching(row, unit, loss)); });
+        const Row at = row_at(t, row);
+        this->each_unit([&](long unit, long) __attribute__((always_inline)) {
+          step_unit(at, unit, this->reaching(row, unit, loss));
+        });
       }
     }
     this->through_weights(count, false);
   }
 
-  void step_unit(long t, long row, long unit, V dm) {
-    const long H = this->s_.hidden, n = H - unit;
-    const E* gate = this->gates(t, row) + unit;
-    T* dc = this->dc_.at(row) + unit;
-    const auto d = Lstm<T>::step_backward(dm, load(dc), load(gate, n), load(gate + H, n), load(gate + 2 * H, n),
-                                          load(gate + 3 * H, n), load(this->kept(t, row) + unit, n),
-                                          load(this->c_before(t, row) + unit, n));
-    store(dc, d.c_prev);
-    E* grad = this->grad_ih(t, row) + unit;
-    E* da = this->da_.at(row) + unit;
+  // A row's arrays in a step.
+  struct Row {
+    const E *gates, *c, *c_before;
+    E *grad, *da, *m;  // m is null without a projection
+    T* dc;
+    long hidden;
+  };
+
+  Row row_at(long t, long row) const {
+    return {this->gates(t, row),   this->kept(t, row),    this->c_before(t, row),
+            this->grad_ih(t, row), this->da_.at(row),     this->s_.projected ? this->extra(t, row) : nullptr,
+            this->dc_.at(row),     this->s_.hidden};
+  }
+
+  static THROUGHTIME_INLINE void step_unit(const Row& at, long unit, V dm) {
+    const long H = at.hidden, n = H - unit;
+    const E* gate = at.gates + unit;
+    const auto d = Lstm<T>::step_backward(dm, load(at.dc + unit), load(gate, n), load(gate + H, n), load(gate + 2 * H, n),
+                                          load(gate + 3 * H, n), load(at.c + unit, n), load(at.c_before + unit, n));
+    store(at.dc + unit, d.c_prev);
     const V parts[] = {d.a_i, d.a_f, d.a_g, d.a_o};
     for (int g = 0; g < 4; ++g) {
-      store(da + g * H, parts[g], n);
-      store(grad + g * H, parts[g], n);
+      store(at.da + g * H + unit, parts[g], n);
+      store(at.grad + g * H + unit, parts[g], n);
     }
-    if (this->s_.projected) store(this->extra(t, row) + unit, d.m, n);
+    if (at.m) store(at.m + unit, d.m, n);
   }
 };
 

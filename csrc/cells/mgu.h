@@ -38,23 +38,24 @@ class MguForward : public PlainForward<E, Cell, MguForward<E, Cell>> {
     const auto& s = this->s_;
     const long H = s.hidden;
     const Rows<E> m = this->buffers_.m;
-    this->joint_product(count, [&](long row, long first, const T* tile, const T* bias) {
-      T* x = this->x(t, row);
+    const auto rows = this->rows_of(t);
+    this->joint_product(count, [=](long row, long first, const T* tile, const T* bias) __attribute__((always_inline)) {
+      T* x = rows.x.at(row);
       for (long unit = first; unit < first + 4 * W && unit < H; unit += W) {
         const long n = H - unit;
         const V f = sigmoid<T>(load(tile + unit - first) + (load(x + unit, n) + load(bias + unit - first)));
         store(x + unit, f, n);
-        if (s.gates) store(this->gates(t, row) + unit, f, n);
-        store(m.at(row) + unit, f * this->h_before(row, unit));
+        if (rows.gates.first) store(rows.gates.at(row) + unit, f, n);
+        store(m.at(row) + unit, f * rows.h_before(row, unit));
       }
     });
     this->meet();
-    this->unit_product(H, s.weight_last, this->last_bias(), m, H, count, [&](long row, long unit, V u) {
-      const T* x = this->x(t, row) + unit;
+    this->unit_product(H, s.weight_last, this->last_bias(), m, H, count, [=](long row, long unit, V u) __attribute__((always_inline)) {
+      const T* x = rows.x.at(row) + unit;
       const long n = H - unit;
       const V candidate = tanh<T>(u + load(x + H, n)), f = load(x, n);
-      if (s.gates) store(this->gates(t, row) + H + unit, candidate, n);
-      this->put_h(t, row, unit, Mgu<T>::mix(f, candidate, this->h_before(row, unit)));
+      if (rows.gates.first) store(rows.gates.at(row) + H + unit, candidate, n);
+      rows.put_h(row, unit, Mgu<T>::mix(f, candidate, rows.h_before(row, unit)));
     });
   }
 };

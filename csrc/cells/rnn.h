@@ -33,11 +33,12 @@ class RnnForward : public PlainForward<E, Cell, RnnForward<E, Cell>> {
 
   void step(long t, long count) {
     const long H = this->s_.hidden;
-    this->joint_product(count, [&](long row, long first, const T* tile, const T* bias) {
-      const T* x = this->x(t, row);
+    const auto rows = this->rows_of(t);
+    this->joint_product(count, [=](long row, long first, const T* tile, const T* bias) __attribute__((always_inline)) {
+      const T* x = rows.x.at(row);
       for (long unit = first; unit < first + 4 * W && unit < H; unit += W) {
         const V a = load(tile + unit - first) + (load(x + unit, H - unit) + load(bias + unit - first));
-        this->put_h(t, row, unit, Rnn<T>::step(a, Cell::relu));
+        rows.put_h(row, unit, Rnn<T>::step(a, Cell::relu));
       }
     });
   }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from throughtime import watching
 from throughtime.kernels import native
-from throughtime.kernels.layout import steps_of_a_stretch
+from throughtime.kernels.layout import steps_of_a_forward_stretch
 from throughtime.spec import Parameters, Spec
 
 _CALLS: dict[torch.dtype, Any] = {}
@@ -122,7 +122,7 @@ def forward(
         bool(spec.variants),
         torch.get_num_threads(),
         steps,
-        steps_of_a_stretch(batch, spec.gates * sizes.hidden, dtype.itemsize),
+        steps_of_a_forward_stretch(batch, spec.gates * sizes.hidden, dtype.itemsize),
         batch,
         sizes.input,
         sizes.hidden,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import throughtime
 from throughtime.cells import CELLS
-from throughtime.kernels import native
+from throughtime.kernels import layout, native
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -52,6 +52,22 @@ def test_the_same_bits_every_time(cell, batch, threads, monkeypatch):
                 assert all(map(torch.equal, train(layer, x, **options), first))
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("columns", [1, 16, 20, 33, 48, 63])  # of the last panel: from one vector of them to four
+def test_a_forward_pass_has_the_same_bits_however_it_is_cut(cell, columns, monkeypatch):
+    layer, x = LAYERS[cell](columns, 64 + columns), torch.randn(9, 3, columns)
+    layer.backend = "native"
+    with torch.no_grad():
+        whole = layer(x)[0]
+    trained = train(layer, x)
+    assert torch.equal(trained[0], whole)
+    monkeypatch.setattr(layout, "_FORWARD_STRETCH", 1)
+    monkeypatch.setattr(layout, "_FORWARD_ROWS", 6)  # two steps
+    with torch.no_grad():
+        assert torch.equal(layer(x)[0], whole)
+    assert all(map(torch.equal, train(layer, x), trained))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

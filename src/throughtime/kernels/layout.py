@@ -18,7 +18,11 @@ from throughtime.kernels.native import address, addresses, arithmetic_of, contig
 from throughtime.request import Direction, Request
 from throughtime.spec import Parameters
 
-_STRETCH = 4 << 20  # bytes of gates that the cache holds from one pass over them to the next
+# Bytes of gates from one pass over them to the next. A backward pass takes sums and cuts segments by them, so its are fixed; what a
+# forward pass has multiplied for all steps at once is to be in a core's own cache, its L2, when the steps read it.
+_STRETCH = 4 << 20
+_FORWARD_STRETCH = 512 << 10
+_FORWARD_ROWS = 128  # at least, to which a product applies what it reads of the weights
 
 
 def count_segments(request: Request, hidden: int) -> int:
@@ -34,6 +38,14 @@ def count_segments(request: Request, hidden: int) -> int:
 def steps_of_a_stretch(batch: int, width: int, element_size: int) -> int:
     """Return how many steps go in a stretch, whose gates, so wide, are to fit the cache."""
     return max(1, _STRETCH // max(1, batch * width * element_size))
+
+
+def steps_of_a_forward_stretch(batch: int, width: int, element_size: int) -> int:
+    """Return the same for a forward pass."""
+    if torch.get_num_threads() > 1:  # which meet between stretches
+        return steps_of_a_stretch(batch, width, element_size)
+    fitting = _FORWARD_STRETCH // max(1, batch * width * element_size)
+    return max(1, fitting, -(-_FORWARD_ROWS // max(1, batch)))
 
 
 class Stretch(NamedTuple):
@@ -125,9 +137,8 @@ class Rows:
         padded = new_zeros(packed, self.steps * self.batch, shape[-1])
         return padded.index_copy_(0, self.index, packed).view(shape)
 
-    def stretches(self, width: int, element_size: int) -> Iterator[Stretch]:
-        """Cut the steps into stretches whose gates fit the cache."""
-        steps = steps_of_a_stretch(self.batch, width, element_size)
+    def stretches(self, steps: int) -> Iterator[Stretch]:
+        """Cut the steps into stretches of so many."""
         ends = [*range(steps, self.steps, steps), self.steps]
         if self.first_row is None:
             last_rows = [end * self.batch for end in ends]
@@ -261,13 +272,16 @@ class Layout:
         """Addresses of what `new_saved` has made, by name; it may be empty."""
         return {it.name: tensor.data_ptr() for it, tensor in zip(self.cell.saved, saved, strict=False)}
 
-    def stretches(self, width: int) -> list[Stretch]:
-        """Cut the steps into stretches whose gates fit the cache."""
-        return list(self.rows.stretches(width, self.arithmetic.itemsize))
+    def forward_stretches(self) -> list[Stretch]:
+        """Cut the steps into stretches for a forward pass, where it isn't one over segments."""
+        steps = steps_of_a_forward_stretch(self.rows.batch, self.gates_width, self.arithmetic.itemsize)
+        return list(self.rows.stretches(steps))
 
     def segments(self, every: int) -> list[list[Stretch]]:
         """Group the stretches of a backward pass such that each has `every` steps at least; 0 makes one segment of them all."""
-        stretches = self.stretches(self.cell.gradient_gates * self.hidden)
+        width = self.cell.gradient_gates * self.hidden
+        steps = steps_of_a_stretch(self.rows.batch, width, self.arithmetic.itemsize)
+        stretches = list(self.rows.stretches(steps))
         count = -(-every // max(1, stretches[0].end)) if every else len(stretches)
         return [stretches[first : first + count] for first in range(0, len(stretches), count)]
 

@@ -77,7 +77,7 @@ class Plan:
             saved = _run_segments(layouts, segments, states, lambda parts: _run_forward(loops, parts, states))
         else:
             saved = [_new_saved(layout, in_graph) if keep else [] for layout in layouts]
-            _run_forward(loops, [first.stretches(first.gates_width)] * len(loops), states, saved)
+            _run_forward(loops, [first.forward_stretches()] * len(loops), states, saved)
         final = joined(states)
         if first.dtype != first.arithmetic:
             final = [s.to(first.dtype) for s in final]
