@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from throughtime.layers import GRU, LSTM, MGU, RNN
     from throughtime.lm.loaded import load
     from throughtime.steps import GRUCell, LSTMCell, MGUCell, RNNCell
-    from throughtime.streaming import export_c, stream
+    from throughtime.streaming import export_c, export_onnx, stream
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "backends",
     "convert",
     "export_c",
+    "export_onnx",
     "init",
     "load",
     "stream",
@@ -47,7 +48,7 @@ _HOMES = {
     "conversion": ["convert", "to_torch"],
     "lm.loaded": ["load"],
     "steps": ["GRUCell", "LSTMCell", "MGUCell", "RNNCell"],
-    "streaming": ["export_c", "stream"],
+    "streaming": ["export_c", "export_onnx", "stream"],
 }
 _MODULES = (
     "app",

@@ -719,9 +719,11 @@ def quantize(
 @app.command(epilog="[dim]Example[/]  throughtime export run model.c")
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Argument(metavar="MODEL.c", help="The C file to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What to write: model.c or model.onnx.", show_default=False)
+    ],
     precision: Annotated[
-        str, typer.Option(metavar="NAME", help="float32, or int8: a quarter of the size.", show_default="float32")
+        str, typer.Option(metavar="NAME", help="Of C: float32, or int8: a quarter of the size.", show_default="float32")
     ] = "float32",
     name: Annotated[
         str | None,
@@ -730,19 +732,17 @@ def export(
     last: Last = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run's model as one C99 file, which needs nothing but libm: a step from token id to logits."""
-    from throughtime.app.exporting import write_c
+    """Write a run's model as one C99 file, which needs nothing but libm, or as ONNX: from token ids and a state to logits."""
+    from throughtime.app.exporting import described, write
     from throughtime.app.terminal import note, print_json
     from throughtime.lm.run import open_run
 
-    done = write_c(open_run(run), out, precision=precision, name=name, last=last)
+    done = write(open_run(run), out, precision=precision, name=name, last=last)
     if as_json:
         print_json(done._asdict() | {"path": str(done.path)})
         return
-    note(
-        f"wrote {done.path}: {done.parameters:,} bytes of numbers, {done.state:,} bytes for each stream's struct {done.name}"
-    )
-    note(f"{done.name}_step(&state, id, logits) steps it; examples/read_text.c reads and writes text with it")
+    for line in described(done):
+        note(line)
 
 
 @app.command(epilog="[dim]Example[/]  throughtime plot run")

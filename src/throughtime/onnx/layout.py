@@ -10,12 +10,14 @@ are a case of one of its, since 1 − σ(a) = σ(−a), with all that makes a ga
 Keras has an LSTM's gates in our order, i f c o, a GRU's as ONNX has them, and its matrices turned.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from throughtime.spec import Spec
+from throughtime.errors import InputError
+from throughtime.spec import Parameters, Spec
 
 
 class Block(NamedTuple):
@@ -66,6 +68,66 @@ def node_of(spec: Spec) -> Node:
         1
     """
     return _COUPLED if spec.is_coupled else _NODES[spec.base]
+
+
+def check(spec: Spec, has_projection: bool, **further: bool) -> None:
+    """Refuse a cell, or what else is asked of it, that no node of ONNX's computes.
+
+    Args:
+        spec: What the cell's name says.
+        has_projection: Whether it is projected.
+        further: What else it would need, of which there is none.
+
+    Raises:
+        InputError: There is such a thing, which is named.
+    """
+    missing = {
+        "layer normalisation": spec.is_normalised,
+        "projection (proj_size)": has_projection,
+        "zoneout": "zoneout_h" in spec.variants or "zoneout_c" in spec.variants,
+        "recurrent dropout, which this layer has while it is in training": "recurrent_dropout" in spec.variants,
+        **further,
+    }
+    found = [what for what, holds in missing.items() if holds]
+    if found:
+        raise InputError(
+            f"{spec.name} can't be exported: ONNX's {node_of(spec).op} has no {found[0]}; leave it out, or use "
+            "throughtime.stream or throughtime.export_c"
+        )
+
+
+class Arrays(NamedTuple):
+    """A node's weights in each of D directions: (D, G·H, I), (D, G·H, H), (D, 2 G·H) and, of peepholes, (D, 3 H)."""
+
+    W: Tensor
+    R: Tensor
+    B: Tensor | None
+    P: Tensor | None
+
+
+def arrays(directions: Sequence[Parameters], node: Node) -> Arrays:
+    """Return a node's weights from those of each direction."""
+    w, r, b, p = [], [], [], []
+    for own in directions:
+        w.append(arranged(own.weight_ih, node.gates))
+        r.append(arranged(own.weight_hh, node.gates))
+        if own.bias_ih is not None and own.bias_hh is not None:
+            b.append(torch.cat([arranged(own.bias_ih, node.gates), arranged(own.bias_hh, node.gates)]))
+        if own.weight_ch is not None:
+            p.append(arranged(own.weight_ch, node.peepholes))
+    return Arrays(torch.stack(w), torch.stack(r), torch.stack(b) if b else None, torch.stack(p) if p else None)
+
+
+def attributes(node: Node, hidden_size: int, directions: Sequence[str]) -> dict[str, Any]:
+    """Return a node's attributes; `directions` are "forward", "reverse" or both."""
+    made: dict[str, Any] = {"hidden_size": hidden_size, "direction": directions[0]}
+    if len(directions) > 1:
+        made["direction"] = "bidirectional"
+    if node.activation is not None:
+        made["activations"] = [node.activation] * len(directions)
+    if node.linear_before_reset is not None:
+        made["linear_before_reset"] = node.linear_before_reset
+    return made
 
 
 def arranged(tensor: Tensor, blocks: tuple[Block, ...]) -> Tensor:

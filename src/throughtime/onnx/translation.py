@@ -15,7 +15,6 @@ from torch._decomp import register_decomposition
 from torch.jit._trace import TracerWarning
 
 from throughtime import schema, watching
-from throughtime.errors import InputError
 from throughtime.onnx import layout
 from throughtime.request import Request
 
@@ -26,21 +25,11 @@ def check(request: Request) -> None:
     Raises:
         InputError: There is such a thing, which is named.
     """
-    said = request.spec
-    missing = {
-        "layer normalisation": said.is_normalised,
-        "projection (proj_size)": request.directions[0].parameters.weight_hr is not None,
-        "zoneout": "zoneout_h" in said.variants or "zoneout_c" in said.variants,
-        "recurrent dropout, which this layer has while it is in training": "recurrent_dropout" in said.variants,
+    further = {
         "resets within a sequence (reset=)": request.reset is not None,
         "packed input; give lengths= with padded input": request.batch_sizes is not None,
     }
-    found = [what for what, holds in missing.items() if holds]
-    if found:
-        raise InputError(
-            f"{said.name} can't be exported: ONNX's {layout.node_of(said).op} has no {found[0]}; leave it out, or use "
-            "throughtime.stream or throughtime.export_c"
-        )
+    layout.check(request.spec, request.directions[0].parameters.weight_hr is not None, **further)
 
 
 def translate(request: Request) -> tuple[Tensor, list[Tensor]]:
@@ -56,16 +45,10 @@ def translate(request: Request) -> tuple[Tensor, list[Tensor]]:
     hidden = int(directions[0].initial[-1].shape[1])  # a trace has sizes as tensors
     initial = [torch.stack(part).to(dtype) for part in zip(*(d.initial for d in directions), strict=True)]
     lengths = None if request.lengths is None else request.lengths.to(torch.int32)
-    inputs = [_read(request, dtype), *_weights(request, node, dtype), lengths, *initial]
-    if "peepholes" in request.spec.variants:
-        peepholes = [layout.arranged(_given(d.parameters.weight_ch), node.peepholes) for d in directions]
-        inputs.append(torch.stack(peepholes).to(dtype))
-    one_way = "reverse" if directions[0].reverse else "forward"
-    attributes: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional" if ways > 1 else one_way}
-    if node.activation is not None:
-        attributes["activations"] = [node.activation] * ways
-    if node.linear_before_reset is not None:
-        attributes["linear_before_reset"] = node.linear_before_reset
+    w, r, b, p = layout.arrays([d.parameters for d in directions], node)
+    weights = [None if a is None else a.to(dtype) for a in (w, r, b, p)]
+    inputs = [_read(request, dtype), *weights[:3], lengths, *initial, *weights[3:]]
+    attributes = layout.attributes(node, hidden, ["reverse" if d.reverse else "forward" for d in directions])
     shapes = [(steps, ways, batch, hidden), *[(ways, batch, hidden)] * len(initial)]
     called = _Called(node.op, attributes, tuple(t is not None for t in inputs), tuple(shapes), dtype, request)
     y, *final = called.node([t for t in inputs if t is not None])
@@ -90,23 +73,6 @@ def _read(request: Request, dtype: torch.dtype) -> Tensor:
         return request.input.to(dtype)
     vocabulary = request.directions[0].parameters.weight_ih.shape[1]
     return (request.input[:, :, None] == torch.arange(vocabulary, device=request.input.device)).to(dtype)
-
-
-def _weights(request: Request, node: layout.Node, dtype: torch.dtype) -> list[Tensor | None]:
-    """Return W, R and B."""
-    w, r, b = [], [], []
-    for direction in request.directions:
-        p = direction.parameters
-        w.append(layout.arranged(p.weight_ih, node.gates))
-        r.append(layout.arranged(p.weight_hh, node.gates))
-        if p.bias_ih is not None:
-            b.append(torch.cat([layout.arranged(_given(bias), node.gates) for bias in (p.bias_ih, p.bias_hh)]))
-    return [torch.stack(each).to(dtype) if each else None for each in (w, r, b)]
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
 
 
 class _Called(NamedTuple):

@@ -2,5 +2,6 @@
 
 from throughtime.streaming.c_export import Exported, export_c
 from throughtime.streaming.engine import Stream, stream
+from throughtime.streaming.onnx_export import ExportedOnnx, export_onnx
 
-__all__ = ["Exported", "Stream", "export_c", "stream"]
+__all__ = ["Exported", "ExportedOnnx", "Stream", "export_c", "export_onnx", "stream"]
