@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from throughtime.conversion import convert, to_torch
     from throughtime.layers import GRU, LSTM, MGU, RNN
     from throughtime.lm.loaded import load
+    from throughtime.onnx.reading import from_keras, from_onnx
     from throughtime.steps import GRUCell, LSTMCell, MGUCell, RNNCell
     from throughtime.streaming import export_c, export_onnx, stream
 
@@ -36,6 +37,8 @@ __all__ = [
     "convert",
     "export_c",
     "export_onnx",
+    "from_keras",
+    "from_onnx",
     "init",
     "load",
     "stream",
@@ -47,6 +50,7 @@ _HOMES = {
     "backend": ["backends"],
     "conversion": ["convert", "to_torch"],
     "lm.loaded": ["load"],
+    "onnx.reading": ["from_keras", "from_onnx"],
     "steps": ["GRUCell", "LSTMCell", "MGUCell", "RNNCell"],
     "streaming": ["export_c", "export_onnx", "stream"],
 }

@@ -130,18 +130,53 @@ def attributes(node: Node, hidden_size: int, directions: Sequence[str]) -> dict[
     return made
 
 
-def arranged(tensor: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+def arranged(tensor: Tensor, blocks: tuple[Block, ...], count: int = 0) -> Tensor:
     """Return a matrix, or a vector, whose blocks of rows are those of another.
 
     Args:
         tensor: (G·H, ·) or (G·H,).
         blocks: For each block of the result, where it lies.
+        count: G; 0 where the last block is one of those.
 
     Example:
         >>> arranged(torch.tensor([1.0, 2.0]), (Block(1), Block(0, is_negated=True)))
         tensor([ 2., -1.])
     """
-    count = 1 + max(block.place for block in blocks)
+    count = count or 1 + max(block.place for block in blocks)
     rows = int(tensor.shape[0]) // count  # where a graph is traced, sizes are tensors
     parts = [tensor[place * rows : (place + 1) * rows] for place in range(count)]
     return torch.cat([-parts[block.place] if block.is_negated else parts[block.place] for block in blocks])
+
+
+class Origin(NamedTuple):
+    """How somebody else's weights lie: of each of our gates, where it lies there, of so many; and of our peepholes, of three."""
+
+    gates: tuple[Block, ...]
+    gate_count: int
+    peepholes: tuple[Block, ...] = ()
+
+
+_FROM_Z_R_H = Origin((Block(1), Block(0), Block(2)), 3)
+ONNX = {
+    "RNN": Origin((Block(0),), 1),
+    "LSTM": Origin((Block(0), Block(2), Block(3), Block(1)), 4, (Block(0), Block(2), Block(1))),
+    "GRU": _FROM_Z_R_H,
+}
+# With `input_forget` an LSTM's f is 1 − i, whatever its own weights are.
+ONNX_INPUT_FORGET = Origin((Block(0), Block(0, True), Block(3), Block(1)), 4, (Block(0), Block(0, True), Block(1)))
+KERAS = {"rnn": Origin((Block(0),), 1), "lstm": Origin((Block(0), Block(1), Block(2), Block(3)), 4), "gru": _FROM_Z_R_H}
+
+
+def parameters(arrays: Arrays, origin: Origin) -> list[Parameters]:
+    """Return our parameters of each direction from a node's weights."""
+    made = []
+    for way in range(arrays.W.shape[0]):
+        w, r = (arranged(matrix[way], origin.gates, origin.gate_count) for matrix in (arrays.W, arrays.R))
+        own = Parameters(w, r)
+        if arrays.B is not None:
+            both = [arranged(half, origin.gates, origin.gate_count) for half in arrays.B[way].chunk(2)]
+            own = own._replace(bias_ih=both[0], bias_hh=both[1])
+        if arrays.P is not None:
+            own = own._replace(weight_ch=arranged(arrays.P[way], origin.peepholes, 3))
+        made.append(own)
+    return made

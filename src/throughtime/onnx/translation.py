@@ -45,9 +45,10 @@ def translate(request: Request) -> tuple[Tensor, list[Tensor]]:
     hidden = int(directions[0].initial[-1].shape[1])  # a trace has sizes as tensors
     initial = [torch.stack(part).to(dtype) for part in zip(*(d.initial for d in directions), strict=True)]
     lengths = None if request.lengths is None else request.lengths.to(torch.int32)
-    w, r, b, p = layout.arrays([d.parameters for d in directions], node)
-    weights = [None if a is None else a.to(dtype) for a in (w, r, b, p)]
-    inputs = [_read(request, dtype), *weights[:3], lengths, *initial, *weights[3:]]
+    w, r, b, p = [
+        None if array is None else array.to(dtype) for array in layout.arrays([d.parameters for d in directions], node)
+    ]
+    inputs = [_read(request, dtype), w, r, b, lengths, *initial, *([] if p is None else [p])]
     attributes = layout.attributes(node, hidden, ["reverse" if d.reverse else "forward" for d in directions])
     shapes = [(steps, ways, batch, hidden), *[(ways, batch, hidden)] * len(initial)]
     called = _Called(node.op, attributes, tuple(t is not None for t in inputs), tuple(shapes), dtype, request)
