@@ -8,6 +8,7 @@ Prints the tables of docs/torch.md. Every "works" is a comparison with a plain c
 import copy
 import io
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -159,6 +160,24 @@ def _scripted(make: Make) -> None:
     _same(torch.jit.script(model)(x), model(x))
 
 
+def _written_as_onnx(make: Make, *, dynamo: bool) -> None:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    model, x = _model(make)
+    other = torch.randn(9, 2, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.onnx"
+        if dynamo:
+            dims = {0: torch.export.Dim("T", min=1), 1: torch.export.Dim("B", min=1)}
+            torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=(dims,), verbose=False)
+        else:
+            axes = {"x": {0: "T", 1: "B"}}
+            torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    _same(torch.from_numpy(found), model(other))
+
+
 def _symbolic(make: Make) -> None:
     model, x = _model(make)
     traced: Any = torch.fx.symbolic_trace(model)
@@ -270,6 +289,8 @@ MACHINERY: dict[str, Callable[[Make], str | None]] = {
     "`torch.compile(fullgraph=True)`": _compiled,
     "`torch.export`, T and B dynamic": _exported,
     "`torch.jit.trace`": _traced,
+    "`torch.onnx.export(dynamo=True)`, T and B dynamic": partial(_written_as_onnx, dynamo=True),
+    "`torch.onnx.export(dynamo=False)`, T and B dynamic": partial(_written_as_onnx, dynamo=False),
     "`torch.jit.script`": _scripted,
     "`torch.fx.symbolic_trace`": _symbolic,
     "`torch.func.vmap`": _mapped,

@@ -63,9 +63,12 @@ def test_whatever_fails_otherwise_is_wrong():
     assert [o.split(":")[0] for o in outcomes] == ["wrong", "wrong", "refused", "works"]
 
 
-def test_the_examples_run():
+def test_the_examples_run(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="the extra throughtime[onnx] isn't installed")
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(block, names)
     assert type(names["known"][0]) is torch.nn.LSTM
+    assert repr(names["layers"]) == "{'all_0': GRU(5, 8)}"
     assert [part.requires_grad for part in names["learned"]] == [True, True]

@@ -305,7 +305,7 @@ def from_keras(
     each = [_of_keras(own, origin.gate_count, has_two) for own in directions]
     if len({tuple(None if a is None else (a.shape, a.dtype) for a in one) for one in each}) > 1:
         raise InputError("the weights of the two directions differ in shape; expected the same")
-    w, r = (torch.stack([one[place] for one in each]) for place in (0, 1))
+    w, r = torch.stack([own[0] for own in each]), torch.stack([own[1] for own in each])
     b = [one[2] for one in each if one[2] is not None]
     joined = layout.Arrays(w, r, torch.stack(b) if b else None, None)
     options: dict[str, Any] = {"bias": joined.B is not None, "bidirectional": len(each) > 1, "batch_first": True}
