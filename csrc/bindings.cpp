@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "cotangents.h"
 #include "denormals.h"
@@ -277,6 +278,16 @@ struct PlainDirection {
   }
 };
 
+// Stretches of rows that all take part in each step.
+std::vector<Stretch> whole_stretches(long steps, long at_once, long batch) {
+  std::vector<Stretch> all;
+  for (long t = 0; t < steps; t += at_once) {
+    const long end = std::min(t + at_once, steps);
+    all.push_back({t, end, t * batch, end * batch});
+  }
+  return all;
+}
+
 // Layers on top of each other, over rows that all take part in each step, where nothing is kept for a backward pass: what the other
 // calls do for each layer, in one, since of a few steps Python would take the longest part. h and c, (layers * directions, B, .),
 // are the state before on entry, and after on return.
@@ -285,11 +296,7 @@ void forward_stack(int cell, int gates, bool is_variant, int threads, long steps
                    long hidden, long projected, int directions, Address x, const std::vector<Address>& weights, Address output,
                    Address h, Address c) {
   const long P = projected ? projected : hidden, wide = directions * P, count = weights.size() / weights_a_direction;
-  std::vector<Stretch> ahead;
-  for (long t = 0; t < steps; t += steps_at_once) {
-    const long end = std::min(t + steps_at_once, steps);
-    ahead.push_back({t, end, t * batch, end * batch});
-  }
+  const std::vector<Stretch> ahead = whole_stretches(steps, steps_at_once, batch);
   const std::vector<Stretch> back(ahead.rbegin(), ahead.rend());
   const long between = count > directions ? steps * batch * wide : 0;
   Block block(2 * Block::bytes<E>(between));
@@ -314,6 +321,110 @@ void forward_stack(int cell, int gates, bool is_variant, int threads, long steps
     rows = {out, wide, wide, nullptr};
   }
 }
+
+// One layer's two passes over rows that all take part in each step, with all arrays whole and given at once: what the other calls do
+// in parts, since of a few steps Python would take the longest one. Arrays of each direction stand one after the other: its weights;
+// what is saved, gates and kept; its state, h and c; each may be 0.
+template <class E>
+struct WholeLayer {
+  using T = Arithmetic<E>;
+  int cell, gates, threads;
+  long steps, batch, input, hidden, projected;
+  const std::vector<Address>&weights, &saved;
+
+  int directions() const { return static_cast<int>(weights.size() / weights_a_direction); }
+  long width() const { return projected ? projected : hidden; }
+
+  TypedLayout<E> direction(int way) const {
+    return layout<E>(cell, gates, way == 1, threads, steps, batch, hidden, projected, false, directions() * width());
+  }
+  const Address* weights_of(int way) const { return weights.data() + way * weights_a_direction; }
+  Input<E> rows(Address x) const { return {at<const E>(x), input, input, nullptr}; }
+
+  // `state` is the one before on entry, and after on return.
+  void forward(long at_once, Address x, Address output, const std::vector<Address>& state) const {
+    std::vector<PlainDirection<E>> own;
+    std::vector<ForwardPass<E>> passes;
+    for (int way = 0; way < directions(); ++way) {
+      {
+        nb::gil_scoped_release release;
+        own.emplace_back(direction(way), false, input, weights_of(way));
+      }
+      std::vector<Stretch> stretches = whole_stretches(steps, at_once, batch);
+      if (way) std::reverse(stretches.begin(), stretches.end());
+      passes.push_back(own[way].pass(std::move(stretches), rows(x), at<E>(output) + way * width(), at<E>(state[2 * way]),
+                                     at<E>(state[2 * way + 1])));
+      passes[way].loop.gates = at<E>(saved[2 * way]);
+      passes[way].loop.kept = at<E>(saved[2 * way + 1]);
+    }
+    run<E>(run_forward<E>, passes[0], directions() > 1 ? &passes[1] : nullptr);
+  }
+
+  // `sums`, the weights' gradients, are written to, and each direction's gradient of the input; `grad_state` is that of the state after
+  // on entry, and before on return.
+  void backward(long at_once, Address x, Address output, const std::vector<Address>& initial, Address grad_output,
+                const std::vector<Address>& grad_input, const std::vector<Address>& grad_state,
+                const std::vector<Address>& sums) const {
+    std::vector<std::unique_ptr<Packed<E>>> packed;
+    std::vector<BackwardPass<E>> passes;
+    for (int way = 0; way < directions(); ++way) {
+      const TypedLayout<E> s = direction(way);
+      {
+        nb::gil_scoped_release release;
+        packed.push_back(pack(s, way, grad_input[way]));
+        clear_sums(s, sums.data() + way * weights_a_direction);
+      }
+      std::vector<Stretch> stretches = whole_stretches(steps, at_once, batch);
+      if (!way) std::reverse(stretches.begin(), stretches.end());
+      BackwardPass<E> pass{std::move(stretches), {s}, std::nullopt, rows(x), packed[way]->weight_ih};
+      BackwardCall<E>& loop = pass.loop;
+      loop.gates = at<E>(saved[2 * way]), loop.kept = at<E>(saved[2 * way + 1]);
+      loop.output = at<E>(output) + way * width();
+      loop.grad_output = grad_output ? at<E>(grad_output) + way * width() : nullptr;
+      set(loop.grad_h, grad_state[2 * way]), set(loop.grad_c, grad_state[2 * way + 1]);
+      set(loop.initial_h, initial[2 * way]), set(loop.initial_c, initial[2 * way + 1]);
+      packed[way]->give_to(loop);
+      set(pass.grad_input, grad_input[way]);
+      take_sums(s, sums.data() + way * weights_a_direction, pass);
+      passes.push_back(std::move(pass));
+    }
+    run<E>(run_backward<E>, passes[0], directions() > 1 ? &passes[1] : nullptr);
+    for (int way = 0; way < directions(); ++way) copy_bias(passes[way], sums.data() + way * weights_a_direction);
+  }
+
+ private:
+  // The weights' places among a direction's.
+  enum { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr };
+
+  std::unique_ptr<Packed<E>> pack(const TypedLayout<E>& s, int way, bool needs_input) const {
+    const Address* from = weights_of(way);
+    const CellWeights<T> all{at<const T>(from[weight_hh]), at<const T>(from[weight_hr]), at<const T>(from[bias_ih]),
+                             at<const T>(from[bias_hh])};
+    return pack_backward<E>(s, input, all, needs_input ? at<const T>(from[weight_ih]) : nullptr);
+  }
+
+  void clear_sums(const TypedLayout<E>& s, const Address* sums) const {
+    const long rows = s.gates_width();
+    const auto clear_one = [&](Address sum, long count) {
+      if (sum) clear(at<char>(sum), count * sizeof(T), threads);
+    };
+    clear_one(sums[weight_ih], rows * input), clear_one(sums[weight_hh], rows * width());
+    clear_one(sums[bias_ih], rows), clear_one(sums[bias_hh], rows);
+    clear_one(sums[weight_hr], projected * hidden);
+  }
+
+  static void take_sums(const TypedLayout<E>& s, const Address* sums, BackwardPass<E>& pass) {
+    set(pass.sum_ih, sums[weight_ih]), set(pass.sum_hh, sums[weight_hh]), set(pass.sum_hr, sums[weight_hr]);
+    set(pass.sum_bias_ih, sums[bias_ih]);
+    if (s.facts.apart) set(pass.sum_bias_hh, sums[bias_hh]);
+  }
+
+  // Where the two biases have one gradient.
+  void copy_bias(const BackwardPass<E>& pass, const Address* sums) const {
+    if (sums[bias_hh] && !pass.sum_bias_hh)
+      memcpy(at<T>(sums[bias_hh]), pass.sum_bias_ih, sizeof(T) * pass.loop.gate_count * hidden);
+  }
+};
 
 template <class E>
 void bind_layout(nb::class_<TypedLayout<E>>& it) {
@@ -400,6 +511,34 @@ void bind_passes(nb::class_<TypedLayout<E>>& it) {
           "one"_a, "other"_a.none() = nb::none());
 }
 
+#define WHOLE_SIZES                                                                                              \
+  "cell"_a, "gates"_a, "threads"_a, "steps"_a, "batch"_a, "input"_a, "hidden"_a, "projected"_a, "weights"_a,    \
+      "saved"_a, "at_once"_a
+
+template <class E>
+void bind_whole(nb::class_<TypedLayout<E>>& it) {
+  using Addresses = std::vector<Address>;
+  it.def_static(
+        "forward_whole",
+        [](int cell, int gates, int threads, long steps, long batch, long input, long hidden, long projected,
+           const Addresses& weights, const Addresses& saved, long at_once, Address x, Address output, const Addresses& state) {
+          WholeLayer<E>{cell, gates, threads, steps, batch, input, hidden, projected, weights, saved}.forward(at_once, x, output,
+                                                                                                              state);
+        },
+        nb::kw_only(), WHOLE_SIZES, "x"_a, "output"_a, "state"_a)
+      .def_static(
+          "backward_whole",
+          [](int cell, int gates, int threads, long steps, long batch, long input, long hidden, long projected,
+             const Addresses& weights, const Addresses& saved, long at_once, Address x, Address output,
+             const Addresses& initial, Address grad_output, const Addresses& grad_input, const Addresses& grad_state,
+             const Addresses& sums) {
+            WholeLayer<E>{cell, gates, threads, steps, batch, input, hidden, projected, weights, saved}.backward(
+                at_once, x, output, initial, grad_output, grad_input, grad_state, sums);
+          },
+          nb::kw_only(), WHOLE_SIZES, "x"_a, "output"_a, "initial"_a, "grad_output"_a, "grad_input"_a, "grad_state"_a,
+          "sums"_a);
+}
+
 template <class E>
 void bind(nb::module_& module, const char* name) {
   using T = Arithmetic<E>;
@@ -411,6 +550,7 @@ void bind(nb::module_& module, const char* name) {
   bind_layout(layout);
   bind_packing(layout);
   bind_passes(layout);
+  if constexpr (std::is_same_v<E, T>) bind_whole(layout);
   layout
       .def(
           "add_up",

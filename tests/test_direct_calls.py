@@ -67,12 +67,9 @@ def plans(monkeypatch) -> list:
     """The plans made from now on."""
     made = []
 
-    class Noted(backend.Plan):
-        def __init__(self, *given) -> None:
-            made.append(self)
-            super().__init__(*given)
-
-    monkeypatch.setattr(backend, "Plan", Noted)
+    for kind in ("Plan", "WholePlan"):
+        plan = getattr(backend, kind)
+        monkeypatch.setattr(backend, kind, lambda request, plan=plan: made.append(made) or plan(request))
     return made
 
 
@@ -151,16 +148,18 @@ def test_both_passes_share_a_plan_and_a_third_has_its_own(plans, options, length
     assert len(plans) == 2
 
 
-def test_a_plan_is_made_anew_for_other_memory(plans):
-    case = Case()
+@pytest.mark.parametrize(("lengths", "made"), [(True, 3), (False, 2)])  # without, a plan says nothing of memory
+def test_a_plan_is_made_anew_for_other_memory(plans, lengths, made):
+    case = Case(lengths=lengths)
     expected = case.run()
     with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, Tensor.clone):
         assert same(expected, case.run())
-    assert len(plans) == 3
+    assert len(plans) == made
 
 
-def test_a_plan_is_made_anew_for_other_threads(plans):
-    case, threads = Case(), torch.get_num_threads()
+@pytest.mark.parametrize("lengths", [False, True])
+def test_a_plan_is_made_anew_for_other_threads(plans, lengths):
+    case, threads = Case(lengths=lengths), torch.get_num_threads()
     output, final = case.forward()
     try:
         torch.set_num_threads(threads + 1)

@@ -9,6 +9,7 @@ from throughtime.kernels import native as kernels
 from throughtime.kernels.layout import count_segments
 from throughtime.kernels.native import arithmetic_of
 from throughtime.kernels.plan import Plan
+from throughtime.kernels.whole import WholePlan, is_whole
 from throughtime.request import Gradient, Request, Result, check, check_kinds
 
 
@@ -54,10 +55,10 @@ def backward(
     return Plan(request).backward(request, grad_output, grad_final, output, saved, needs_input)
 
 
-def shared_plan(request: Request) -> Plan:
+def shared_plan(request: Request) -> Plan | WholePlan:
     """Return what both passes over a request share."""
     _check(request)
-    return Plan(request)
+    return WholePlan(request) if is_whole(request) else Plan(request)
 
 
 def fake_saved(request: Request) -> list[Tensor]:
