@@ -162,33 +162,36 @@ def medians(steps: dict[Any, Step], turns: int) -> dict[Any, float]:
     return {key: statistics.median(taken) for key, taken in seconds.items()}
 
 
+def compiled_share(cell: str, option: Option, dtype: str, turns: int) -> float:
+    """Return what a compiled step takes, times an eager one; each is compiled as the first of its kind."""
+    torch._dynamo.reset()
+    eager, compiled = Step(cell, option, dtype), Step(cell, option, dtype)
+    compiled.forward = torch.compile(compiled.layer)
+    taken = medians({"eager": eager, "compiled": compiled}, turns)
+    return taken["compiled"] / taken["eager"]
+
+
 def sweep(cell: str, turns: int, compiles: bool) -> list[tuple[float, str]]:
     """Print a cell's table; return what has a limit, as shares of it."""
     steps: dict[Any, Step] = {}
     for name, option in OPTIONS.items():
         for dtype in TOLERANCE if cell in option.cells else ():
-            steps[name, dtype, "eager"] = step = Step(cell, option, dtype)
+            steps[name, dtype] = step = Step(cell, option, dtype)
             step.check()
-            if compiles and dtype in COMPILED and "packed" not in option.called:
-                torch._dynamo.reset()
-                steps[name, dtype, "compiled"] = compiled = Step(cell, option, dtype)
-                compiled.forward = torch.compile(compiled.layer)
-                compiled.run()
     taken = medians(steps, turns)
-    plain, judged = taken["plain", "float32", "eager"], []
+    plain, judged = taken["plain", "float32"], []
     has_bfloat16 = "bf16" in throughtime.backends().get("native", "")
     print(f"\n{cell.upper():24}{'':14}      ms  × plain  × float32  compiled × eager")
-    for (name, dtype, how), seconds in taken.items():
-        if how == "compiled":
-            continue
-        by_float32, compiled = seconds / taken[name, "float32", "eager"], taken.get((name, dtype, "compiled"))
+    for (name, dtype), seconds in taken.items():
+        by_float32 = seconds / taken[name, "float32"]
         most = limit(name, dtype, has_bfloat16)
+        is_compiled = compiles and dtype in COMPILED and "packed" not in OPTIONS[name].called
+        share = compiled_share(cell, OPTIONS[name], dtype, turns) if is_compiled else None
         line = f"{name:24}{dtype:14}{seconds * 1e3:8.2f}  {seconds / plain:7.2f}  {by_float32:9.2f}"
-        print(line + (f"  {compiled / seconds:16.2f}" if compiled else ""), flush=True)
+        print(line + (f"  {share:16.2f}" if share else ""), flush=True)
         if most is not None:
             judged.append((by_float32 / most, f"{cell} {name}, {dtype}: {by_float32:.2f} × float32, at most {most}"))
-        if compiled:
-            share = compiled / seconds
+        if share:
             judged.append((share / 1.1, f"{cell} {name}, {dtype}: compiled {share:.2f} × eager, at most 1.1"))
     return judged
 
