@@ -33,10 +33,16 @@ def arguments(layer, steps: int, rows: int, lengths: Sequence[int] | None = None
     return x, torch.tensor([steps, 0, *[1] * rows][:rows] if lengths is None else lengths), *states
 
 
-def exported(model: nn.Module, given: tuple[Tensor, ...], dynamo: bool, batch_first: bool = False) -> onnx.ModelProto:
-    """Return a model as ONNX, of any number of steps and rows, checked by ONNX's own checker."""
+def exported(
+    model: nn.Module,
+    given: tuple[Tensor, ...],
+    dynamo: bool,
+    batch_first: bool = False,
+    axes: list[dict[int, str]] | None = None,
+) -> onnx.ModelProto:
+    """Return a model as ONNX, of any number of steps and rows, checked by ONNX's own checker; `axes` name those of each input."""
     steps, rows = (1, 0) if batch_first else (0, 1)
-    axes = [{steps: "T", rows: "B"}, {0: "B"}, *[{1: "B"}] * (len(given) - 2)][: len(given)]
+    axes = axes or [{steps: "T", rows: "B"}, {0: "B"}, *[{1: "B"}] * (len(given) - 2)][: len(given)]
     names = list(NAMES[: len(given)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -20,7 +20,12 @@ def lines(name: str) -> list[str]:
 
 
 ROWS = [
-    pytest.param(name, line, id=re.sub(r"\W+", " ", f"{name} {line.split(' | ')[0]}").strip())
+    pytest.param(
+        name,
+        line,
+        id=re.sub(r"\W+", " ", f"{name} {line.split(' | ')[0]}").strip(),
+        marks=[pytest.mark.slow, pytest.mark.timeout(900)] if "dynamo=True" in line else [],
+    )
     for name in TABLES
     for line in lines(name)[2:]
 ]

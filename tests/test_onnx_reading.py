@@ -203,6 +203,33 @@ def test_what_no_layer_is_is_refused_by_name(options, said):
         throughtime.from_onnx(model)
 
 
+def _spoilt(tensor):
+    tensor.raw_data = tensor.raw_data[:-2]
+
+
+@pytest.mark.parametrize(
+    ("before", "spoil", "said"),
+    [
+        # A stranger's file of a hundred bytes may ask for a terabyte.
+        (helper.make_node("ConstantOfShape", ["size"], ["W"]), None, "has W = 'W', which hangs on an input"),
+        (helper.make_node("Identity", ["W2"], ["W"]), None, "has W = 'W', which hangs on an input"),
+        (helper.make_node("Reshape", ["R", "size"], ["W"]), None, r"node 'W' \(Reshape\) can't be computed"),
+        (helper.make_node("Identity", ["W"], ["W"]), None, "hangs on its own output"),
+        (None, _spoilt, "tensor 'W' can't be read"),
+    ],
+)
+def test_weights_that_can_not_be_had_are_refused_by_name(before, spoil, said):
+    held = {"size": np.array([1 << 20, 1 << 20])}
+    model = _model(before=[before] if before else (), held=held)
+    first = next(tensor for tensor in model.graph.initializer if tensor.name == "W")
+    if spoil is not None:
+        spoil(first)
+    else:
+        model.graph.initializer.remove(first)
+    with pytest.raises(throughtime.InputError, match=said):
+        throughtime.from_onnx(model)
+
+
 def test_files_that_are_none_are_refused(tmp_path):
     with pytest.raises(throughtime.InputError, match="can't be read: No such file"):
         throughtime.from_onnx(tmp_path / "none.onnx")

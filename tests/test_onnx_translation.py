@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import throughtime
@@ -136,13 +137,45 @@ class Masked(nn.Module):
         return self.layer(x, mask=mask)[0]
 
 
-def test_a_mask_is_read_when_the_file_runs_not_when_it_is_written():
-    model = Masked(throughtime.LSTM(5, 4)).eval()
+@pytest.mark.parametrize("exporter", ["traced", pytest.param("dynamo", marks=pytest.mark.slow)])
+def test_a_mask_is_read_when_the_file_runs_not_when_it_is_written(exporter):
+    model = Masked(throughtime.GRU(5, 4, bidirectional=True)).eval()
     whole = torch.ones(6, 3, dtype=torch.bool)
-    made = exported(model, (torch.randn(6, 3, 5), whole), dynamo=False)
-    for mask in (whole, torch.rand(6, 3) < 0.5):
-        x = torch.randn(6, 3, 5)
+    made = exported(model, (torch.randn(6, 3, 5), whole), EXPORTERS[exporter], axes=[{0: "T", 1: "B"}] * 2)
+    for mask in (whole, torch.rand(6, 3) < 0.5, torch.rand(9, 2) < 0.5, torch.zeros(4, 1, dtype=torch.bool)):
+        x = torch.randn(*mask.shape, 5)
         same(computed(made, (x, mask)), (model(x, mask),))
+
+
+class Twice(nn.Module):
+    """A layer that computes under autocast, whose weights are parametrized, and that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = parametrizations.weight_norm(throughtime.GRU(5, 5), "weight_hh_l0")
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layer(self.layer(x)[0].float())[0].float()
+
+
+def test_shared_and_parametrized_layers_are_exported_under_autocast():
+    model, x = Twice().eval(), torch.randn(6, 3, 5)
+    made = exported(model, (x,), dynamo=False)
+    assert len(recurrent(made)) == 2
+    other = torch.randn(9, 2, 5)
+    same(computed(made, (other,)), (model(other),), 0.05)
+
+
+def test_a_single_sequence_and_lengths_of_another_type_are_exported():
+    layer = throughtime.LSTM(5, 4).eval()
+    model = Calling(layer, lambda layer, x: layer(x[:, 0])[0]).eval()
+    x = torch.randn(6, 1, 5)
+    same(computed(exported(model, (x,), dynamo=False), (x,)), (model(x),))
+    model, x = Layer(layer).eval(), torch.randn(6, 3, 5)
+    made = exported(model, (x, torch.tensor([6, 2, 1], dtype=torch.int32)), dynamo=False)
+    given = torch.randn(9, 2, 5), torch.tensor([9, 0], dtype=torch.int32)
+    same(computed(made, given), model(*given))
 
 
 class Cast(nn.Module):
@@ -206,6 +239,7 @@ REFUSED = {
         _plain,
         True,
     ),
+    "weight drop": (lambda: throughtime.RNN(5, 4, weight_drop=0.1), _plain, True),
     "resets": (lambda: throughtime.LSTM(5, 4), _reset, False),
     "packed input; give lengths=": (lambda: throughtime.LSTM(5, 4), _packed, False),
 }
@@ -218,7 +252,9 @@ def test_what_no_node_computes_is_refused_by_name(named):
     mode = torch.onnx.TrainingMode.TRAINING if trains else torch.onnx.TrainingMode.EVAL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(throughtime.InputError, match=f"has no {named}"):
+        with pytest.raises(
+            throughtime.InputError, match=f"has no {named}|weight_drop, can't be exported; call model.eval"
+        ):
             torch.onnx.export(model, (torch.randn(6, 3, 5),), io.BytesIO(), dynamo=False, training=mode)
 
 

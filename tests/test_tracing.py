@@ -90,8 +90,10 @@ def test_a_traced_graph_decides_nothing_by_the_values_it_was_traced_with():
     model = Called(lambda own, x, h, mask, reset: own.layer(x, h, mask=mask, reset=reset), layer=layer)
     whole, none = torch.ones(6, 3, dtype=torch.bool), torch.zeros(6, 3, dtype=torch.bool)
     traced = torch.jit.trace(model, (x, state, whole, none))
-    marks = torch.rand(6, 3) < 0.6, torch.rand(6, 3) < 0.3
-    same(traced(x, state, *marks), model(x, state, *marks))
+    for steps, rows in ((6, 3), (9, 2), (1, 1)):
+        given = torch.randn(steps, rows, 5), torch.randn(1, rows, 4), torch.rand(steps, rows) < 0.6
+        reset = torch.rand(steps, rows) < 0.3
+        same(traced(*given, reset), model(*given, reset))
     model = Called(lambda own, ids: own.layer(ids, embedding=own.rows.weight), layer=layer, rows=nn.Embedding(7, 5))
     traced = torch.jit.trace(model, torch.randint(7, (6, 3)))
     few = torch.randint(7, (2, 1))

@@ -79,9 +79,9 @@ class _Cut(NamedTuple):
     def take(self, tensor: Tensor) -> Tensor:
         """Return (T, K · B, ·) of (T, B, ·): each piece from its first step on. What comes after it doesn't matter."""
         pieces, rows = self.starts.shape
-        places = (self.steps[..., None] + self.starts).clamp(max=len(self.steps) - 1) * rows
+        places = (self.steps[..., None] + self.starts).clamp(max=self.steps.shape[0] - 1) * rows
         places = places + torch.arange(rows, device=places.device)
-        return rows_at(tensor, places).view(len(self.steps), pieces * rows, *tensor.shape[2:])
+        return rows_at(tensor, places).view(self.steps.shape[0], pieces * rows, *tensor.shape[2:])
 
     def begin(self, state: Tensor, fresh: Tensor) -> Tensor:
         """Return the pieces' initial states (L · directions, K · B, ·)."""
@@ -104,7 +104,7 @@ class _Cut(NamedTuple):
         assert isinstance(piece, Tensor)
         local = self.steps - self.starts.gather(0, piece)
         places = local * (pieces * rows) + piece * rows + torch.arange(rows, device=piece.device)
-        return rows_at(output, places).view(len(self.steps), rows, -1)
+        return rows_at(output, places).view(self.steps.shape[0], rows, -1)
 
     def end(self, final: Tensor) -> Tensor:
         """Return the rows' final states (L · directions, B, ·) of the pieces'."""

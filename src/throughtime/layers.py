@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 from torch.nn.utils.rnn import PackedSequence
 
-from throughtime import direct, episodes, quantization, spec, stack
+from throughtime import direct, episodes, quantization, spec, stack, watching
 from throughtime.arguments import (
     as_tensor,
     check_dropout,
@@ -364,6 +364,8 @@ class Recurrent(RNNBase):
             weights = in_one_dtype(weights)
         if not self.weight_drop or not self.training:
             return weights
+        if watching.is_exported_to_onnx():
+            raise InputError("a layer in training, with weight_drop, can't be exported; call model.eval() first")
         return [p._replace(weight_hh=self._dropped(p.weight_hh)) for p in weights]
 
     def _dropped(self, weight: Tensor) -> Tensor:

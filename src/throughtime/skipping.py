@@ -28,7 +28,7 @@ class Skipping(NamedTuple):
         values = watching.values(mask)
         if values is mask and watching.has_values(mask) and not (mask[1:] & ~mask[:-1]).any():
             return cls(mask, None)
-        read, steps = mask.long().cumsum(0), torch.arange(len(mask), device=mask.device)[:, None]
+        read, steps = mask.long().cumsum(0), torch.arange(mask.shape[0], device=mask.device)[:, None]
         places = torch.where(mask, read - 1, read[-1] + steps - read)
         return cls(mask, torch.zeros_like(places).scatter(0, places, steps.expand_as(places)))
 

@@ -16,6 +16,11 @@ from throughtime.onnx.library import package
 _NEEDED_BY = "throughtime.from_onnx"
 _OPS = ("RNN", "LSTM", "GRU")
 _DTYPES = (torch.float32, torch.float64, torch.float16)
+# What arranges weights, and makes no more of a file than it holds: a stranger's file may ask for anything.
+_ARRANGING = {
+    *("Cast", "Concat", "Constant", "DequantizeLinear", "Flatten", "Gather", "Identity", "Mul"),
+    *("Neg", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
 
 
 class Reversed(nn.Module):
@@ -72,8 +77,9 @@ class FromOnnx(NamedTuple):
 def from_onnx(model: Any) -> dict[str, FromOnnx]:
     """Return a layer for each RNN, LSTM and GRU node of an ONNX model, by the node's name, or its first output's where it has none.
 
-    Weights may be initialisers, constants, or what other nodes make of those. What the node is given as lengths or a state by other
-    nodes, or by who runs the model, is yours to give to the layer. Graphs within nodes (If, Loop, Scan) and functions aren't read.
+    Weights may be initialisers, constants, or those as other nodes arrange them (Concat, Slice, Transpose, …). What the node is
+    given as lengths or a state by other nodes, or by who runs the model, is yours to give to the layer. Graphs within nodes (If,
+    Loop, Scan) and functions aren't read.
 
     Args:
         model: A path, or an `onnx.ModelProto`.
@@ -113,7 +119,7 @@ def _load(onnx: Any, path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from None
     except Exception as error:  # protobuf's own
-        raise InputError(f"{path} is no ONNX model: {str(error).splitlines()[0] if str(error) else error!r}") from None
+        raise InputError(f"{path} is no ONNX model: {_first_line(error)}") from None
 
 
 class _Constants:
@@ -135,7 +141,10 @@ class _Constants:
                 waiting.pop()
                 continue
             if last in self.tensors:
-                self.known[last] = self.onnx.numpy_helper.to_array(self.tensors[last])
+                try:
+                    self.known[last] = self.onnx.numpy_helper.to_array(self.tensors[last])
+                except Exception as error:
+                    raise InputError(f"the ONNX model's tensor {last!r} can't be read: {_first_line(error)}") from None
                 continue
             node = self.makers.get(last)
             if node is None:
@@ -154,15 +163,18 @@ class _Constants:
     def _compute(self, node: Any, before: list[str]) -> None:
         values = {given: self.known[given] for given in before}
         outputs = [output for output in node.output if output]
-        if any(value is None for value in values.values()) or node.op_type in _OPS:
+        is_known = node.op_type in _ARRANGING and not any(value is None for value in values.values())
+        if not is_known or (node.domain not in ("", "ai.onnx")):
             self.known |= dict.fromkeys(outputs)
             return
         evaluator = package("onnx.reference", _NEEDED_BY).ReferenceEvaluator
         opsets = {opset.domain: opset.version for opset in self.model.opset_import}
         try:
-            made = evaluator(node, opsets=opsets, functions=list(self.model.functions)).run(None, values)
-        except Exception:  # of an operator that onnx doesn't evaluate: the weights aren't known then
-            made = [None] * len(outputs)
+            made = evaluator(node, opsets=opsets).run(None, values)
+        except Exception as error:
+            raise InputError(
+                f"the ONNX model's node {node.name or outputs[0]!r} ({node.op_type}) can't be computed: {_first_line(error)}"
+            ) from None
         self.known |= dict(zip(outputs, made, strict=False))
 
 
@@ -181,7 +193,7 @@ class _Node:
             raise InputError(
                 f"{self.called} has direction {self.direction!r}; expected forward, reverse or bidirectional"
             )
-        if self.said.get("clip"):
+        if "clip" in self.said:
             raise InputError(
                 f"{self.called} clips at {self.said['clip']:g}; expected one that doesn't, as layers don't"
             )
@@ -350,6 +362,10 @@ def _tensor(array: Any) -> Tensor:
         return torch.from_numpy(np.array(array))
     except TypeError as error:
         raise InputError(f"an array is of {np.asarray(array).dtype}; expected numbers that torch has") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _text(value: Any) -> str:
