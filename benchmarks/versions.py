@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from typing import IO, Any
 
 SLOWER = 1.03  # from which a case counts as slower
@@ -86,8 +87,27 @@ class Installation:
         print(line, file=into, flush=True)
         answer = out.readline()
         if not answer:
-            raise SystemExit(f"{self._process.args[0]} ended with exit code {self._process.wait()}")  # type: ignore[index]
+            raise SystemExit(f"an interpreter ended with exit code {self._process.wait()}")
         return float(answer)
+
+    def close(self) -> None:
+        """End the interpreter."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def compare(both: list[Installation], chosen: list[tuple[str, tuple[Any, ...]]], turns: int) -> list[str]:
+    """Print each case's ratio and times; return the names of those that are slower."""
+    slower = []
+    for name, case in chosen:
+        for one in both:
+            one.seconds(f"case{case!r}")
+        times = [[one.seconds("") for one in both] for _ in range(turns)]
+        before, after = (statistics.median(each) for each in zip(*times, strict=True))
+        print(f"{after / before:6.3f}  {before * 1e3:9.3f}  {after * 1e3:9.3f} ms  {name}", flush=True)
+        if after / before > SLOWER:
+            slower.append(name)
+    return slower
 
 
 def main() -> int:
@@ -99,18 +119,12 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     given = parser.parse_args()
-    both = [Installation(python, given.threads) for python in (given.before, given.after)]
-    slower = []
-    for name, case in cases():
-        if given.match not in name:
-            continue
-        for one in both:
-            one.seconds(f"case{case!r}")
-        turns = [[one.seconds("") for one in both] for _ in range(given.turns)]
-        before, after = (statistics.median(times) for times in zip(*turns, strict=True))
-        print(f"{after / before:6.3f}  {before * 1e3:9.3f}  {after * 1e3:9.3f} ms  {name}", flush=True)
-        if after / before > SLOWER:
-            slower.append(name)
+    with ExitStack() as open_ones:
+        both = [
+            open_ones.enter_context(closing(Installation(python, given.threads)))
+            for python in (given.before, given.after)
+        ]
+        slower = compare(both, [case for case in cases() if given.match in case[0]], given.turns)
     print(f"{len(slower)} slower by more than {SLOWER - 1:.0%}" + "".join(f"\n  {name}" for name in slower))
     return bool(slower)
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import throughtime
-from benchmarks import equal_budget, installation, step
+from benchmarks import equal_budget, installation, options, step, sweep, versions
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
@@ -245,3 +246,80 @@ def test_steps_are_checked_and_timed_beside_the_floor(capsys):
     step.check(right, x[:1], answer)
     with pytest.raises(SystemExit, match="float32 errs by"):
         step.check(right, x[:1], answer + 0.001)
+
+
+def test_a_sweep_draws_the_same_points_again_and_within_its_bounds():
+    drawn = list(sweep.points("lstm", 50, 0))
+    assert drawn == list(sweep.points("lstm", 50, 0))
+    assert drawn != list(sweep.points("lstm", 50, 1))
+    for point in drawn:
+        assert 1 <= point.batch <= 256
+        assert 1 <= point.steps <= 1000
+        assert 1 <= point.inputs <= 512
+        assert 16 <= point.hidden <= 1024
+        assert point.operations <= sweep.MOST
+    assert {point.layers for point in drawn} == {1, 2}
+    assert {point.training for point in drawn} == {True, False}
+
+
+def test_a_points_operations_are_those_of_its_products():
+    point = sweep.Point("gru", batch=2, steps=5, inputs=3, hidden=4, layers=2, training=False)
+    assert point.operations == 2 * 2 * 5 * (12 * (3 + 4) + 12 * (4 + 4))
+    assert sweep.Point(*list(vars(point).values())[:-1], training=True).operations == 3 * point.operations
+
+
+def test_a_sweep_times_what_is_right_and_names_the_slow_and_the_wrong(monkeypatch):
+    point = sweep.Point("rnn", batch=2, steps=3, inputs=4, hidden=16, layers=1, training=True)
+    timed = sweep.time_one(point, 0.01)
+    assert not timed.wrong
+    assert timed.ours > 0
+    monkeypatch.setattr(Problem, "by_us", lambda self: lambda: [result + 0.1 for result in self.by_torch()()])
+    assert "throughtime: result 0 errs by" in sweep.time_one(point, 0.01).wrong
+    lines = sweep.summary(
+        "rnn", [sweep.Timed(point, 2.0, 1.0), sweep.Timed(point, 1.0, 2.0), sweep.Timed(point, wrong="it errs")]
+    )
+    assert lines[0].endswith("training: it errs")
+    assert "ours 1.00 (geometric mean of 2 points), 1 below 0.95 at T > 1; the worst 0.50" in lines[1]
+    assert lines[2].startswith("   0.50   2000.000 ms  rnn B2 T3 I4 H16 L1, training")
+
+
+@pytest.mark.parametrize("name", options.OPTIONS)
+def test_an_option_is_checked_before_it_is_timed(name, monkeypatch):
+    monkeypatch.setattr(options, "STEPS", 12)
+    monkeypatch.setattr(options, "HIDDEN", 80)
+    option = options.OPTIONS[name]
+    step = options.Step(option.cells[0], option, "float32")
+    step.check()
+    assert options.medians({"one": step}, 1)["one"] > 0
+    monkeypatch.setitem(options.TOLERANCE, "float32", -1.0)
+    with pytest.raises(SystemExit, match=r"in float32 is .* away from the equations"):
+        step.check()
+
+
+def test_an_options_limit_is_that_of_its_dtype():
+    assert options.limit("plain", "float64", True) == 2.2
+    assert options.limit("layer_norm", "bf16 autocast", True) == 0.8
+    assert options.limit("layer_norm", "bf16 autocast", False) == 1.3
+    assert options.limit("both ways", "bfloat16", True) == 1.2
+    assert options.limit("reset", "f16 autocast", True) == 1.3
+    assert options.limit("plain", "float32", True) is None
+
+
+def test_two_installations_are_compared_in_turns(capsys, monkeypatch):
+    smallest = "RNN B4 T20 I16 H32, the smallest, training"
+    given = ["versions", sys.executable, sys.executable, "--match", smallest, "--turns", "3"]
+    monkeypatch.setattr(sys, "argv", given)
+    monkeypatch.setattr(versions, "SLOWER", 1e9)
+    assert versions.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(smallest)
+    assert lines[1].startswith("0 slower by more than")
+    monkeypatch.setattr(versions, "SLOWER", 0.0)
+    assert versions.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"  {smallest}"
+
+
+def test_an_interpreter_that_fails_ends_the_comparison():
+    python = versions.Installation(sys.executable, 1)
+    with contextlib.closing(python), pytest.raises(SystemExit, match="an interpreter ended with exit code"):
+        python.seconds("case('NoSuchLayer', 1, 1, 1, 1, 'training', {})")
