@@ -49,6 +49,10 @@ int main(int count, char **given) {
   double nats = 0;
   unsigned long random = 1;
 
+  if (size == sizeof text && getchar() != EOF) {
+    fprintf(stderr, "the text is longer than %lu bytes\n", (unsigned long)sizeof text);
+    return 2;
+  }
   model_reset(&state);
   while (at < size) {
     const int id = token_of(text + at, size - at, &length);

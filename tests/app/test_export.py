@@ -31,6 +31,8 @@ def test_a_program_in_c_measures_what_eval_measures_and_writes(throughtime, run,
     assert abs(found - expected) < (2e-4 if precision == "float32" else 5e-3)
     assert tokens == 199
     assert len(done.stdout.decode()) == 41
+    done = subprocess.run([tmp_path / "read_text"], input=b" " * (2**20 + 1), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2, b"the text is longer than 1048576 bytes\n")
 
 
 def test_a_script_is_told_what_was_written(throughtime, run, tmp_path):

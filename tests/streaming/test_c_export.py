@@ -1,6 +1,8 @@
 """Models as C files: compiled without a warning, and compared with the layers and the engine."""
 
 import ctypes
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -123,7 +125,7 @@ def _arguments(layer):
 @needs_compiler
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize("flags", [("-O0",), ("-O3", "-ffp-contract=fast")], ids=str)
+@pytest.mark.parametrize("flags", [("-O0",), ("-O3", "-ffp-contract=fast"), ("-O3", "-ffast-math")], ids=str)
 def test_whole_models_in_both_precisions_with_every_compiler(compiler, precision, flags, tmp_path):
     torch.manual_seed(1)
     model = nn.Sequential(throughtime.GRU(3, 20, num_layers=2), nn.Dropout(0.5), nn.Linear(20, 7)).eval()
@@ -140,6 +142,20 @@ def test_whole_models_in_both_precisions_with_every_compiler(compiler, precision
             np.abs(built.feed(x) - engine.feed(x)) < 2e-6
         )  # the same steps of 127, but for what rounding takes across a half
         assert close.mean() > 0.9
+
+
+@needs_kernels
+@pytest.mark.skipif("gcc" not in COMPILERS or platform.machine() != "x86_64", reason="there is no gcc for x87")
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_arithmetic_wider_than_float(precision, tmp_path):
+    """As compilers for 32-bit x86 have it by default."""
+    torch.manual_seed(1)
+    model = nn.Sequential(throughtime.LSTM(3, 20), nn.Linear(20, 7)).eval()
+    done = throughtime.export_c(model, tmp_path / "m.c", precision=precision)
+    x = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    found = Built(done.path, "m", compiler="gcc", flags=("-std=gnu99", "-O2", "-mfpmath=387")).feed(x)
+    expected = throughtime.stream(model, precision=precision).feed(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 if precision == "float32" else 5e-3)
 
 
 @needs_kernels
@@ -220,10 +236,10 @@ def test_another_kind_of_processor(precision, tmp_path):
 
 @needs_compiler
 def test_texts_of_tokens_are_any_bytes(tmp_path):
-    texts = [b"", b'??/\x00\\"%', "가".encode(), b"a1"]
-    done = throughtime.export_c(throughtime.RNN(4, 3), tmp_path / "t.c", ids=True, texts=texts)
+    texts = [b"", b'??/\x00\\"%', "가".encode(), b"a1", b"\x00\xff" * 5000]
+    done = throughtime.export_c(throughtime.RNN(5, 3), tmp_path / "t.c", ids=True, texts=texts)
     built = ctypes.CDLL(str(Built(done.path, "t", reads_ids=True).library))
-    found = (ctypes.c_char_p * 4).in_dll(built, "t_text"), (ctypes.c_ushort * 4).in_dll(built, "t_lengths")
+    found = (ctypes.c_char_p * 5).in_dll(built, "t_text"), (ctypes.c_ushort * 5).in_dll(built, "t_lengths")
     assert list(found[1]) == [len(text) for text in texts]
     assert [
         ctypes.string_at(ctypes.cast(found[0], ctypes.POINTER(ctypes.c_void_p))[k], len(t)) for k, t in enumerate(texts)
@@ -234,18 +250,149 @@ def test_texts_of_tokens_are_any_bytes(tmp_path):
         throughtime.export_c(throughtime.RNN(4, 3), tmp_path / "t.c", ids=True, texts=texts[:2])
     with pytest.raises(InputError, match="expected none, as it reads no ids"):
         throughtime.export_c(throughtime.RNN(4, 3), tmp_path / "t.c", texts=texts)
+    with pytest.raises(InputError, match=r"texts\[1\] is str; expected bytes"):
+        throughtime.export_c(throughtime.RNN(2, 3), tmp_path / "t.c", ids=True, texts=[b"a", "b"])
 
 
 def test_names_are_made_of_files_names(tmp_path):
-    for file, name in {"my-model.c": "my_model", "3.c": "model_3", "int.c": "model_int"}.items():
+    files = {
+        "my-model.c": "my_model",
+        "3.c": "model_3",
+        "int.c": "model_int",
+        "class.c": "model_class",
+        "NULL.c": "model_NULL",
+        "_Bool.c": "model_Bool",
+        "__x.c": "model_x",
+        "가.c": "model",
+        ".c": "model_c",
+    }
+    for file, name in files.items():
         assert throughtime.export_c(throughtime.RNN(2, 3), tmp_path / file).name == name
 
 
-@pytest.mark.parametrize("name", ["my model", "3x", "", "int", "é"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my model",
+        "3x",
+        "",
+        "int",
+        "é",
+        "a\n",
+        "_Bool",
+        "__LINE__",
+        "_x",
+        "class",
+        "true",
+        "NULL",
+        "NAN",
+        "linux",
+        5,
+        b"x",
+    ],
+)
 def test_a_name_that_c_does_not_allow_is_refused(name, tmp_path):
-    with pytest.raises(InputError, match="can't be a name in C; expected letters"):
+    with pytest.raises(InputError, match="can't be a name in C"):
         throughtime.export_c(throughtime.RNN(2, 3), tmp_path / "m.c", name=name)
     assert not list(tmp_path.iterdir())
+
+
+class Doubled(throughtime.LSTM):
+    def __call__(self, *given):
+        output, state = super().__call__(*given)
+        return 2 * output, state
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: nn.Sequential(nn.Embedding(0, 3), throughtime.RNN(3, 4)), "Embedding has no rows"),
+        (lambda: nn.Sequential(throughtime.RNN(3, 4), nn.Linear(4, 0)), r"Linear has a weight \[0, 4\]"),
+        (lambda: nn.Sequential(nn.Linear(0, 3), throughtime.RNN(3, 4)), r"Linear has a weight \[3, 0\]"),
+        (lambda: Doubled(3, 4), "can't stream Doubled"),
+        (lambda: throughtime.LSTMCell(3, 4), "can't stream LSTMCell"),
+        (lambda: throughtime.RNN(3, 4, dtype=torch.float64), "float64"),
+        (lambda: throughtime.RNN(3, 4, device="meta"), "meta"),
+        (lambda: [throughtime.RNN(3, 4)], "can't stream a list"),
+    ],
+)
+def test_models_that_have_no_step_are_refused(make, reason, tmp_path):
+    with pytest.raises(InputError, match=reason):
+        throughtime.export_c(make(), tmp_path / "m.c")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_kernels
+@needs_compiler
+def test_weights_of_any_size_and_tied_ones(tmp_path):
+    torch.manual_seed(3)
+    embedding, layer, output = nn.Embedding(6, 5), throughtime.GRU(5, 5), nn.Linear(5, 6, bias=False)
+    output.weight = embedding.weight
+    with torch.no_grad():
+        layer.weight_hh_l0[0] *= 1e-40
+        layer.weight_hh_l0[1] = -0.0
+        layer.bias_ih_l0[2] = 3.4028234e38
+        layer.bias_hh_l0[4] = -3.4028234e38
+    model = nn.Sequential(embedding, layer, output)
+    done = throughtime.export_c(model, tmp_path / "m.c")
+    ids = np.arange(30) % 6
+    expected = throughtime.stream(model).feed(ids)
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(Built(done.path, "m", reads_ids=True).feed(ids), expected, rtol=0, atol=2e-6)
+
+
+class TestWhereItIsWritten:
+    layer = throughtime.RNN(2, 3)
+
+    def test_a_folder_is_no_file(self, tmp_path):
+        (tmp_path / "m.c").mkdir()
+        with pytest.raises(IsADirectoryError, match=r"m\.c'$"):
+            throughtime.export_c(self.layer, tmp_path / "m.c")
+        assert [path.name for path in tmp_path.iterdir()] == ["m.c"]
+
+    @pytest.mark.parametrize("path", ["no/m.c", "file/m.c"])
+    def test_where_there_is_no_folder(self, path, tmp_path):
+        (tmp_path / "file").write_text("", encoding="utf-8")
+        with pytest.raises(OSError, match=r"o such file|ot a directory"):
+            throughtime.export_c(self.layer, tmp_path / path)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_a_link_stays_one_and_rights_stay(self, tmp_path):
+        (tmp_path / "real.c").write_text("before", encoding="utf-8")
+        (tmp_path / "real.c").chmod(0o600)
+        (tmp_path / "m.c").symlink_to("real.c")
+        throughtime.export_c(self.layer, tmp_path / "m.c")
+        assert (tmp_path / "m.c").is_symlink()
+        assert "struct m {" in (tmp_path / "real.c").read_text(encoding="utf-8")
+        assert (tmp_path / "real.c").stat().st_mode & 0o777 == 0o600
+
+    def test_a_pipe_is_written_into_and_stays_one(self, tmp_path):
+        os.mkfifo(tmp_path / "m.c")
+        reader = subprocess.Popen(["cat", tmp_path / "m.c"], stdout=subprocess.PIPE, text=True)
+        throughtime.export_c(self.layer, tmp_path / "m.c")
+        is_one = (tmp_path / "m.c").is_fifo()
+        if not is_one:
+            reader.kill()
+        assert "struct m {" in reader.communicate(timeout=30)[0]
+        assert is_one
+
+    def test_what_may_not_be_written_stays_as_it_is(self, tmp_path, monkeypatch):
+        (tmp_path / "m.c").write_text("mine", encoding="utf-8")
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # as for anybody but root
+        with pytest.raises(PermissionError, match=r"m\.c"):
+            throughtime.export_c(self.layer, tmp_path / "m.c")
+        assert (tmp_path / "m.c").read_text(encoding="utf-8") == "mine"
+
+    def test_files_beside_it_are_left_alone(self, tmp_path):
+        (tmp_path / "m.c.part").write_text("mine", encoding="utf-8")
+        throughtime.export_c(self.layer, tmp_path / "m.c")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.c", "m.c.part"]
+
+    @pytest.mark.parametrize("path", ["", ".", "/", "a\0.c"])
+    def test_a_path_that_names_no_file(self, path):
+        with pytest.raises(InputError, match="names no file; expected one such as"):
+            throughtime.export_c(self.layer, path)
 
 
 def test_what_can_not_be_written_is_refused_and_leaves_no_file(tmp_path):

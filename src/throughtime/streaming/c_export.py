@@ -1,6 +1,11 @@
 """A model as one C99 file: a step of it, for machines that have no Python; only libm is needed, and nothing is allocated."""
 
+import contextlib
+import errno
+import os
 import re
+import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from throughtime.arguments import describe_value
 from throughtime.errors import InputError, unknown_name
 from throughtime.streaming import c_text
 from throughtime.streaming.reading import LinearStage, RecurrentStage, snapshot
@@ -54,10 +60,11 @@ def export_c(
     Args:
         model: What `throughtime.stream` takes: a recurrent layer of one direction, an `nn.Sequential` of an embedding, recurrent
             and linear layers, a `LanguageModel` or a loaded run.
-        path: The file to write.
+        path: The file to write: whole or not at all, where a link leads to, and into a device or pipe as it is.
         precision: "float32", or "int8": weights as bytes with a scale for each output, and what they meet rounded likewise, by the
             rule of `throughtime.stream(precision="int8")`. What reads token ids stays float32.
-        name: What C's names begin with; by default the file's name, with underscores for what C doesn't allow.
+        name: What C's names begin with: a letter, then letters, digits and underscores, no keyword of C or C++ and no macro of
+            their headers. By default the file's name, made so.
         ids: Whether it reads token ids; `None` leaves that to the model.
         texts: What each token id stands for, which the file then has as NAME_text, with NAME_lengths in bytes.
 
@@ -76,9 +83,15 @@ def export_c(
         ('amplifier', 644)
     """
     path = Path(path)
+    if not path.name or "\0" in path.name:
+        raise InputError(f"path={os.fspath(path)!r} names no file; expected one such as model.c")
     name = _as_name(path.stem) if name is None else name
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _TAKEN:
-        raise InputError(f"name={name!r} can't be a name in C; expected letters, digits and underscores, as in 'model'")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise InputError(
+            f"name={name!r} can't be a name in C; expected a letter, then letters, digits and underscores, as in 'model'"
+        )
+    if name in _TAKEN:
+        raise InputError(f"name={name!r} can't be a name in C, where it means something; expected another, as 'model'")
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     seen = snapshot(model, ids)
@@ -94,28 +107,30 @@ def export_c(
     for place, stage in enumerate(seen.stages):
         writer.stage(stage, is_first=place == 0, chosen=seen.reads_ids and embedding is None and place == 0)
     if texts is not None:
-        if not seen.reads_ids or len(texts) != seen.vocabulary_size:
-            expected = (
-                f"one for each of {seen.vocabulary_size} token ids" if seen.reads_ids else "none, as it reads no ids"
-            )
-            raise InputError(f"{len(texts)} texts were given for the model's tokens; expected {expected}")
-        if any(len(one) > 65535 for one in texts):
-            raise InputError("a token's text is longer than 65,535 bytes; expected shorter ones")
-        writer.texts = list(texts)
+        writer.texts = _checked_texts(texts, seen.vocabulary_size if seen.reads_ids else None)
     text = writer.text(seen.vocabulary_size, seen.stages[0].input_size, seen.stages[-1].output_size)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="ascii")
-    unfinished.replace(path)
+    _write(path, text)
     return Exported(path, name, writer.bytes, 4 * writer.floats + writer.other_bytes)
 
 
-# C's keywords, and what the file itself defines.
+# What a name can't be: keywords of C and C++, what the file itself defines, and macros, of the language and of the headers that a
+# program is likely to include beside it.
 _TAKEN = frozenset(
     re.findall(
         r"\w+",
         "auto break case char const continue default do double else enum extern float for goto if inline int long register "
         "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while main "
-        "product product8 exponential sigmoid squash normalise nearest",
+        "bool true false nullptr alignas alignof constexpr static_assert thread_local typeof typeof_unqual asm noreturn "
+        "complex imaginary atomic "
+        "and and_eq bitand bitor catch char8_t char16_t char32_t class co_await co_return co_yield compl concept const_cast "
+        "consteval constinit decltype delete dynamic_cast explicit export friend mutable namespace new noexcept not not_eq "
+        "operator or or_eq private protected public reinterpret_cast requires static_cast template this throw try typeid "
+        "typename using virtual wchar_t xor xor_eq "
+        "product product8 exponential sigmoid squash normalise "
+        "NULL NAN INFINITY HUGE_VAL HUGE_VALF HUGE_VALL EOF BUFSIZ CLOCKS_PER_SEC RAND_MAX EXIT_SUCCESS EXIT_FAILURE I M_PI M_E "
+        "SEEK_SET SEEK_CUR SEEK_END "
+        "assert errno stdin stdout stderr offsetof setjmp va_arg va_copy va_end va_start isnan isinf isfinite isnormal signbit "
+        "fpclassify linux unix i386 min max near far small",
     )
 )
 
@@ -123,7 +138,43 @@ _TAKEN = frozenset(
 def _as_name(text: str) -> str:
     """Make a name of C of a file's."""
     name = re.sub(r"[^A-Za-z0-9_]", "_", text)
-    return f"model_{name}" if not name or name[0].isdigit() or name in _TAKEN else name
+    return name if re.match("[A-Za-z]", name) and name not in _TAKEN else f"model_{name.lstrip('_')}".rstrip("_")
+
+
+def _checked_texts(texts: Sequence[bytes], tokens: int | None) -> list[bytes]:
+    """Return what tokens stand for, of a model that reads so many ids, or none."""
+    texts = list(texts)
+    if len(texts) != tokens:
+        expected = "none, as it reads no ids" if tokens is None else f"one for each of {tokens} token ids"
+        raise InputError(f"{len(texts)} texts were given for the model's tokens; expected {expected}")
+    for place, text in enumerate(texts):
+        if not isinstance(text, bytes):
+            raise InputError(f"texts[{place}] is {describe_value(text)}; expected bytes")
+        if len(text) > 65535:
+            raise InputError("a token's text is longer than 65,535 bytes; expected shorter ones")
+    return texts
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; into a device or a pipe as it is."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="ascii")
+        return
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    unfinished = target.with_name(f".{secrets.token_hex(8)}.new")
+    try:
+        unfinished.write_text(text, encoding="ascii")
+        if target.exists():
+            shutil.copymode(target, unfinished)
+        unfinished.replace(target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        if isinstance(error, OSError):
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 class _Writer:

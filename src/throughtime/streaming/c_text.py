@@ -1,11 +1,14 @@
 """The C99 text of a model's step: fixed parts, and the numbers in a form that C reads back to the bit."""
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 32  # rows whose sums stay in registers
+_LONGEST_LITERAL = 4095  # bytes that C99 asks of a compiler
 
 PRODUCT = """
 /* out = start + W x. W lies in blocks of 32 rows, each by columns, so that a compiler makes vectors of the inner loops. */
@@ -28,9 +31,6 @@ static void product(int rows, int columns, const float *w, const float *start, c
 """
 
 QUANTISED = """
-/* To the nearest integer, ties to even, of what is small: the sum has no room for more. Not with -ffast-math. */
-static float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
-
 /* The same in int8: x is rounded by the largest of its numbers, each row of W has a scale of its own, sums are integers. */
 static void product8(int rows, int columns, const signed char *w, const float *scale, const float *start, const float *x,
                      int *restrict q, int *restrict sum, float *restrict out) {
@@ -47,7 +47,7 @@ static void product8(int rows, int columns, const signed char *w, const float *s
     for (r = 0; r < rows; ++r) out[r] = (float)NAN;
     return;
   }
-  for (k = 0; k < columns; ++k) q[k] = (int)nearest(x[k] * inverse);
+  for (k = 0; k < columns; ++k) q[k] = (int)rintf(x[k] * inverse); /* ties to even */
   for (r = 0; r + 32 <= rows; r += 32, w += 32L * columns) {
     int own[32];
     for (i = 0; i < 32; ++i) own[i] = 0;
@@ -66,14 +66,16 @@ static void product8(int rows, int columns, const signed char *w, const float *s
 """
 
 EXPONENTIAL = """
-/* e^x as 2^n e^r with |r| <= log(2)/2: the low bits of the sum are n. No branch, so that loops become vectors; NaN stays NaN. */
+/* e^x as 2^n e^r with |r| <= log(2)/2: the low bits of the sum are n. No branch, so that loops become vectors. NaN stays NaN. */
 static float exponential(float x) {
   float shifted, n, r, p, power;
   uint32_t bits;
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;
-  shifted = x * 1.44269504f + 12582912.0f;
-  n = shifted - 12582912.0f;
+  n = rintf(x * 1.44269504f);
+  shifted = n + 12582912.0f;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000u;
   r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -82,8 +84,6 @@ static float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000u;
   memcpy(&power, &bits, sizeof power);
   return p * power;
 }
@@ -135,33 +135,45 @@ def floats(values: NDArray[np.float32]) -> list[str]:
     return [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in texts]
 
 
-def array(kind: str, name: str, texts: list[str]) -> str:
-    """Return the definition of a constant array."""
+def array(kind: str, name: str, count: int, texts: Iterable[str]) -> str:
+    """Return the definition of a constant array of so many numbers."""
     lines, line = [], ""
     for text in texts:
         if len(line) + len(text) > 118:
             lines.append(line)
             line = ""
         line += text + ","
-    return f"static const {kind} {name}[{len(texts)}] = {{\n" + "\n".join([*lines, line.rstrip(",")]) + "};\n"
+    return f"static const {kind} {name}[{count}] = {{\n" + "\n".join([*lines, line.rstrip(",")]) + "};\n"
 
 
 def float_array(name: str, values: NDArray[np.float32]) -> str:
     """Return the definition of an array of float32."""
-    return array("float", name, floats(values))
+    return array("float", name, values.size, chain.from_iterable(map(floats, _pieces(values))))
 
 
 def byte_array(name: str, values: NDArray[np.int8]) -> str:
     """Return the definition of an array of int8."""
-    return array("signed char", name, [str(value) for value in values.ravel().tolist()])
+    return array("signed char", name, values.size, (str(v) for piece in _pieces(values) for v in piece.tolist()))
+
+
+def _pieces(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """Cut an array in parts that take little memory as Python's numbers, or as texts."""
+    return np.array_split(values.ravel(), values.size // 65536 + 1)
 
 
 def text_array(name: str, texts: list[bytes]) -> str:
     """Return the definitions of an array of texts, and of how many bytes each has."""
     plain = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz ,.:;!-+*/=()<>[]{}#_$%&'~^|@`")
-    written = ['"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text) + '"' for text in texts]
+    long, written = [], []
+    for place, text in enumerate(texts):
+        if len(text) > _LONGEST_LITERAL:
+            numbers = (str(b) for b in (*text, 0))
+            long.append(array("unsigned char", f"{name}_text_{place}", len(text) + 1, numbers))
+            written.append(f"(const char *){name}_text_{place}")
+        else:
+            written.append('"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text) + '"')
     rows, sizes = ",\n".join(written), ",".join(str(len(text)) for text in texts)
-    return (
+    return "".join(long) + (
         f"const char *const {name}_text[{len(texts)}] = {{\n{rows}}};\n"
         f"const unsigned short {name}_lengths[{len(texts)}] = {{{sizes}}};\n"
     )

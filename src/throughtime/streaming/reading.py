@@ -134,6 +134,8 @@ def snapshot(model: Any, ids: bool | None) -> Snapshot:
             if module.max_norm is not None:
                 raise InputError(f"{name} has max_norm, which changes its weights as it reads; expected it without")
             embedding = _numbers(module.weight, name)
+            if not embedding.shape[0]:
+                raise InputError(f"{name} has no rows; expected one for each of one or more tokens")
         else:
             stages += _stages(module, name)
     if not any(isinstance(stage, RecurrentStage) for stage in stages):
@@ -178,6 +180,10 @@ def _parts(model: Any) -> Iterator[tuple[str, nn.Module]]:
 def _stages(module: nn.Module, name: str) -> list[RecurrentStage] | list[LinearStage]:
     _check_is_plain(module)
     if _is(module, nn.Linear):
+        if not module.weight.numel():
+            raise InputError(
+                f"{name} has a weight {list(module.weight.shape)}; expected one or more inputs and outputs"
+            )
         bias = None if module.bias is None else _numbers(module.bias, name)
         return [LinearStage(_numbers(module.weight, name), bias)]
     if isinstance(module, nn.RNNBase) and any(_is(module, kind) for kind in (TORCH_RNN, TORCH_LSTM, TORCH_GRU)):
@@ -204,7 +210,8 @@ def _recurrent(layer: Any, name: str, spec: Spec, zoneout: float | tuple[float, 
 
 def _is(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     """Whether it is of a kind, and computes as that does."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
+    own = type(module)
+    return isinstance(module, kind) and own.forward is kind.forward and own.__call__ is nn.Module.__call__
 
 
 def _check_is_plain(module: nn.Module) -> None:
