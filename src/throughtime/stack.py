@@ -167,7 +167,8 @@ def _run_layers(
     input, lengths, reset, batch_sizes, order, _ = sequences
     # In a graph that is being traced the number of segments would fix the number of steps: there all is kept.
     recompute_every = 0 if torch.compiler.is_compiling() else stack.recompute_every
-    runs_both = backend in ("native", "triton") and not stack.spec.masks
+    is_node = watching.is_jit_traced() and watching.is_exported_to_onnx()  # which has both ways, whoever computes
+    runs_both = (backend in ("native", "triton") or is_node) and not stack.spec.masks
     at_once = 2 if stack.bidirectional and runs_both else 1
     finals: list[list[Tensor]] = []
     for layer in range(stack.num_layers):
