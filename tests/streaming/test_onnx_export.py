@@ -105,6 +105,21 @@ def test_a_file_that_computes_something_else_is_not_put_in_place(tmp_path, monke
     assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
 
 
+def test_it_replaces_what_a_link_leads_to_and_nothing_beside_it(tmp_path):
+    beside, target, link = (tmp_path / name for name in ("link.onnx.part", "target.onnx", "link.onnx"))
+    beside.write_text("somebody's")
+    target.write_text("before")
+    link.symlink_to(target)
+    throughtime.export_onnx(throughtime.GRU(3, 4), link)
+    assert link.is_symlink()
+    assert len(onnx.load(str(target)).graph.node) == 3
+    assert beside.read_text() == "somebody's"
+    assert len(list(tmp_path.iterdir())) == 3
+    for wrong in ("", tmp_path, tmp_path / "none" / "m.onnx"):
+        with pytest.raises((throughtime.InputError, OSError)):
+            throughtime.export_onnx(throughtime.GRU(3, 4), wrong)
+
+
 def test_a_model_beyond_a_protobuf_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "_MOST_BYTES", 100)
     with pytest.raises(throughtime.InputError, match="one ONNX file holds 100 at most"):

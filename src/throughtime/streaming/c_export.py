@@ -1,11 +1,7 @@
 """A model as one C99 file: a step of it, for machines that have no Python; only libm is needed, and nothing is allocated."""
 
-import contextlib
-import errno
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +13,7 @@ from torch import Tensor
 from throughtime.arguments import describe_value
 from throughtime.errors import InputError, unknown_name
 from throughtime.streaming import c_text
+from throughtime.streaming.placing import write_whole
 from throughtime.streaming.reading import LinearStage, RecurrentStage, snapshot
 
 PRECISIONS = ("float32", "int8")
@@ -109,7 +106,7 @@ def export_c(
     if texts is not None:
         writer.texts = _checked_texts(texts, seen.vocabulary_size if seen.reads_ids else None)
     text = writer.text(seen.vocabulary_size, seen.stages[0].input_size, seen.stages[-1].output_size)
-    _write(path, text)
+    write_whole(path, text.encode("ascii"))
     return Exported(path, name, writer.bytes, 4 * writer.floats + writer.other_bytes)
 
 
@@ -153,28 +150,6 @@ def _checked_texts(texts: Sequence[bytes], tokens: int | None) -> list[bytes]:
         if len(text) > 65535:
             raise InputError("a token's text is longer than 65,535 bytes; expected shorter ones")
     return texts
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all; into a device or a pipe as it is."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        target.write_text(text, encoding="ascii")
-        return
-    if target.exists() and not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-    unfinished = target.with_name(f".{secrets.token_hex(8)}.new")
-    try:
-        unfinished.write_text(text, encoding="ascii")
-        if target.exists():
-            shutil.copymode(target, unfinished)
-        unfinished.replace(target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        if isinstance(error, OSError):
-            raise type(error)(error.errno, error.strerror, str(path)) from None
-        raise
 
 
 class _Writer:

@@ -13,6 +13,7 @@ from throughtime.onnx import layout
 from throughtime.onnx.library import runtime
 from throughtime.request import Direction, Request
 from throughtime.spec import Parameters
+from throughtime.streaming.placing import write_whole
 from throughtime.streaming.reading import LinearStage, RecurrentStage, Snapshot, snapshot
 
 _OPSET, _IR = 17, 8  # of 2021: what every runtime in use reads
@@ -68,6 +69,8 @@ def export_onnx(model: Any, path: str | Path, *, ids: bool | None = None) -> Exp
         True
     """
     path, seen = Path(path), snapshot(model, ids)
+    if not path.name:
+        raise InputError(f"path={str(path)!r} names no file; expected one such as model.onnx")
     onnx, _ = runtime("a model as ONNX")
     writer = _Writer(onnx, seen)
     if writer.bytes > _MOST_BYTES:
@@ -78,13 +81,7 @@ def export_onnx(model: Any, path: str | Path, *, ids: bool | None = None) -> Exp
     onnx.checker.check_model(made, full_check=True)
     content = made.SerializeToString()
     largest_error = _check(content, seen)
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_whole(path, content)
     return ExportedOnnx(path, tuple(writer.inputs), tuple(writer.outputs), writer.bytes, largest_error)
 
 
