@@ -86,10 +86,15 @@ def install(compiler: str, program: str, folder: Path, build: Path) -> tuple[Pat
     ended = run([*pip, f"--config-settings=build-dir={build}", str(SOURCE)], CXX=program)
     if ended.returncode:
         raise SystemExit(f"{compiler}: pip failed with {ended.returncode}\n{ended.stdout}{ended.stderr}")
-    own = next((folder / "lib").glob("python*/site-packages"))
+    borrow(python)
+    return python, (ended.stdout + ended.stderr).strip()
+
+
+def borrow(python: Path) -> None:
+    """Let an environment see, after its own packages, those of the one that runs this."""
+    own = next((python.parent.parent / "lib").glob("python*/site-packages"))
     borrowed = [path for path in sys.path if path and Path(path).name == "site-packages"] or site.getsitepackages()
     (own / "borrowed.pth").write_text("\n".join(borrowed) + "\n", encoding="utf-8")
-    return python, (ended.stdout + ended.stderr).strip()
 
 
 def instruction_sets(build: Path) -> tuple[list[str], list[str]]:
