@@ -1,10 +1,10 @@
-# demo · test · test-cpus · check · bench · native · sanitize. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
+# demo · test · test-cpus · check · docs · bench · native · sanitize. The first target that needs .venv makes it, later ones reuse it; there is no other set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-cpus check bench native sanitize clean
+.PHONY: demo test test-cpus check docs bench native sanitize clean
 
 demo: $(STAMP)
 	@OMP_WAIT_POLICY=passive $(BIN)/throughtime demo # waiting threads sleep: on a busy machine, several times faster
@@ -20,6 +20,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet # site/index.html, to be read without a network
 
 bench: $(STAMP)-bench
 	$(BIN)/python -m benchmarks.speed $(BENCH) # a quarter of an hour; make bench BENCH=--quick takes a minute
@@ -49,7 +52,7 @@ sanitize: $(STAMP)
 	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels tests/streaming || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo-run
+	rm -rf $(VENV) demo-run site
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/cells/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

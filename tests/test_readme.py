@@ -1,9 +1,7 @@
-"""README and SECURITY.md are maps: what they point to is there, every example runs, every command is one that exists."""
+"""README and SECURITY.md are maps: what they point to is there."""
 
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,7 @@ LAYOUT = re.findall(r"^([\w./]+)\s{2,}", section("Layout"), re.M)
 @pytest.mark.parametrize("place", PLACES + PROOFS)
 def test_where_is_resolves(place):
     """A place is a path, or a dotted name under throughtime."""
-    if "/" in place or place in {"Makefile", "pyproject.toml", "SECURITY.md"}:
+    if "/" in place or place in {"Makefile", "mkdocs.yml", "pyproject.toml", "SECURITY.md"}:
         path, _, name = place.partition(":")
         assert (ROOT / path).exists()
         if name:
@@ -47,29 +45,3 @@ def test_the_table_and_the_layout_are_not_empty():
 @pytest.mark.parametrize("path", LAYOUT)
 def test_the_layout_is_there(path):
     assert (ROOT / path).exists()
-
-
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
-def test_python_examples_run(code, tmp_path):
-    """They run beside a trained run of the name "run"."""
-    from throughtime.lm import TrainingOptions, train
-
-    (tmp_path / "book.txt").write_text("Once upon a time there was a king.\n" * 40)
-    train([tmp_path / "book.txt"], tmp_path / "run", TrainingOptions(hidden=8, steps=3, batch=4, bptt=16))
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-
-
-def test_the_commands_are_known(capsys):
-    from throughtime.app.cli import main
-
-    commands = set(
-        re.findall(r"^throughtime ([\w-]+)", "\n".join(re.findall(r"```(?:sh|text)?\n(.*?)```", README, re.S)), re.M)
-    )
-    assert {"train", "eval", "sample", "explain", "info"} <= commands
-    for command in commands:
-        assert main([command, "--help"]) == 0
-
-
-@pytest.mark.parametrize("target", re.findall(r"make (\w+)", README))
-def test_make_targets_are_there(target):
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
