@@ -108,7 +108,7 @@ def cells(name: str, kind: str, layer: nn.RNNBase, kinds: dict[str, Any]) -> Ste
 def floor(layer: nn.RNNBase, precision: str) -> Contestant:
     """Return the product of a step alone."""
     weight = torch.cat(tuple(layer.all_weights[0][:2]), 1).detach().contiguous()
-    packed = native.module.StreamWeights(PRECISIONS[precision])
+    packed = native.module.StreamWeights(precision)
     packed.add_linear(weight.data_ptr(), 0, *weight.shape)
     x, out = np.random.default_rng(0).random(weight.shape[1], np.float32), np.empty(weight.shape[0], np.float32)
     arguments = 1, x.ctypes.data, out.ctypes.data, FLOORS_A_CALL

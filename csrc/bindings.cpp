@@ -3,18 +3,22 @@
 // (request.h), and stands there once: the lists of names below make parameters, keywords and assignments.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "cotangents.h"
 #include "denormals.h"
@@ -22,6 +26,7 @@
 #include "memory.h"
 #include "pass.h"
 #include "rows.h"
+#include "signals.h"
 #include "stream_bindings.h"
 #include "threads.h"
 
@@ -46,18 +51,13 @@ void use(const std::string& name) {
 }
 
 template <class E>
-const Kernels<E>& kernels();
-template <>
-const Kernels<float>& kernels() {
-  return active->f32;
-}
-template <>
-const Kernels<double>& kernels() {
-  return active->f64;
-}
-template <>
-const Kernels<Bf16>& kernels() {
-  return active->bf16;
+const Kernels<E>& kernels(const InstructionSet& set) {
+  if constexpr (std::is_same_v<E, float>)
+    return set.f32;
+  else if constexpr (std::is_same_v<E, double>)
+    return set.f64;
+  else
+    return set.bf16;
 }
 
 template <class T>
@@ -141,7 +141,7 @@ struct TypedLayout : Layout {
   using T = Arithmetic<E>;
   std::optional<Variant<E>> variant;
 
-  const Kernels<E>& with() const { return kernels<E>(); }
+  const Kernels<E>& with() const { return kernels<E>(*set); }
   long gates_width() const { return gate_count * hidden; }
   bool turns() const { return !variant && facts.turned; }
 
@@ -157,8 +157,9 @@ template <class E>
 TypedLayout<E> layout(int cell, int gates, bool reverse, int threads, long steps, long batch, long hidden, long projected,
                       bool is_packed, long output_stride) {
   TypedLayout<E> it{};
+  it.set = active;
   it.cell = cell;
-  it.facts = active->cells[cell];
+  it.facts = it.set->cells[cell];
   it.gate_count = gates;
   it.reverse = reverse;
   it.threads = threads;
@@ -175,6 +176,7 @@ TypedLayout<E> layout(int cell, int gates, bool reverse, int threads, long steps
 template <class E>
 std::unique_ptr<Packed<E>> pack_forward(const TypedLayout<E>& s, long input, const CellWeights<Arithmetic<E>>& weights,
                                         const Arithmetic<E>* weight_ih) {
+  const FlushDenormals flush;  // biases are added
   const Kernels<E>& with = s.with();
   const bool packs_ih = weight_ih && !with.reads_plain(s);
   auto packed = std::make_unique<Packed<E>>(with.forward_sizes(s, s.variant.has_value()),
@@ -206,43 +208,44 @@ std::unique_ptr<Packed<E>> pack_backward(const TypedLayout<E>& s, long input, co
   return packed;
 }
 
-// A one-dimensional torch tensor in pooled memory.
-template <class T>
-nb::ndarray<nb::pytorch, T, nb::ndim<1>> new_array(size_t count) {
-  void* memory = take_memory(count * sizeof(T));
+// A torch tensor in pooled memory, or none where that is too small to be pooled.
+template <class E>
+std::optional<nb::ndarray<nb::pytorch>> new_array(const std::vector<size_t>& shape) {
+  size_t bytes = sizeof(E);
+  for (const size_t size : shape) bytes *= size;
+  if (bytes < least_pooled()) return {};
+  void* memory = take_memory(bytes);
   check(memory);
   nb::capsule owner(memory, [](void* it) noexcept { give_memory(it); });
-  return {memory, {count}, owner};
+  using Code = nb::dlpack::dtype_code;
+  const auto code = static_cast<uint8_t>(std::is_same_v<E, Bf16> ? Code::Bfloat : Code::Float);
+  const nb::dlpack::dtype dtype{code, 8 * sizeof(E), 1};
+  return nb::ndarray<nb::pytorch>(memory, shape.size(), shape.data(), owner, nullptr, dtype);
 }
-
-unsigned long main_thread = 0;  // Python's, the only one in which handlers run
-
-// Whether a signal's handler has raised, as Ctrl-C's does: a call of ours would else be over before Python looks.
-bool signal_has_raised() {
-  nb::gil_scoped_acquire acquire;
-  return PyErr_CheckSignals() != 0;
-}
-
-// Elsewhere nothing is asked: a thread that wants the GIL while Python ends is ended itself, and with it the process.
-bool nothing_has_raised() { return false; }
 
 // Run a pass, or two at once: both directions of a layer.
 template <class E, class Pass>
 void run(Ended (*pass)(const Kernels<E>&, const Pass* const*, int, bool (*)()), const Pass& one, const Pass* other) {
+  if (other && other->loop.set != one.loop.set) {  // which another thread has changed in between
+    run<E, Pass>(pass, one, nullptr);
+    return run<E, Pass>(pass, *other, nullptr);
+  }
   const Pass* const both[] = {&one, other};
-  const bool hears_signals = PyThread_get_thread_ident() == main_thread;
+  const IsInterrupted is_interrupted = interruption();
   Ended ended;
   {
     nb::gil_scoped_release release;
-    ended = pass(kernels<E>(), both, other ? 2 : 1, hears_signals ? signal_has_raised : nothing_has_raised);
+    ended = pass(kernels<E>(*one.loop.set), both, other ? 2 : 1, is_interrupted);
   }
   check(ended != Ended::out_of_memory);
   if (ended == Ended::interrupted) throw nb::python_error();
 }
 
-#define COUNT(name) +1
-constexpr long weights_a_direction = 0 WEIGHTS(COUNT) VARIANT_WEIGHTS(COUNT);
-#undef COUNT
+// A direction's weights, in the order in which a stack's calls give them.
+#define NAME(name) #name,
+constexpr const char* stack_weights[] = {WEIGHTS(NAME) VARIANT_WEIGHTS(NAME)};
+#undef NAME
+constexpr long weights_a_direction = std::size(stack_weights);
 
 // A direction of a layer that sees whole rows, and its weights for a forward pass.
 template <class E>
@@ -296,6 +299,9 @@ void forward_stack(int cell, int gates, bool is_variant, int threads, long steps
                    long hidden, long projected, int directions, Address x, const std::vector<Address>& weights, Address output,
                    Address h, Address c) {
   const long P = projected ? projected : hidden, wide = directions * P, count = weights.size() / weights_a_direction;
+  if (count < 1 || count % directions || count * weights_a_direction != static_cast<long>(weights.size()))
+    throw std::invalid_argument(std::to_string(weights.size()) + " weights; expected " +
+                                std::to_string(weights_a_direction) + " for each direction of each layer");
   const std::vector<Stretch> ahead = whole_stretches(steps, steps_at_once, batch);
   const std::vector<Stretch> back(ahead.rbegin(), ahead.rend());
   const long between = count > directions ? steps * batch * wide : 0;
@@ -557,16 +563,12 @@ void bind(nb::module_& module, const char* name) {
           [](const L& s, VARIANT_SUMS(PARAMETER) Address sums) {
             VariantSums<T> to;
             VARIANT_SUMS(ASSIGN)
+            nb::gil_scoped_release release;
+            const FlushDenormals flush;
             add_up(s, s.groups(), at<const T>(sums), to);
           },
           nb::kw_only(), VARIANT_SUMS(KEYWORD) "sums"_a)
-      .def_static("new_array", &new_array<T>, "count"_a)  // of the arithmetic's type
-      .def_static("columns_size", [](long columns, long depth) { return kernels<E>().columns_size(columns, depth); })
-      .def_static("pack_columns", [](long columns, long depth, Address source, long column_stride, long depth_stride,
-                                     Address packed, int threads) {
-        nb::gil_scoped_release release;
-        kernels<E>().pack_columns(columns, depth, at<const T>(source), column_stride, depth_stride, at<E>(packed), threads);
-      });
+      .def_static("new_array", &new_array<E>, "shape"_a);
 }
 
 #undef PARAMETER
@@ -586,10 +588,16 @@ void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSe
       [norms](int threads, bool reverse, long steps, long batch, long hidden, long gates, long losses, long lags,
               Address loss_steps, Address h_to_a, Address c_to_a, Address h_to_h, Address h_to_c, Address c_to_c,
               Address weight_hh, Address grad_output, Address out) {
+        const InstructionSet& set = *active;
         nb::gil_scoped_release release;
-        check((active->*norms)({threads, reverse, steps, batch, hidden, gates, losses, lags,
+        const long depth = gates * hidden, size = kernels<T>(set).columns_size(hidden, depth);
+        Block block(Block::bytes<T>(size));
+        check(block.is_there());
+        T* const packed = block.take<T>(size);
+        kernels<T>(set).pack_columns(hidden, depth, at<const T>(weight_hh), 1, hidden, packed, threads);
+        check((set.*norms)({threads, reverse, steps, batch, hidden, gates, losses, lags,
                                 at<const int64_t>(loss_steps), at<const T>(h_to_a), at<const T>(c_to_a),
-                                at<const T>(h_to_h), at<const T>(h_to_c), at<const T>(c_to_c), at<const T>(weight_hh),
+                                at<const T>(h_to_h), at<const T>(h_to_c), at<const T>(c_to_c), packed,
                                 at<const T>(grad_output), at<T>(out)}));
       },
       "threads"_a, "reverse"_a, "steps"_a, "batch"_a, "hidden"_a, "gates"_a, "losses"_a, "lags"_a, "loss_steps"_a,
@@ -600,7 +608,7 @@ void bind_cotangents(nb::module_& module, const char* name, bool (*InstructionSe
 
 NB_MODULE(_native, module) {
   active = instruction_sets().front();
-  main_thread = nb::cast<unsigned long>(nb::module_::import_("threading").attr("main_thread")().attr("ident"));
+  find_main_thread();
   module.def("instruction_sets", &names, "Instruction sets that this machine can run, the fastest first.");
   module.def("unbuilt_instruction_sets", &unbuilt_instruction_sets,
              "Faster ones that this machine could run, but the compiler didn't know.");
@@ -610,17 +618,20 @@ NB_MODULE(_native, module) {
     const MemoryUse use = memory_use();
     return std::make_tuple(use.used, use.idle);
   });
-  module.def("release_memory", &release_memory);
+  module.def("release_memory", &release_memory, nb::call_guard<nb::gil_scoped_release>());
+  module.def("least_pooled", &least_pooled);
+  module.def("pool_from", &pool_from, "bytes"_a);
   module.def("fill_blocks", &fill_blocks, "value"_a);
   module.def("use_own_threads", &use_own_threads, "value"_a);
   module.def("flush_denormals", &flush_denormals, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
   module.def("restore_denormals", &restore_denormals, "threads"_a, "before"_a, nb::call_guard<nb::gil_scoped_release>());
-  module.def("clear", [](uintptr_t array, long bytes, int threads) { clear(at<char>(array), bytes, threads); });
+  module.def("clear", [](uintptr_t array, long bytes, int threads) { clear(at<char>(array), bytes, threads); },
+             nb::call_guard<nb::gil_scoped_release>());
   module.def("plan_rows", [](Address lengths, long batch, long steps, Address order, Address rows, Address first_row,
                              Address index) {
     check(plan_rows(at<const int64_t>(lengths), batch, steps, at<int64_t>(order), at<int64_t>(rows),
                     at<int64_t>(first_row), at<int64_t>(index)));
-  });
+  }, nb::call_guard<nb::gil_scoped_release>());
   module.def("cells", [] {
     std::vector<std::string> all;
     for (int i = 0; i < active->cell_count; ++i) all.emplace_back(active->cells[i].name);
@@ -638,6 +649,8 @@ NB_MODULE(_native, module) {
   }, "cell"_a, "gates"_a, "is_variant"_a, "How many H of gradients the backward loop writes for a row.");
   module.def("has_own_bias_hh", [](int cell) { return active->cells[cell].apart > 0; }, "cell"_a,
              "Whether the gradients of the two biases differ.");
+  module.def("stack_weights", [] { return std::vector<std::string>(std::begin(stack_weights), std::end(stack_weights)); },
+             "A direction's weights, in the order in which `forward_stack` takes them.");
   bind_stack<float>(module, "forward_stack_f32");
   bind_stack<double>(module, "forward_stack_f64");
   bind<float>(module, "LayoutF32");

@@ -2,21 +2,55 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 namespace throughtime {
 namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
+// As Python writes it, more or less.
+std::string nicely(double value) {
+  char text[32];
+  snprintf(text, sizeof text, "%.15g", value);
+  return text;
+}
+
+// What is out of its range would have memory read that isn't there, or numbers compared that have no order.
+ChoiceOptions checked(const ChoiceOptions& it) {
+  const auto check = [](bool is_right, const char* name, double value, const char* expected) {
+    if (!is_right) throw std::invalid_argument(name + (" = " + nicely(value)) + "; expected " + expected);
+  };
+  const auto is_share = [](double value) { return value >= 0 && value <= 1; };
+  check(it.temperature > 0 && it.temperature < infinity, "temperature", it.temperature, "a number above 0");
+  check(it.top_k >= 0, "top_k", static_cast<double>(it.top_k), "a number of tokens, or 0 for off");
+  check(is_share(it.top_p), "top_p", it.top_p, "a probability, or 0 for off");
+  check(is_share(it.min_p), "min_p", it.min_p, "a probability, or 0 for off");
+  check(is_share(it.typical_p), "typical_p", it.typical_p, "a probability, or 0 for off");
+  check(it.repetition_penalty > 0 && it.repetition_penalty < infinity, "repetition_penalty", it.repetition_penalty,
+        "a number above 0; 1 is off");
+  check(it.no_repeat_ngram >= 0, "no_repeat_ngram", static_cast<double>(it.no_repeat_ngram),
+        "a number of tokens, or 0 for off");
+  return it;
+}
+
 }  // namespace
 
 Choice::Choice(long vocabulary, const ChoiceOptions& options)
-    : logits(vocabulary), options_(options), p_(vocabulary), surprise_(vocabulary), sorted_(vocabulary),
-      places_(vocabulary), seen_(vocabulary) {}
+    : logits(vocabulary), options_(checked(options)), p_(vocabulary), surprise_(vocabulary), sorted_(vocabulary),
+      places_(vocabulary), seen_(vocabulary) {
+  if (vocabulary < 1) throw std::invalid_argument("there are no tokens to choose from");
+}
 
 void Choice::see(const int64_t* tokens, long count, long more) {
+  for (long i = 0; i < count; ++i)
+    if (tokens[i] < 0 || tokens[i] >= vocabulary())
+      throw std::out_of_range("token " + std::to_string(tokens[i]) + "; expected one from 0 to " +
+                              std::to_string(vocabulary() - 1));
   history_.reserve(history_.size() + count + more);
   for (long i = 0; i < count; ++i) see(tokens[i]);
 }

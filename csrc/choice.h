@@ -20,14 +20,17 @@ class Choice {
  public:
   static constexpr long none_left = -1, no_number = -2;
 
+  // Throws std::invalid_argument where an option is out of its range.
   Choice(long vocabulary, const ChoiceOptions& options);
 
-  // The tokens so far; `more` will come, for which room is made.
+  // The tokens so far; `more` will come, for which room is made. Throws std::out_of_range where there is no such token.
   void see(const int64_t* tokens, long count, long more);
-  void see(int64_t token);
+  void see(int64_t token);  // which there is
 
-  // Choose by `logits`: no token that is forbidden, and by chance in [0, 1). Or one of the above.
+  // Choose by `logits`: no token that is forbidden (V,), and by chance in [0, 1). Or one of the above.
   int64_t choose(const uint8_t* forbidden, double chance);
+
+  long vocabulary() const { return static_cast<long>(logits.size()); }
 
   std::vector<float> logits;  // (V,), of the next token
 

@@ -22,7 +22,7 @@ constexpr long tasks_a_thread = 8;
 
 inline long between(long low, long value, long high) { return value < low ? low : value > high ? high : value; }
 
-// out (rows, columns) = a (rows, depth) . weight, in panels of {1, 4, columns}.
+// out (rows, columns) = a (rows, depth) . weight, in plain panels.
 template <class E, class Out>
 struct RowProduct {
   using T = Arithmetic<E>;
@@ -35,7 +35,7 @@ struct RowProduct {
 
   // Blocks of rows, and where these are too few to go round, each by some panels only.
   void run(int threads) {
-    const long panels = panel_count<E>({1, 4, columns});
+    const long panels = panel_count<E>(plain_panels(columns));
     long blocks = (rows + block_rows - 1) / block_rows, cuts = 1;
     if (threads > 1 && blocks) {
       blocks = between(1, (blocks + threads - 1) / threads * threads, rows);
@@ -59,7 +59,7 @@ struct RowProduct {
     alignas(64) T tile[block_rows * 4 * W];
     alignas(64) const T zero[4 * W] = {};
     for (long panel = panels.begin; panel < panels.end; ++panel) {
-      multiply_panel<E, 4>({1, 4, columns}, panel, block.end - block.begin, depth, a + block.begin * a_stride, a_stride,
+      multiply_panel<E, 4>(plain_panels(columns), panel, block.end - block.begin, depth, a + block.begin * a_stride, a_stride,
                            weight, zero, tile);
       const long count = block.end - block.begin, left = columns - panel * 4 * W, stride = out_stride;
       Out* to = out + block.begin * stride + panel * 4 * W;
@@ -96,11 +96,12 @@ struct OuterProduct {
 
   // Rows at a time: as many as leave a packed piece of b in the L2 cache.
   long depth() const {
-    const long fitting = (512L << 10) / static_cast<long>(sizeof(E)) / (panels() * 4 * W) / step * step;
+    const long width = between(1, panels(), panels()) * 4 * W;  // of no columns a^T b is nothing, and the bias is summed
+    const long fitting = (512L << 10) / static_cast<long>(sizeof(E)) / width / step * step;
     return between(64 * step, fitting, most_rows);
   }
-  long panels() const { return panel_count<E>({1, 4, right}); }
-  int vectors(long panel) const { return panel_vectors<E>({1, 4, right}, panel); }
+  long panels() const { return panel_count<E>(plain_panels(right)); }
+  int vectors(long panel) const { return panel_vectors<E>(plain_panels(right), panel); }
   long workspace_size() const { return depth() * panels() * 4 * W; }
 
   // A task packs all of b for itself: let it have rows enough of the sum to pay for that.

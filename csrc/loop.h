@@ -19,8 +19,6 @@
 
 namespace throughtime::THROUGHTIME_ISA {
 
-inline PanelShape plain_panels(long columns) { return {1, 4, columns}; }
-
 template <class E>
 inline long packed_size(PanelShape shape, long depth) {
   return panel_count<E>(shape) * panel_size<E>(shape, depth);

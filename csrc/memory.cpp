@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "fork.h"
 #include "threads.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -20,6 +21,7 @@ namespace throughtime {
 namespace {
 
 constexpr size_t large_page = 2u << 20, line = 64;
+size_t least_pooled_bytes = large_page / 2;
 bool blocks_are_filled = false;
 constexpr long oldest = 1000;  // calls of take_memory that an idle block outlives
 
@@ -31,38 +33,50 @@ void* from_system(size_t bytes) {
   return memory;
 }
 
+// Blocks that nobody will use again; they are freed when no lock is held, since that may take long.
+class Leaving {
+ public:
+  Leaving() = default;
+  Leaving(const Leaving&) = delete;
+  ~Leaving() {
+    for (void* memory : all_) std::free(memory);
+  }
+  void add(void* memory) { all_.push_back(memory); }
+
+ private:
+  std::vector<void*> all_;
+};
+
 class Pool {
  public:
   void* take(size_t bytes) {
     bytes = (std::max(bytes, size_t{1}) + large_page - 1) / large_page * large_page;
-    const std::lock_guard lock(mutex_);
-    ++calls_;
-    Idle* best = nullptr;
-    for (Idle& it : idle_)  // a block twice as large would be missed elsewhere
-      if (it.bytes >= bytes && it.bytes < 2 * bytes && (!best || it.bytes <= best->bytes)) best = &it;
-    if (best) return use(remove(best));
-    shrink(std::max(most_used_, used_bytes_ + bytes) - bytes);
+    if (void* const idle = take_idle(bytes)) return idle;
     void* memory = from_system(bytes);
     if (!memory) {
-      shrink(0);
+      let_idle_go();
       memory = from_system(bytes);
     }
-    return memory ? use({memory, bytes, 0}) : nullptr;
+    const std::lock_guard lock(mutex_);
+    if (memory) return use({memory, bytes, 0});
+    used_bytes_ -= bytes;
+    return nullptr;
   }
 
   void give(void* memory) {
+    Leaving leaving;
     const std::lock_guard lock(mutex_);
     const auto found = used_.find(memory);
     idle_.push_back({memory, found->second, calls_});
     idle_bytes_ += found->second;
     used_bytes_ -= found->second;
     used_.erase(found);
-    while (idle_.front().since + oldest < calls_) std::free(remove(&idle_.front()).memory);
+    while (idle_.front().since + oldest < calls_) leaving.add(remove(&idle_.front()).memory);
   }
 
   void release() {
+    let_idle_go();
     const std::lock_guard lock(mutex_);
-    shrink(0);
     most_used_ = used_bytes_;
   }
 
@@ -78,6 +92,26 @@ class Pool {
     long since;
   };
 
+  // An idle block; or null, and then there is room for one of so many bytes, which counts as used already.
+  void* take_idle(size_t bytes) {
+    Leaving leaving;
+    const std::lock_guard lock(mutex_);
+    ++calls_;
+    Idle* best = nullptr;
+    for (Idle& it : idle_)  // a block twice as large would be missed elsewhere
+      if (it.bytes >= bytes && it.bytes < 2 * bytes && (!best || it.bytes <= best->bytes)) best = &it;
+    const size_t taken = best ? best->bytes : bytes;
+    if (!best) shrink(std::max(most_used_, used_bytes_ + bytes) - bytes, leaving);
+    used_bytes_ += taken;
+    return best ? use(remove(best)) : nullptr;
+  }
+
+  void let_idle_go() {
+    Leaving leaving;
+    const std::lock_guard lock(mutex_);
+    shrink(0, leaving);
+  }
+
   Idle remove(Idle* it) {
     const Idle removed = *it;
     idle_bytes_ -= removed.bytes;
@@ -87,14 +121,13 @@ class Pool {
 
   void* use(Idle block) {
     used_[block.memory] = block.bytes;
-    used_bytes_ += block.bytes;
     most_used_ = std::max(most_used_, used_bytes_);
     return block.memory;
   }
 
-  // Free what has been idle longest, until used and idle blocks together hold at most `bytes`.
-  void shrink(size_t bytes) {
-    while (!idle_.empty() && used_bytes_ + idle_bytes_ > bytes) std::free(remove(&idle_.front()).memory);
+  // Let go what has been idle longest, until used and idle blocks together hold at most `bytes`.
+  void shrink(size_t bytes, Leaving& leaving) {
+    while (!idle_.empty() && used_bytes_ + idle_bytes_ > bytes) leaving.add(remove(&idle_.front()).memory);
   }
 
   std::mutex mutex_;
@@ -102,13 +135,12 @@ class Pool {
   std::vector<Idle> idle_;  // since ever more recent calls
   size_t used_bytes_ = 0, idle_bytes_ = 0, most_used_ = 0;
   long calls_ = 0;
+  const AtFork at_fork_{this, [](void* pool) { static_cast<Pool*>(pool)->mutex_.lock(); },
+                        [](void* pool, bool) { static_cast<Pool*>(pool)->mutex_.unlock(); }};
 };
 
 // Never destroyed: arrays may outlive everything else.
-Pool& pool() {
-  static Pool* const it = new Pool;
-  return *it;
-}
+Pool& pool = *new Pool;
 
 class Scratch {
  public:
@@ -136,7 +168,7 @@ void* scratch_memory(size_t bytes) {
 }
 
 Block::Block(size_t bytes) : bytes_((std::max(bytes, line) + line - 1) / line * line) {
-  is_pooled_ = bytes_ >= large_page / 2;
+  is_pooled_ = bytes_ >= least_pooled_bytes;
   memory_ = static_cast<char*>(is_pooled_ ? take_memory(bytes_) : std::aligned_alloc(line, bytes_));
   if (memory_ && blocks_are_filled) memset(memory_, 0xFF, bytes_);
 }
@@ -160,12 +192,15 @@ void* Block::take(size_t used, size_t bytes) {
   return part;
 }
 
+size_t least_pooled() { return least_pooled_bytes; }
+void pool_from(size_t bytes) { least_pooled_bytes = bytes; }
+
 void fill_blocks(bool value) { blocks_are_filled = value; }
 
-void* take_memory(size_t bytes) { return pool().take(bytes); }
-void give_memory(void* memory) { pool().give(memory); }
-MemoryUse memory_use() { return pool().use(); }
-void release_memory() { pool().release(); }
+void* take_memory(size_t bytes) { return pool.take(bytes); }
+void give_memory(void* memory) { pool.give(memory); }
+MemoryUse memory_use() { return pool.use(); }
+void release_memory() { pool.release(); }
 
 void clear(char* array, long bytes, int threads) {
   constexpr long worth_sharing = 1 << 20;

@@ -6,6 +6,10 @@
 
 namespace throughtime {
 
+// From how many bytes on arrays and blocks are worth being kept; tests have all of them kept.
+size_t least_pooled();
+void pool_from(size_t bytes);
+
 // `bytes` of memory, aligned to a large page, or null where there is none left. Its content is arbitrary.
 void* take_memory(size_t bytes);
 void give_memory(void* memory);

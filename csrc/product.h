@@ -161,6 +161,8 @@ struct PanelShape {
   long units;
 };
 
+inline PanelShape plain_panels(long columns) { return {1, 4, columns}; }
+
 template <class E>
 inline long panel_count(PanelShape s) {
   const long width = s.unit_vectors * lanes<E>;

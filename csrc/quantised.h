@@ -17,7 +17,7 @@ constexpr long fours(long depth) { return (depth + 3) / 4; }
 constexpr long quantised_panel(long depth) { return fours(depth) * 4 * lanes<float> * 4; }  // bytes
 
 inline long packed_quantised_bytes(long columns, long depth) {
-  return panel_count<float>({1, 4, columns}) * quantised_panel(depth);
+  return panel_count<float>(plain_panels(columns)) * quantised_panel(depth);
 }
 
 // Where this is so, the instruction takes activations as bytes from 0 on, so 128 is added to them, and their part taken off the sum.
@@ -77,7 +77,7 @@ inline Scale quantise(const float* x, long count, int8_t* to) {
 
 inline void pack_quantised(long columns, long depth, const float* source, int8_t* packed, float* scale, int32_t* offset) {
   constexpr long W = lanes<float>, panel = 4 * W;
-  const long size = quantised_panel(depth), all = panel_count<float>({1, 4, columns}) * panel;
+  const long size = quantised_panel(depth), all = panel_count<float>(plain_panels(columns)) * panel;
   for (long column = 0; column < all; ++column) {
     const bool is_there = column < columns;
     const float* const row = source + column * depth;
@@ -90,7 +90,7 @@ inline void pack_quantised(long columns, long depth, const float* source, int8_t
       sum += q;
     }
     scale[column] = of.step;
-    offset[column] = adds_128 ? 128 * sum : 0;
+    offset[column] = adds_128 ? static_cast<int32_t>(128u * static_cast<uint32_t>(sum)) : 0;  // modulo 2^32, as the sums are
   }
 }
 

@@ -24,6 +24,8 @@ struct ArithmeticOf<Bf16> {
 template <class E>
 using Arithmetic = typename ArithmeticOf<E>::Type;
 
+struct InstructionSet;
+
 // What the code around the time loop must know of a cell. Its loops stand on a page of its own (cells/), which says all this.
 struct Facts {
   const char* name;   // as Python calls it
@@ -44,6 +46,7 @@ struct Facts {
 // Arrays called packed hold only those, step after step: row `rank` of step t is at first_row[t] + rank, exactly as in
 // torch's PackedSequence. Without lengths rows[t] = B, and packed and (T, B, .) are one.
 struct Layout {
+  const InstructionSet* set;  // whose code lays out, packs and runs
   int cell;        // its number among an instruction set's cells
   Facts facts;
   int gate_count;  // G: of an LSTM with coupled gates (f g o) one less than the facts say

@@ -19,33 +19,19 @@ constexpr long up_to(long multiple, long count) { return (count + multiple - 1) 
 // Rows of scratch begin at whole lines, and whole vectors may be read and written at their ends.
 constexpr long padded(long width) { return up_to(16, width) + W; }
 
-template <class T>
-struct Row {
-  T* first;
-  long stride;
-  T* at(long row) const { return first + row * stride; }
-};
-
-constexpr PanelShape panels_of(long columns) { return {1, 4, columns}; }
-
 // Packing ------------------------------------------------------------------------------------------------------------
-
-template <class E>
-long packed_elements(long columns, long depth) {
-  return panel_count<E>(panels_of(columns)) * panel_size<E>(panels_of(columns), depth);
-}
 
 long packed_bytes(Precision precision, long columns, long depth) {
   switch (precision) {
-    case Precision::bfloat16: return packed_elements<Bf16>(columns, depth) * sizeof(Bf16);
+    case Precision::bfloat16: return packed_size<Bf16>(plain_panels(columns), depth) * sizeof(Bf16);
     case Precision::int8: return packed_quantised_bytes(columns, depth);
-    default: return packed_elements<float>(columns, depth) * sizeof(float);
+    default: return packed_size<float>(plain_panels(columns), depth) * sizeof(float);
   }
 }
 
 template <class E>
 void pack_all(long columns, long depth, const float* source, void* packed) {
-  const PanelShape shape = panels_of(columns);
+  const PanelShape shape = plain_panels(columns);
   pack_panels<E>(shape, depth, source, depth, 1, 0, panel_count<E>(shape), static_cast<E*>(packed));
 }
 
@@ -106,8 +92,8 @@ THROUGHTIME_INLINE void put(float* to, const float* tile, long columns) {
 
 // out (rows, columns) = start + a (rows, depth) . W^T.
 template <class E>
-void multiply_by(const Matrix& w, const float* start, long rows, Row<const E> a, Row<float> out) {
-  const PanelShape shape = panels_of(w.columns);
+void multiply_by(const Matrix& w, const float* start, long rows, Rows<const E> a, Rows<float> out) {
+  const PanelShape shape = plain_panels(w.columns);
   const long size = panel_size<E>(shape, w.depth), count = panel_count<E>(shape);
   const auto vectors = [&](long p) { return panel_vectors<E>(shape, p); };
   const E* packed = static_cast<const E*>(w.packed);
@@ -118,24 +104,24 @@ void multiply_by(const Matrix& w, const float* start, long rows, Row<const E> a,
     const auto begin = [&](long p) { return start ? start + p * panel : nullptr; };
     long p = 0;
     for (; p + at_once <= w.columns / panel; p += at_once) {
-      multiply_row<E, 4 * at_once>(w.depth, a.first, packed + p * size, size, begin(p), tile);
-      for (long i = p; i < p + at_once; ++i) put(out.first + i * panel, tile + (i - p) * panel, panel);
+      multiply_row<E, 4 * at_once>(w.depth, a.data, packed + p * size, size, begin(p), tile);
+      for (long i = p; i < p + at_once; ++i) put(out.data + i * panel, tile + (i - p) * panel, panel);
     }
     for (; p < count; ++p) {
-      multiply_row_by_panel<E, 4>(vectors(p), w.depth, a.first, packed + p * size, begin(p), tile);
-      put(out.first + p * panel, tile, w.columns - p * panel);
+      multiply_row_by_panel<E, 4>(vectors(p), w.depth, a.data, packed + p * size, begin(p), tile);
+      put(out.data + p * panel, tile, w.columns - p * panel);
     }
     return;
   }
   for (long p = 0; p < count; ++p) {
-    multiply<E, 4>(vectors(p), rows, w.depth, a.first, a.stride, packed + p * size, start ? start + p * panel : zero, tile,
+    multiply<E, 4>(vectors(p), rows, w.depth, a.data, a.stride, packed + p * size, start ? start + p * panel : zero, tile,
                    panel);
     for (long row = 0; row < rows; ++row) put(out.at(row) + p * panel, tile + row * panel, w.columns - p * panel);
   }
 }
 
 // Rows as the product takes them.
-Row<const Bf16> rounded(long rows, long depth, Row<const float> a, Bf16* to) {
+Rows<const Bf16> rounded(long rows, long depth, Rows<const float> a, Bf16* to) {
   const long stride = padded(depth);
   for (long row = 0; row < rows; ++row)
     for (long k = 0; k < depth; k += W) store(to + row * stride + k, load(a.at(row) + k, depth - k));
@@ -145,7 +131,7 @@ Row<const Bf16> rounded(long rows, long depth, Row<const float> a, Bf16* to) {
 // Some rows of int8 by one panel after the other, back in float32: start + (scale of the row * scale of the column) * sum.
 template <int rows, int panels>
 void multiply_quantised_panels(const Matrix& w, long first, const float* start, const int8_t* a, long a_stride,
-                               const float* steps, Row<float> out) {
+                               const float* steps, Rows<float> out) {
   const long size = quantised_panel(w.depth);
   alignas(64) int32_t sums[rows * panels * panel];
   alignas(64) float tile[panel];
@@ -169,7 +155,7 @@ void multiply_quantised_panels(const Matrix& w, long first, const float* start, 
 
 template <int rows>
 void multiply_quantised_rows(long count, const Matrix& w, long first, const float* start, const int8_t* a,
-                             long a_stride, const float* steps, Row<float> out) {
+                             long a_stride, const float* steps, Rows<float> out) {
   if constexpr (rows > 0) {
     if (count == rows) return multiply_quantised_panels<rows, 1>(w, first, start, a, a_stride, steps, out);
     multiply_quantised_rows<rows - 1>(count, w, first, start, a, a_stride, steps, out);
@@ -179,8 +165,8 @@ void multiply_quantised_rows(long count, const Matrix& w, long first, const floa
 constexpr long quantised_stride(long depth) { return up_to(64, depth) + 64; }
 constexpr long quantised_bytes(long rows, long depth) { return rows * (quantised_stride(depth) + sizeof(float)); }
 
-void multiply_quantised(const Matrix& w, const float* start, long rows, Row<const float> a, Row<float> out, char* narrow) {
-  const long stride = quantised_stride(w.depth), count = panel_count<float>(panels_of(w.columns));
+void multiply_quantised(const Matrix& w, const float* start, long rows, Rows<const float> a, Rows<float> out, char* narrow) {
+  const long stride = quantised_stride(w.depth), count = panel_count<float>(plain_panels(w.columns));
   int8_t* const q = reinterpret_cast<int8_t*>(narrow);
   float steps[most_positions];
   for (long row = 0; row < rows; ++row) steps[row] = quantise(a.at(row), w.depth, q + row * stride).step;
@@ -205,7 +191,7 @@ void multiply_quantised(const Matrix& w, const float* start, long rows, Row<cons
 long larger(long a, long b) { return a < b ? b : a; }
 
 struct Scratch {
-  Row<float> x, u, m, state, passed[2];
+  Rows<float> x, u, m, state, passed[2];
   char* narrow;
 
   Scratch(const StreamModel& model, char* memory) : memory_(memory) {
@@ -222,8 +208,8 @@ struct Scratch {
     x = rows(gates + panel);
     u = rows(gates + panel);
     m = rows(hidden);
-    state = rows(model.state_floats);
-    for (Row<float>& row : passed) row = rows(width + panel);
+    state = rows(model.state_stride);
+    for (Rows<float>& row : passed) row = rows(width + panel);
     narrow = take(model.precision == Precision::bfloat16 ? most_positions * padded(depth) * sizeof(Bf16)
                   : model.precision == Precision::int8   ? quantised_bytes(most_positions, depth)
                                                          : 0);
@@ -232,7 +218,7 @@ struct Scratch {
   long bytes() const { return bytes_; }
 
  private:
-  Row<float> rows(long width) {
+  Rows<float> rows(long width) {
     const long stride = padded(width);
     return {reinterpret_cast<float*>(take(most_positions * stride * sizeof(float))), stride};
   }
@@ -417,10 +403,10 @@ class Stepper {
   Stepper(const StreamModel& model, char* scratch) : model_(model), scratch_(model, scratch) {}
 
   void run(const StreamCall& call, long first, long count) {
-    Row<float> states{call.states + first * model_.state_floats, model_.state_floats};
+    Rows<float> states{call.states + first * model_.state_stride, model_.state_stride};
     if (call.which) states = scratch_.state;
     if (call.which)
-      for (long row = 0; row < count; ++row) copy(states.at(row), own_state(call, first + row), model_.state_floats);
+      for (long row = 0; row < count; ++row) copy(states.at(row), own_state(call, first + row), model_.state_stride);
     // The rows of several steps follow each other only where no other rows stand between them.
     const long at_once = count == call.rows ? larger(1, most_positions / count) : 1;
     for (long t = 0; t < call.steps; t += at_once) {
@@ -428,10 +414,10 @@ class Stepper {
       pass(call, t, steps, t * call.rows + first, first, count, states);
     }
     if (call.which)
-      for (long row = 0; row < count; ++row) copy(own_state(call, first + row), states.at(row), model_.state_floats);
+      for (long row = 0; row < count; ++row) copy(own_state(call, first + row), states.at(row), model_.state_stride);
   }
 
-  void product(const Matrix& w, const float* start, long rows, Row<const float> a, Row<float> out) {
+  void product(const Matrix& w, const float* start, long rows, Rows<const float> a, Rows<float> out) {
     switch (model_.precision) {
       case Precision::bfloat16:
         return multiply_by<Bf16>(w, start, rows, rounded(rows, w.depth, a, reinterpret_cast<Bf16*>(scratch_.narrow)), out);
@@ -443,52 +429,52 @@ class Stepper {
 
  private:
   static void copy(float* to, const float* from, long count) { memcpy(to, from, count * sizeof(float)); }
-  float* own_state(const StreamCall& call, long row) const { return call.states + call.which[row] * model_.state_floats; }
+  float* own_state(const StreamCall& call, long row) const { return call.states + call.which[row] * model_.state_stride; }
 
   // Some steps of some rows, which are positions that follow each other from `place` on, through all stages.
-  void pass(const StreamCall& call, long t, long steps, long place, long first, long count, Row<float> states) {
+  void pass(const StreamCall& call, long t, long steps, long place, long first, long count, Rows<float> states) {
     const long all = steps * count;
     const int64_t* const ids = call.ids ? call.ids + place : nullptr;
-    Row<const float> in = read(call, ids, place, all);
+    Rows<const float> in = read(call, ids, place, all);
     float* out = call.out + place * model_.output();
     long positions = all;
     for (int i = 0; i <= model_.count; ++i) {
       if (i == model_.readout && call.last_only) {
         if (t + steps < call.steps) return;
-        in.first += (steps - 1) * count * in.stride;
+        in.data += (steps - 1) * count * in.stride;
         positions = count;
         out = call.out + first * model_.output();
       }
       if (i == model_.count) break;
       const Stage& s = model_.stages[i];
       const bool is_last = i + 1 == model_.count && !s.is_recurrent();
-      const Row<float> to = is_last ? Row<float>{out, model_.output()} : scratch_.passed[i % 2];
+      const Rows<float> to = is_last ? Rows<float>{out, model_.output()} : scratch_.passed[i % 2];
       if (s.is_recurrent())
         recurrent(s, steps, count, i == 0 && model_.table_is_product ? ids : nullptr, in, states, to);
       else
         product(s.weight_ih, s.bias_ih, positions, in, to);
-      in = {to.first, to.stride};
+      in = {to.data, to.stride};
     }
     if (model_.readout == model_.count)
       for (long i = 0; i < positions; ++i) copy(out + i * model_.output(), in.at(i), model_.output());
   }
 
   // What the first stage reads; nothing where ids choose what its product would be.
-  Row<const float> read(const StreamCall& call, const int64_t* ids, long place, long positions) {
+  Rows<const float> read(const StreamCall& call, const int64_t* ids, long place, long positions) {
     if (!ids) return {call.x + place * model_.input(), model_.input()};
-    const Row<float> to = scratch_.passed[1];
+    const Rows<float> to = scratch_.passed[1];
     for (long i = 0; i < positions && !model_.table_is_product; ++i)
       copy(to.at(i), model_.table + ids[i] * model_.table_stride, model_.input());
-    return {to.first, to.stride};
+    return {to.data, to.stride};
   }
 
-  void recurrent(const Stage& s, long steps, long rows, const int64_t* ids, Row<const float> in, Row<float> states,
-                 Row<float> out) {
+  void recurrent(const Stage& s, long steps, long rows, const int64_t* ids, Rows<const float> in, Rows<float> states,
+                 Rows<float> out) {
     if (!ids) product(s.weight_ih, nullptr, steps * rows, in, scratch_.x);
-    const Row<float> h{states.first + s.h_at, states.stride}, u = scratch_.u, m = scratch_.m;
+    const Rows<float> h{states.data + s.h_at, states.stride}, u = scratch_.u, m = scratch_.m;
     for (long t = 0; t < steps; ++t) {
-      product(s.weight_hh, s.is_variant ? nullptr : s.bias_hh, rows, {h.first, h.stride}, u);
-      const Row<float> own_out{out.at(t * rows), out.stride};
+      product(s.weight_hh, s.is_variant ? nullptr : s.bias_hh, rows, {h.data, h.stride}, u);
+      const Rows<float> own_out{out.at(t * rows), out.stride};
       const auto cell = [&](long row) -> StreamCell {
         const long place = t * rows + row;
         const float* x = ids ? model_.table + ids[place] * model_.table_stride : scratch_.x.at(place);
@@ -496,12 +482,12 @@ class Stepper {
       };
       for (long row = 0; row < rows; ++row) cell(row).step();
       if (s.has_last()) {
-        const Row<float> to{u.first + s.joint() * s.hidden, u.stride};
-        product(s.weight_n, s.is_variant ? nullptr : s.bias_n, rows, {m.first, m.stride}, to);
+        const Rows<float> to{u.data + s.joint() * s.hidden, u.stride};
+        product(s.weight_n, s.is_variant ? nullptr : s.bias_n, rows, {m.data, m.stride}, to);
         for (long row = 0; row < rows; ++row) cell(row).step_candidate();
       }
       if (s.projected) {
-        product(s.weight_hr, nullptr, rows, {m.first, m.stride}, u);
+        product(s.weight_hr, nullptr, rows, {m.data, m.stride}, u);
         for (long row = 0; row < rows; ++row) cell(row).step_projected();
       }
     }

@@ -6,9 +6,16 @@
 
 #include <cstdint>
 
+#include "request.h"
+
 namespace throughtime {
 
+// Each by the name that Python has for it.
 enum class Precision : int { float32, bfloat16, int8 };
+constexpr const char* precision_names[] = {"float32", "bfloat16", "int8"};
+
+// The deepest product of int8 whose sum an int32_t holds, whatever the numbers are.
+constexpr long deepest_int8 = INT32_MAX / (127 * 127);
 
 // W (columns, depth), packed for products a . W^T. Without columns there is none.
 struct Matrix {
@@ -18,11 +25,14 @@ struct Matrix {
   const int32_t* offset = nullptr;  // likewise: 128 times the sum of a column's units
 };
 
+// A linear layer, or a recurrent one by its cell's name.
 enum class StageKind : int { linear, rnn_tanh, rnn_relu, lstm, gru, gru_reset_before, mgu };
+constexpr const char* stage_names[] = {"linear", "rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "mgu"};
 
 // A layer. Vectors are padded with zeros to whole panels; those that aren't there are null, but for bias_ih, which is zeros then.
 struct Stage {
   StageKind kind;
+  Facts facts;  // of the cell
   long input, hidden, projected;  // I, H, and P or 0; of a linear layer `hidden` is the output
   Matrix weight_ih, weight_hh, weight_n, weight_hr;  // n: of the last gate, where that meets what another makes of h
   const float *bias_ih, *bias_hh, *bias_n;
@@ -34,16 +44,8 @@ struct Stage {
 
   bool is_recurrent() const { return kind != StageKind::linear; }
   long width() const { return projected ? projected : hidden; }  // of the output
-  long gates() const {
-    switch (kind) {
-      case StageKind::lstm: return is_coupled ? 3 : 4;
-      case StageKind::gru:
-      case StageKind::gru_reset_before: return 3;
-      case StageKind::mgu: return 2;
-      default: return 1;
-    }
-  }
-  bool has_last() const { return kind == StageKind::gru_reset_before || kind == StageKind::mgu; }
+  long gates() const { return facts.gates - is_coupled; }
+  bool has_last() const { return facts.joint < facts.gates; }
   long joint() const { return gates() - has_last(); }  // the gates that meet h itself
 };
 
@@ -52,7 +54,7 @@ struct StreamModel {
   const Stage* stages;
   int count;
   int readout;       // the stages from this one on have no state
-  long state_floats;  // from one stream's state to the next
+  long state_stride;  // floats from one stream's state to the next
   // What token ids choose a row of: what the first stage reads, or what its product would be; null where it reads vectors.
   const float* table;
   long table_stride;
@@ -79,7 +81,7 @@ struct StreamKernels {
   // Bytes of a packed matrix, and packing: of int8 `scale` and `offset` are written too.
   long (*packed_bytes)(Precision, long columns, long depth);
   void (*pack)(Precision, long columns, long depth, const float* source, void* packed, float* scale, int32_t* offset);
-  // out (rows, columns of product, at `stride`) = x . W^T alone: to make a table with, and for measurements.
+  // out (rows, columns of product, at `stride`) = start + x . W^T: to make a table with, and for measurements.
   void (*multiply)(const StreamModel&, const Matrix&, const float* start, long rows, const float* x, float* out,
                    long stride, char* scratch);
   // Rows [first, first + count) of a call; `scratch` has `scratch_bytes(model)`, zeros at first.

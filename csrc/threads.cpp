@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "denormals.h"
+#include "fork.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -146,9 +147,9 @@ class Workers {
   std::vector<Worker*> take(int count) {
     const std::lock_guard lock(mutex_);
     std::vector<Worker*> taken;
-    taken.reserve(count);
-    for (; static_cast<int>(taken.size()) < count && !idle_.empty(); idle_.pop_back()) taken.push_back(idle_.back());
     try {
+      taken.reserve(count);
+      for (; static_cast<int>(taken.size()) < count && !idle_.empty(); idle_.pop_back()) taken.push_back(idle_.back());
       while (static_cast<int>(taken.size()) < count) {
         idle_.reserve(made_ + 1);  // so that giving back can't fail
         taken.push_back(new Worker);
@@ -170,17 +171,13 @@ class Workers {
   size_t made_ = 0;
 };
 
-Workers* own_workers = nullptr;
-
 // Never destroyed: they may work until the process ends. After a fork the child has none of them, and makes its own.
-Workers& workers() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    own_workers = new Workers;
-    pthread_atfork(nullptr, nullptr, [] { own_workers = new Workers; });
-  });
-  return *own_workers;
-}
+Workers* workers = new Workers;
+const AtFork own_in_a_child(
+    nullptr, [](void*) {},
+    [](void*, bool is_child) {
+      if (is_child) workers = new Workers;
+    });
 
 }  // namespace
 
@@ -201,14 +198,14 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
     if (work.was_held_up()) note_wait();
     return;
   }
-  const std::vector<Worker*> others = workers().take(threads - 1);
+  const std::vector<Worker*> others = workers->take(threads - 1);
   const int members = static_cast<int>(others.size()) + 1;
   for (int member = 1; member < members; ++member) others[member - 1]->start(body, context, member, members);
   Work work{body, context};
   take_part(body, context, 0, members);
   work.end = Clock::now();
   for (Worker* other : others) other->wait();
-  workers().give(others);
+  workers->give(others);
   if (work.was_held_up()) note_wait();
 }
 

@@ -8,7 +8,8 @@ namespace throughtime {
 // Run body(context, member, members) in `threads` threads, or in fewer; `members` tells how many there are.
 // Uses torch's own OpenMP runtime where the process has one: its threads spin for milliseconds after each of torch's
 // products, and threads of our own would have to share the cores with them. Elsewhere it keeps threads of its own.
-// While it is `crowded` the calling thread works alone. Each of them takes denormals for zero meanwhile (denormals.h).
+// While it is `crowded` the calling thread works alone. Each of them takes denormals for zero meanwhile (denormals.h). Throws nothing,
+// if `body` doesn't: where there is no memory for threads there are fewer.
 void run_together(int threads, void (*body)(void* context, int member, int members), void* context);
 
 // Use threads of our own from now on even where there is OpenMP, however `crowded` it is: for tests.

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -64,3 +64,12 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (there + (2 << 30), hard))
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.fixture
+def small_arrays_are_pooled() -> Iterator[Callable[[bool], None]]:
+    """Have the kernels keep arrays of any size for the next ones, or, where it is called with false, large ones alone."""
+    size = native.module.least_pooled()
+    native.pool_from(0)
+    yield lambda value: native.pool_from(0 if value else size)
+    native.pool_from(size)

@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import throughtime
 from throughtime import direct
+from throughtime.kernels import native
+from throughtime.spec import Parameters, read
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
 
@@ -224,3 +226,15 @@ def test_arrays_that_are_not_dense_are_read_right(calls):
     for found, expected in zip([output, h, c], tensors(layer(x, state)), strict=True):
         assert torch.equal(found, expected)
     assert calls == [False, True]
+
+
+def test_weights_are_told_apart_by_the_kernels_own_names():
+    assert Parameters._fields == direct._WEIGHTS
+    layer = make("lstm", 5, 7)
+    call, x, state = direct._CALLS[torch.float32], torch.zeros(1, 1, 5), torch.zeros(1, 1, 7)
+    for count in (0, 9, 11):
+        with pytest.raises(ValueError, match=f"{count} weights; expected 10 for each direction of each layer"):
+            call(
+                *(native.cell(read("lstm")).number, 4, False, 1, 1, 1, 1, 5, 7, 0, 1, x.data_ptr()),
+                *([layer.weight_ih_l0.data_ptr()] * count, 0, state.data_ptr(), state.data_ptr()),
+            )

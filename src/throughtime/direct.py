@@ -16,11 +16,13 @@ from torch import Tensor
 from throughtime import watching
 from throughtime.kernels import native
 from throughtime.kernels.layout import steps_of_a_forward_stretch
-from throughtime.spec import Parameters, Spec
+from throughtime.spec import Spec
 
 _CALLS: dict[torch.dtype, Any] = {}
+_WEIGHTS: tuple[str, ...] = ()  # of a direction, in the order in which the native calls take them
 if native.module is not None:
     _CALLS = {torch.float32: native.module.forward_stack_f32, torch.float64: native.module.forward_stack_f64}
+    _WEIGHTS = tuple(native.module.stack_weights())
 
 
 class Sizes(NamedTuple):
@@ -32,7 +34,7 @@ class Sizes(NamedTuple):
         hidden: H.
         projected: P, or 0 without a projection.
         directions: 1, or 2 if each layer runs both ways.
-        parameters: For each direction of each layer the tensors of `Parameters`, in its order: name and shape, or `None`.
+        parameters: For each direction of each layer its weights, in the order of a native call: name and shape, or `None`.
     """
 
     spec: Spec
@@ -53,9 +55,7 @@ def sizes_of_layers(
         width = (projected or hidden) * len(ways) if layer else input
         shapes = spec.parameter_shapes(width, hidden, projected, has_bias=has_bias)
         for way in ways:
-            found += [
-                (f"{name}_l{layer}{way}", shapes[name]) if name in shapes else None for name in Parameters._fields
-            ]
+            found += [(f"{name}_l{layer}{way}", shapes[name]) if name in shapes else None for name in _WEIGHTS]
     return Sizes(spec, input, hidden, projected, len(ways), tuple(found))
 
 
@@ -63,9 +63,7 @@ def sizes_of_layers(
 def sizes_of_cell(spec: Spec, input: int, hidden: int, has_bias: bool) -> Sizes:
     """Return the sizes of one of torch.nn's cells."""
     shapes = spec.parameter_shapes(input, hidden, has_bias=has_bias)
-    return Sizes(
-        spec, input, hidden, 0, 1, tuple([(n, shapes[n]) if n in shapes else None for n in Parameters._fields])
-    )
+    return Sizes(spec, input, hidden, 0, 1, tuple([(n, shapes[n]) if n in shapes else None for n in _WEIGHTS]))
 
 
 def is_served(parameters: Mapping[str, Tensor | None], input: object, state: Sequence[Any] | None) -> bool:
@@ -101,7 +99,9 @@ def forward(
         state: The state before, (layers · directions, B, ·) each, contiguous, which becomes the state after.
     """
     addresses, dtype, has_gradient = [], input.dtype, torch.is_grad_enabled()
-    held = []  # during the call, in which other threads run: one of them may exchange a parameter
+    held = [
+        input.untyped_storage()
+    ]  # until the call is over: meanwhile other threads may exchange a parameter, or its memory
     for place in sizes.parameters:
         if place is None:
             addresses.append(0)
@@ -112,8 +112,8 @@ def forward(
             return False
         if not _is_plain(tensor, dtype, has_gradient) or not tensor.is_contiguous():
             return False
+        held.append(tensor.untyped_storage())
         addresses.append(tensor.data_ptr())
-        held.append(tensor)
     steps, batch = input.shape[:2] if input.dim() == 3 else (1, input.shape[0])
     spec = sizes.spec
     _CALLS[dtype](

@@ -331,12 +331,23 @@ def check_kinds(request: Request) -> None:
         return
     steps = batch_sizes.numel() if isinstance(batch_sizes, Tensor) else 0
     check_tensor("batch_sizes", batch_sizes, (steps,), torch.int64, torch.device("cpu"))
+    check_batch_sizes(batch_sizes, len(input))
+
+
+def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
+    """Check the values of batch sizes, for so many rows of packed input."""
     is_sorted = bool((batch_sizes[1:] <= batch_sizes[:-1]).all())
-    if len(batch_sizes) == 0 or not is_sorted or int(batch_sizes[-1]) < 1 or int(batch_sizes.sum()) != len(input):
+    if len(batch_sizes) == 0 or not is_sorted or int(batch_sizes[-1]) < 1 or int(batch_sizes.sum()) != rows:
         raise ValueError(
             f"batch_sizes are {batch_sizes.tolist()}; expected a number for each step, none greater than the one before, "
-            f"at least 1, and in sum {len(input)}, the rows of input"
+            f"at least 1, and in sum {rows}, the rows of input"
         )
+
+
+def check_lengths(lengths: Tensor, steps: int) -> None:
+    """Check the values of lengths."""
+    if len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        raise ValueError(f"lengths must lie in 0 ... {steps}, the number of steps; {lengths.tolist()} don't")
 
 
 def check(request: Request, dtypes: Sequence[torch.dtype] = ()) -> None:
@@ -363,8 +374,7 @@ def check(request: Request, dtypes: Sequence[torch.dtype] = ()) -> None:
     steps, batch = request.steps, request.batch
     if lengths is not None:
         check_tensor("lengths", lengths, (batch,), torch.int64, input.device)
-        if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
-            raise ValueError(f"lengths must lie in 0 ... {steps}, the number of steps; {lengths.tolist()} don't")
+        check_lengths(lengths, steps)
     if request.reads_ids:
         is_real = None if lengths is None else torch.arange(steps, device=input.device)[:, None] < lengths
         check_token_ids(input, request.directions[0].parameters.weight_ih.shape[1], is_real)

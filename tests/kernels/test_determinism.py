@@ -35,7 +35,7 @@ def train(layer: torch.nn.Module, x: Tensor, **options) -> list[Tensor]:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("batch", [1, 3, 19])  # hidden units shared by the threads; both; rows shared
-def test_the_same_bits_every_time(cell, batch, threads, monkeypatch):
+def test_the_same_bits_every_time(cell, batch, threads, small_arrays_are_pooled):
     layer, x = LAYERS[cell](20, 130), torch.randn(9, batch, 20)
     layer.backend = "native"
     ragged = {"lengths": torch.randint(0, 10, (batch,)), "reset": torch.rand(9, batch) < 0.2}
@@ -43,12 +43,9 @@ def test_the_same_bits_every_time(cell, batch, threads, monkeypatch):
     try:
         for options in ({}, ragged):
             first = train(layer, x, **options)
-            for large in (
-                1 << 20,
-                0,
-                0,
-            ):  # in torch's memory, in the pool's, and where the last run has left its values
-                monkeypatch.setattr(native, "_LARGE", large)
+            # in torch's memory, in the pool's, and where the last run has left its values
+            for is_pooled in (False, True, True):
+                small_arrays_are_pooled(is_pooled)
                 assert all(map(torch.equal, train(layer, x, **options), first))
     finally:
         torch.set_num_threads(1)
@@ -71,8 +68,7 @@ def test_a_forward_pass_has_the_same_bits_however_it_is_cut(cell, columns, monke
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_memory_does_not_grow_with_the_number_of_distinct_lengths(cell, monkeypatch):
-    monkeypatch.setattr(native, "_LARGE", 0)
+def test_memory_does_not_grow_with_the_number_of_distinct_lengths(cell, small_arrays_are_pooled):
     layer = LAYERS[cell](8, 16)
     layer.backend = "native"
     run = lambda steps: train(layer, torch.randn(steps, 2, 8))  # noqa: E731

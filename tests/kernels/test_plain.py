@@ -191,6 +191,18 @@ def test_errs_no_more_than_an_honest_computation(cell, dtype, batch, steps, hidd
         assert_accurate(Request(cell, steps, batch, hidden, ragged=True, resets=True, **options), dtype)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_input_of_no_columns_leaves_the_biases(cell, threads):
+    torch.set_num_threads(threads)
+    try:
+        for steps, batch, hidden in [(5, 3, 7), (1, 1, 64), (40, 30, 130)]:
+            assert_exact(Request(cell, steps, batch, hidden, inputs=0, ragged=batch == 3, resets=batch == 30))
+            assert_accurate(Request(cell, steps, batch, hidden, inputs=0), torch.bfloat16)
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_instruction_set(cell, instruction_set):
     assert native.instruction_set() == instruction_set
@@ -436,17 +448,17 @@ def test_saved_tensors_survive_a_backward_pass():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_pooled_memory_changes_no_bit(cell, monkeypatch):
+def test_pooled_memory_changes_no_bit(cell, small_arrays_are_pooled):
     request = Request(cell, 5, 3, 20, ragged=True, projection=7 * (cell == "lstm"))
+    small_arrays_are_pooled(False)
     expected = request.by_kernels()
-    monkeypatch.setattr(native, "_LARGE", 0)
+    small_arrays_are_pooled(True)
     for _ in range(2):  # the second time in memory that the first has left behind
         for a, e in zip(request.by_kernels(), expected, strict=True):
             assert all(map(torch.equal, a, e))
 
 
-def test_pooled_memory_is_reused_and_bounded(monkeypatch):
-    monkeypatch.setattr(native, "_LARGE", 0)
+def test_pooled_memory_is_reused_and_bounded(small_arrays_are_pooled):
     native.release_memory()
     before = native.memory_use()
     assert before.idle == 0
@@ -464,8 +476,7 @@ def test_pooled_memory_is_reused_and_bounded(monkeypatch):
     assert native.memory_use() == before
 
 
-def test_idle_memory_is_handed_back_in_the_end(monkeypatch):
-    monkeypatch.setattr(native, "_LARGE", 0)
+def test_idle_memory_is_handed_back_in_the_end(small_arrays_are_pooled):
     native.release_memory()
     large, small = native.new(torch.empty(0), 64 << 20), torch.empty(0)
     del large

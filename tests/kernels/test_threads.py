@@ -153,3 +153,33 @@ def test_a_process_ends_while_another_thread_is_in_a_long_call():
         "time.sleep(0.7)",
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_has_memory_that_another_thread_was_about_to_hand_back():
+    """To hand back a gigabyte takes the system some time, in which the process forks."""
+    ended = in_a_process(
+        "torch.set_num_threads(1)",
+        "layer, x = throughtime.LSTM(64, 512), torch.randn(20, 8, 64)",
+        "def call():",
+        "    with torch.no_grad(): layer(x)",
+        "call()",
+        "ended = set()",
+        "for _ in range(4):",
+        "    native.new(x, 1 << 28).fill_(1.0)",
+        "    thread = threading.Thread(target=call)",
+        "    thread.start()",
+        "    for _ in range(10):",
+        "        time.sleep(0.003)",
+        "        child = os.fork()",
+        "        if not child:",
+        "            signal.alarm(20)",
+        "            call()",
+        "            os._exit(0)",
+        "        ended.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))",
+        "        if ended != {0}: break",
+        "    thread.join()",
+        "    native.release_memory()",
+        "print(ended)",
+    )
+    assert (ended.returncode, ended.stdout) == (0, "{0}\n"), ended.stderr

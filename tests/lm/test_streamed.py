@@ -114,9 +114,9 @@ def test_the_same_chance_chooses_the_same_token(options):
         history = random.integers(50, size=random.integers(1, 40))
         chance = [1e-9, 1 - 1e-9, random.random()][number % 3]
         choice = Writer(stream, None, **options_of(sampling))._choice
-        choice.take(logits.ctypes.data)
-        choice.see(history.ctypes.data, len(history), 0)
-        found = choice.choose(forbidden.ctypes.data, chance)
+        choice.take(logits)
+        choice.see(history)
+        found = choice.choose(forbidden, chance)
         masked = torch.from_numpy(logits).masked_fill(torch.from_numpy(forbidden), -torch.inf)
         expected = sampling.choose(masked, OneChance(chance), history.tolist())
         assert found == (-1 if expected is None else expected)

@@ -406,3 +406,8 @@ def test_what_can_not_be_written_is_refused_and_leaves_no_file(tmp_path):
         with pytest.raises(InputError, match="isn't finite"):
             throughtime.export_c(layer, tmp_path / "m.c", precision=precision)
     assert not list(tmp_path.iterdir())
+
+
+def test_int8_refuses_sums_beyond_its_integers(tmp_path):
+    with pytest.raises(InputError, match="at most 133,144 numbers exactly, and a layer reads 133,145; expected"):
+        throughtime.export_c(throughtime.RNN(133_145, 1), tmp_path / "deep.c", precision="int8")

@@ -112,14 +112,14 @@ def test_a_hundred_thousand_altered_states_are_refused(layer):
         elif number % 3 == 2:
             altered[cut:cut] = blob[: bit % 90]
         with pytest.raises(InputError):
-            states.unpack(bytes(altered), stream._packed.fingerprint, stream._packed.state_size)
+            states.unpack(bytes(altered), stream._packed.fingerprint, stream._engine.state_size)
     assert stream.state() == blob
 
 
 def test_forged_sizes_are_refused(layer):
     """Whoever can renew the digest still can't have a state of another size."""
     stream = throughtime.stream(layer)
-    size, fingerprint = stream._packed.state_size, stream._packed.fingerprint
+    size, fingerprint = stream._engine.state_size, stream._packed.fingerprint
     for count, given, numbers in [(1, size, size - 1), (2**32 - 1, size, size), (1, 2**64 - 1, size), (0, size, 5)]:
         head = struct.pack("<8sHHIQ16s", b"ttstate\0", 1, 0, count, given, fingerprint)
         body = head + b"\0" * (4 * numbers)

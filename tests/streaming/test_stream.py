@@ -14,6 +14,7 @@ from torch import nn
 import throughtime
 from throughtime import GRU, LSTM, MGU, RNN, InputError
 from throughtime.kernels import native
+from throughtime.streaming import engine
 
 pytestmark = pytest.mark.skipif(native.module is None, reason="streams need the kernels")
 
@@ -145,7 +146,7 @@ def test_narrow_weights_are_near(name, precision, most):
 
 def multiplied(weight, x, precision):
     rows, columns = x.shape[0], weight.shape[0]
-    weights = native.module.StreamWeights({"float32": 0, "bfloat16": 1, "int8": 2}[precision])
+    weights = native.module.StreamWeights(precision)
     weights.add_linear(weight.ctypes.data, 0, columns, weight.shape[1])
     out = np.full((rows, columns), np.nan, np.float32)
     weights.multiply(rows, x.ctypes.data, out.ctypes.data)
@@ -273,18 +274,15 @@ def test_several_linear_layers_and_last():
     assert torch.equal(bare.feed(y, last=True), whole[-1])
 
 
-def test_long_feeds_are_cut_for_signals_alone(monkeypatch):
-    layer = made("gru", 4, 9)
-    x = torch.randn(100, 4)
-    whole = throughtime.stream(layer).feed(x)
-    monkeypatch.setattr("throughtime.streaming.engine._WORK_A_CALL", 1)
+def test_long_feeds_are_cut_for_signals_alone():
+    layer = made("gru", 4, 512)
+    x = torch.randn(6000, 4)  # three parts
+    whole = run(layer, x)
     assert torch.equal(throughtime.stream(layer).feed(x), whole)
     assert torch.equal(throughtime.stream(layer).feed(x, last=True), whole[-1])
 
 
-@pytest.mark.parametrize("work", [1, 1 << 31])
-def test_a_call_that_is_refused_changes_no_state(work, monkeypatch):
-    monkeypatch.setattr("throughtime.streaming.engine._WORK_A_CALL", work)
+def test_a_call_that_is_refused_changes_no_state():
     stream = throughtime.stream(made("gru", 9, 4), ids=True, streams=2)
     before = stream.state()
     for call, error in [
@@ -582,3 +580,87 @@ def test_a_stream_keeps_the_instructions_that_it_was_packed_for():
         assert torch.equal(stream.clone().feed(x), expected)
     finally:
         native.use_instruction_set(before)
+
+
+def test_names_are_the_kernels_own():
+    assert tuple(native.module.precisions()) == engine.PRECISIONS
+    with pytest.raises(ValueError, match="there is no int4"):
+        native.module.StreamWeights("int4")
+
+
+@pytest.mark.parametrize("kind", ["linear", "recurrent", "embedding"])
+def test_int8_refuses_sums_beyond_its_integers(kind):
+    deep = 133_145
+    model = {
+        "linear": lambda: nn.Sequential(RNN(1, 1), nn.Linear(1, deep), nn.Linear(deep, 1)),
+        "recurrent": lambda: RNN(deep, 1),
+        "embedding": lambda: nn.Sequential(nn.Embedding(200, deep), RNN(deep, 1)),
+    }[kind]()
+    if kind == "embedding":  # whose products are made in float32, once
+        assert throughtime.stream(model, precision="int8").precision == "int8"
+        return
+    with pytest.raises(InputError, match=r"at most 133144 numbers exactly, and a layer reads 133145"):
+        throughtime.stream(model, precision="int8")
+
+
+def test_int8_sums_as_many_as_its_integers_hold():
+    deep = 133_144
+    layer = RNN(deep, 1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.weight_ih_l0.fill_(1 / deep)
+    for sign in (1, -1):
+        found = throughtime.stream(layer, precision="int8").step(np.full(deep, sign, np.float32))
+        assert np.allclose(found, np.tanh(sign), atol=1e-3)
+
+
+def test_a_table_takes_denormals_for_zero():
+    """As the layer does, and the stream that multiplies at each step."""
+    embedding, layer = nn.Embedding(3, 8), RNN(8, 4, nonlinearity="relu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        embedding.weight.fill_(0.6e-18)
+        layer.weight_ih_l0.fill_(1e-20)  # each product is 6e-39, all eight together 4.8e-38
+    found = throughtime.stream(nn.Sequential(embedding, layer)).step(1)
+    assert np.array_equal(found, run(layer, embedding(torch.tensor([[1]])))[0, 0].numpy())
+
+
+def test_ids_and_streams_are_copies():
+    """Other threads may write to the caller's arrays after they have been checked."""
+    stream = throughtime.stream(made("gru", 9, 4), ids=True, streams=2)
+    ids, which = np.array([[1, 2]]), np.array([0, 1])
+    assert not np.shares_memory(stream._array(ids), ids)
+    tensor = torch.tensor([[1, 2]])
+    assert not np.shares_memory(stream._array(tensor), tensor.numpy())
+    chosen = engine._Chosen.of(which, 2).array
+    assert chosen is not None
+    assert not np.shares_memory(chosen, which)
+
+
+def test_a_long_feed_is_one_call_to_others():
+    """Another thread's step comes before or after all of it."""
+    layer = made("lstm", 8, 512)
+    stream, x = throughtime.stream(layer), torch.randn(4500, 8)  # three parts, between which others could come
+    zero, begun = torch.zeros(8), threading.Event()
+
+    def step():
+        begun.wait()
+        for _ in range(20):
+            stream.step(zero)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    begun.set()
+    found = stream.feed(x)
+    thread.join()
+    before = next(n for n in range(21) if torch.equal(after(layer, n, zero, x[:1])[0], found[0]))
+    assert torch.equal(found, after(layer, before, zero, x))
+
+
+def after(layer, steps, zero, x):
+    stream = throughtime.stream(layer)
+    for _ in range(steps):
+        stream.step(zero)
+    return stream.feed(x)

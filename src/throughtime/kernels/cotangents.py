@@ -70,16 +70,12 @@ def norms(
             f"losses at {list(losses)}, lags {lags}; expected ascending steps below {steps}, a lag, and a kernel"
         )
     suffix = _SUFFIX[grad_output.dtype]
-    layout = getattr(native.module, f"Layout{suffix.upper()}")
-    threads = torch.get_num_threads()
     weight_hh, grad_output = weight_hh.contiguous(), grad_output.contiguous()
     factors = [None if factor is None else factor.contiguous() for factor in factors]
-    packed = weight_hh.new_empty(layout.columns_size(hidden, gates * hidden))
-    layout.pack_columns(hidden, gates * hidden, weight_hh.data_ptr(), 1, hidden, packed.data_ptr(), threads)
     at, out = torch.tensor(losses), grad_output.new_zeros(len(losses), lags, batch)
     getattr(native.module, f"cotangent_norms_{suffix}")(
-        *(threads, reverse, steps, batch, hidden, gates, len(losses), lags, at.data_ptr()),
+        *(torch.get_num_threads(), reverse, steps, batch, hidden, gates, len(losses), lags, at.data_ptr()),
         *(0 if factor is None else factor.data_ptr() for factor in factors),
-        *(packed.data_ptr(), grad_output.data_ptr(), out.data_ptr()),
+        *(weight_hh.data_ptr(), grad_output.data_ptr(), out.data_ptr()),
     )
     return out

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from throughtime.kernels import native
-from throughtime.kernels.native import address, addresses, arithmetic_of, contiguous, kind, new, new_zeros
-from throughtime.request import Direction, Request
+from throughtime.kernels.native import address, addresses, arithmetic_of, contiguous, kind, memory_of, new, new_zeros
+from throughtime.request import Direction, Request, check_batch_sizes, check_lengths
 from throughtime.spec import Parameters
 
 # Bytes of gates from one pass over them to the next. A backward pass takes sums and cuts segments by them, so its are fixed; what a
@@ -71,18 +71,25 @@ class Rows:
 
     @classmethod
     def of(cls, request: Request) -> "Rows":
-        """Return those of a request."""
+        """Return those of a request, from copies that are checked anew: other threads may write to what is the caller's."""
         steps, batch, lengths, batch_sizes = request.steps, request.batch, request.lengths, request.batch_sizes
-        if lengths is not None and bool((lengths == steps).all()):
-            lengths = None
+        if lengths is not None:
+            lengths = lengths.clone(memory_format=torch.contiguous_format)
+            check_lengths(lengths, steps)
+            lengths = None if bool((lengths == steps).all()) else lengths
         if batch_sizes is not None:
-            batch_sizes = None if int(batch_sizes[-1]) == batch else batch_sizes.clone()
+            batch_sizes = batch_sizes.clone(memory_format=torch.contiguous_format)
+            check_batch_sizes(batch_sizes, len(request.input))
+            batch = request.initial[0].shape[0]
+            if int(batch_sizes[0]) != batch:
+                raise ValueError(f"batch_sizes[0] = {int(batch_sizes[0])}; expected {batch}, as the state has")
+            batch_sizes = None if int(batch_sizes[-1]) == batch else batch_sizes
         return cls(steps, batch, lengths, batch_sizes)
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.lengths is not None
-        lengths = self.lengths.contiguous()
+        lengths = self.lengths
         sizes = self.batch, self.steps, self.steps, int(lengths.sum())
         found = order, rows, first_row, index = tuple(lengths.new_empty(size) for size in sizes)
         native.module.plan_rows(lengths.data_ptr(), self.batch, self.steps, *(tensor.data_ptr() for tensor in found))
@@ -123,11 +130,13 @@ class Rows:
         return self.count if self.lengths is None else self.steps * self.batch
 
     def compact(self, input: Tensor) -> Tensor:
-        """(T, B, ·), or ids (T, B), to packed; what is packed stays so."""
+        """(T, B, ·), or ids (T, B), to packed; what is packed stays so. Of ids it is a copy."""
         is_packed = input.dim() == (2 if input.is_floating_point() else 1)
         flat = input.resolve_neg() if is_packed else input.resolve_neg().flatten(0, 1)
         if self.lengths is not None:
             return torch.index_select(flat, 0, self.index, out=new(flat, self.count, *flat.shape[1:]))
+        if not input.is_floating_point():
+            return flat.clone(memory_format=torch.contiguous_format)
         return flat if flat.stride(-1) == 1 else flat.contiguous()  # the products step over rows, not within one
 
     def spread(self, packed: Tensor, shape: torch.Size) -> Tensor:
@@ -165,10 +174,11 @@ class Layout:
         self.spec, self.rows, self.reverse = request.spec, rows, direction.reverse
         self.reads_ids, self.dtype, self.directions = request.reads_ids, request.dtype, len(request.directions)
         self.arithmetic, self.cell = arithmetic_of(self.dtype), native.cell(request.spec)
-        self.reset = None if request.reset is None else request.reset.contiguous()
+        self.reset = None if request.reset is None else request.reset.clone(memory_format=torch.contiguous_format)
         self._is_packed = request.batch_sizes is not None
         self._hold(request, direction)
         check_memory(input=[request.input], initial=self.initial, parameters=self.weights, masks=[*self.masks.values()])
+        self._keep_memory()
         self.native = self._lay_out()
 
     def _hold(self, request: Request, direction: Direction) -> None:
@@ -184,6 +194,9 @@ class Layout:
         self.masks = {n: contiguous(m) for n, m in request.masks.there().items()} if self.spec.masks else {}
         self.hidden = given.weight_hh.shape[0] // self.spec.gates
         self.projected = 0 if given.weight_hr is None else given.weight_hr.shape[0]
+
+    def _keep_memory(self) -> None:
+        self._memory = memory_of(*self.initial, *self.weights.to_list(), *self.masks.values())
 
     def _lay_out(self) -> Any:
         rows = self.rows
@@ -219,13 +232,14 @@ class Layout:
 
         The native layout goes too: one that lives in a graph when Python ends is called a leak by nanobind, on stderr.
         """
-        del self.like, self.initial, self.weights, self.masks, self.native
+        del self.like, self.initial, self.weights, self.masks, self._memory, self.native
 
     def take_up(self, request: Request, direction: Direction) -> "Layout":
         """Return the same layout for tensors like those which it was made of."""
         layout = object.__new__(Layout)
         layout.__dict__ |= self.__dict__
         layout._hold(request, direction)
+        layout._keep_memory()
         layout.native = layout._lay_out()
         return layout
 

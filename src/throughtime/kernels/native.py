@@ -1,6 +1,5 @@
 """The native module: whether it is there, what it serves and with which instructions, and memory for its arrays."""
 
-import math
 import os
 import sys
 import warnings
@@ -33,7 +32,6 @@ INSTRUCTION_SET_VARIABLE = "THROUGHTIME_INSTRUCTION_SET"
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _NUMBERS = {} if module is None else {name: number for number, name in enumerate(module.cells())}
-_LARGE = 1 << 20  # bytes from which memory is pooled
 
 
 def description() -> str:
@@ -126,6 +124,11 @@ def fill_blocks(value: bool) -> None:
     module.fill_blocks(value)
 
 
+def pool_from(size: int) -> None:
+    """Keep arrays of so many bytes and more for the next ones, from now on: for tests, of small ones."""
+    module.pool_from(size)
+
+
 def use_own_threads(value: bool) -> None:
     """Use threads of the kernels' own, not OpenMP's, from now on: for tests of processes that have no OpenMP."""
     module.use_own_threads(value)
@@ -190,14 +193,9 @@ def cell(spec: Spec) -> Cell:
 
 def new(like: Tensor, *shape: int) -> Tensor:
     """Return an array of arbitrary content, as `like.new_empty`, but in pooled memory if it is large."""
-    count = math.prod(shape)
-    if count * like.element_size() < _LARGE or like.dtype not in DTYPES:
+    tensor = kind(like.dtype).new_array(shape) if like.dtype in DTYPES else None
+    if tensor is None:
         return like.new_empty(shape)
-    own = kind(like.dtype)
-    if like.dtype == torch.bfloat16:  # whose arrays come as floats of half the number
-        tensor = own.new_array((count + 1) // 2).view(like.dtype)[:count].view(shape)
-    else:
-        tensor = own.new_array(count).view(shape)
     if torch.are_deterministic_algorithms_enabled():  # as torch fills its own
         tensor.fill_(torch.nan)
     return tensor
@@ -218,6 +216,11 @@ def contiguous(tensor: Tensor) -> Tensor:
 def address(tensor: Tensor | None) -> int:
     """Return where a tensor's first element is, or 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def memory_of(*tensors: Tensor) -> list[Any]:
+    """What keeps tensors' memory alive, even if other threads exchange a tensor's `data` while the kernels run."""
+    return [tensor.untyped_storage() for tensor in tensors]
 
 
 def addresses(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:

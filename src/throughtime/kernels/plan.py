@@ -67,7 +67,7 @@ class Plan:
                 sequence, as if none ended early.
         """
         layouts, first = self._layouts, self._layouts[0]
-        x, output = first.rows.compact(request.input), first.new_output()
+        x, output = _read(first, request), first.new_output()
         loops = [
             _ForwardLoop(layout, x, part) for layout, part in zip(layouts, _columns(output, len(layouts)), strict=True)
         ]
@@ -100,9 +100,7 @@ class Plan:
         check_backward(request, grad_output, grad_final, output, saved, expected)
         output, saved = contiguous(output), [contiguous(tensor) for tensor in saved]
         check_memory(output=[output], grad_output=[grad_output], grad_final=grad_final, saved=saved)
-        x, saved_by_way = first.rows.compact(request.input), split(saved, count)
-        if first.reads_ids:  # they may have been written to since `forward`, where autograd doesn't see it
-            check_token_ids(x, first.weights.weight_ih.shape[1])
+        x, saved_by_way = _read(first, request), split(saved, count)
         grads = [None] * count if grad_output is None else _columns(contiguous(grad_output), count)
         needs_input = needs_input and not first.reads_ids
         loops = [
@@ -131,6 +129,14 @@ class Plan:
 
 def _new_saved(layout: Layout, in_graph: bool) -> list[Tensor]:
     return layout.new_saved_in_graph() if in_graph else layout.new_saved(layout.rows.count)
+
+
+def _read(layout: Layout, request: Request) -> Tensor:
+    """Return the input as it is read. Of ids that is a copy, checked anew: since the first check they may have been written to."""
+    x = layout.rows.compact(request.input)
+    if layout.reads_ids:
+        check_token_ids(x, layout.weights.weight_ih.shape[1])
+    return x
 
 
 def _marks(request: Request) -> list[Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from throughtime.kernels import native
 from throughtime.kernels.layout import check_memory, steps_of_a_forward_stretch, steps_of_a_stretch
-from throughtime.kernels.native import contiguous, kind, new
+from throughtime.kernels.native import contiguous, kind, memory_of, new
 from throughtime.request import Gradient, Request, Result, check_backward, split
 
 
@@ -73,6 +73,7 @@ class WholePlan:
         output = new(like, steps, batch, len(ways) * (sizes["projected"] or hidden))
         saved = [new(like, steps * batch, it.width(hidden)) for _ in ways for it in self._cell.saved] if keep else []
         check_memory(input=[x], initial=final, parameters=weights)
+        held = memory_of(x, *weights)
         kind(like.dtype).forward_whole(
             **sizes,
             weights=_in_places(request, weights),
@@ -82,6 +83,7 @@ class WholePlan:
             output=output.data_ptr(),
             state=_pairs(final, len(ways)),
         )
+        del held
         return Result(output, final, saved)
 
     def backward(
@@ -106,6 +108,7 @@ class WholePlan:
             input=[x], initial=initial, parameters=weights, output=[output], grad_output=[grad_output], saved=saved
         )
         check_memory(grad_final=grad_final)
+        held = memory_of(x, output, *initial, *weights, *saved)
         grad_initial = [
             torch.zeros_like(s) if g is None else g.resolve_neg().clone(memory_format=torch.contiguous_format)
             for g, s in zip(grad_final, initial, strict=True)
@@ -125,6 +128,7 @@ class WholePlan:
             grad_state=_pairs(grad_initial, count),
             sums=_in_places(request, sums),
         )
+        del held
         for other in grad_input[1:]:
             grad_input[0] += other
         return Gradient(grad_input[0] if needs_input else None, grad_initial, sums)

@@ -17,7 +17,7 @@ from throughtime.lm.model import LanguageModel
 from throughtime.lm.streamed import stream_of
 from throughtime.lm.tokenizer import ByteTokenizer, Tokenizer, line_end_ids, to_bytes
 from throughtime.streaming import Stream
-from throughtime.streaming.writing import Writer
+from throughtime.streaming.writing import NoNumberError, Writer
 
 _A_MOMENT = 0.01  # seconds for which text may be kept back to be written faster
 MOST_TOKENS = 10**9  # beyond all patience: what is meant by more is a slip, or no end at all
@@ -395,7 +395,11 @@ def _streamed_tokens(
     while length:
         began = time.perf_counter()
         chances = np.zeros(count) if sampling.greedy else chance.random(count)
-        tokens = writer.write(chances, forbidden.numpy()).tolist()
+        try:
+            tokens = writer.write(chances, forbidden.numpy()).tolist()
+        except NoNumberError as error:
+            yield from error.tokens.tolist()
+            raise
         yield from tokens
         if len(tokens) < count:
             return

@@ -17,6 +17,7 @@ from throughtime.streaming.placing import write_whole
 from throughtime.streaming.reading import LinearStage, RecurrentStage, snapshot
 
 PRECISIONS = ("float32", "int8")
+_DEEPEST_INT8 = (2**31 - 1) // 127**2  # products whose sum an int of 32 bits holds, whatever the numbers are
 _SHARES_ITS_PRODUCT = ("gru_reset_before", "mgu")  # their candidate's W_hh meets what another gate makes of h
 
 
@@ -69,7 +70,8 @@ def export_c(
         The file's path, its name in C, and bytes of weights and of a state.
 
     Raises:
-        InputError: A part of the model can't be stepped, a weight is no number, or the name is no C identifier.
+        InputError: A part of the model can't be stepped, a weight is no number, the name is no C identifier, or in int8 a layer
+            reads more than 133,144 numbers.
         OSError: The file can't be written.
 
     Example:
@@ -199,6 +201,11 @@ class _Writer:
         rows, columns = weight.shape
         begin = start or "0"
         if self.precision == "int8" and not exact:
+            if columns > _DEEPEST_INT8:
+                raise InputError(
+                    f"a product of int8 sums at most {_DEEPEST_INT8:,} numbers exactly, and a layer reads {columns:,}; expected "
+                    "precision='float32'"
+                )
             steps, scale = _quantised(weight)
             self.needs |= {"QUANTISED"}
             self.constant(name, c_text.in_blocks(steps))

@@ -15,13 +15,10 @@ from throughtime.kernels import native
 from throughtime.streaming import state
 from throughtime.streaming.reading import LinearStage, RecurrentStage, Snapshot, snapshot
 
-PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}
-_KINDS = {"rnn_tanh": 1, "rnn_relu": 2, "lstm": 3, "gru": 4, "gru_reset_before": 5, "mgu": 6}
-_HAVE_LAST = ("gru_reset_before", "mgu")  # cells whose last gate meets what another makes of h
+PRECISIONS = ("float32", "bfloat16", "int8")
 _LARGEST_TABLE = 64 << 20  # bytes; more is read as embeddings, and multiplied at each step
 _BEYOND_MEMORY, _MOST_THREADS = 1 << 60, 1 << 30  # what the kernels' integers hold
 _LARGEST_ID = (1 << 63) - 1
-_WORK_A_CALL = 1 << 31  # products between two looks at signals, such as Ctrl-C's: a tenth of a second
 
 Which = int | Sequence[int] | NDArray[Any] | Tensor | None
 Floats = TypeVar("Floats", NDArray[np.float32], Tensor)
@@ -47,7 +44,8 @@ def stream(
         threads: How many threads step the streams; they never wait for each other within a step. A single stream is stepped by one.
 
     Raises:
-        InputError: The model has a part that can't be streamed, such as a bidirectional layer; or there are no kernels.
+        InputError: The model has a part that can't be streamed, such as a bidirectional layer, or, in int8, a layer that reads
+            more than 133,144 numbers; or there are no kernels.
 
     Example:
         >>> import torch, throughtime
@@ -64,14 +62,18 @@ def stream(
     if native.module is None:
         raise InputError(f"{native.missing}, which streams need; {native.ADVICE}")
     streams, threads = check_sizes(streams=streams, threads=threads)
-    if precision not in list(PRECISIONS):
+    if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     seen = snapshot(model, ids)
-    weights = _pack(seen, precision)
-    packed = _Packed(seen.stages[0].input_size, seen.stages[-1].output_size, seen.reads_ids, seen.vocabulary_size)
-    packed = packed._replace(state_size=seen.state_size, fingerprint=seen.fingerprint(), precision=precision)
-    products = sum(t.numel() for stage in seen.stages for t in stage.tensors() if t.dim() == 2)
-    return Stream(packed._replace(products=products), _new_engine(weights, streams, threads), streams)
+    packed = _Packed(
+        seen.stages[0].input_size,
+        seen.stages[-1].output_size,
+        seen.reads_ids,
+        seen.vocabulary_size,
+        seen.fingerprint(),
+        precision,
+    )
+    return Stream(packed, _new_engine(_pack(seen, precision), streams, threads), streams)
 
 
 def _new_engine(weights: Any, streams: int, threads: int) -> Any:
@@ -89,10 +91,8 @@ class _Packed(NamedTuple):
     output_size: int
     reads_ids: bool
     vocabulary_size: int
-    state_size: int = 0
-    fingerprint: bytes = b""
-    precision: str = "float32"
-    products: int = 0
+    fingerprint: bytes
+    precision: str
 
 
 class Memory(NamedTuple):
@@ -112,8 +112,10 @@ class Stream:
     Where there is one stream, or `which` names one by its number, there is no axis of streams. With several it comes before I, and
     after T: (N, I), (T, N, I). `which` may be numbers, each once, or a mask (streams,); not given, it is all of them.
 
-    Calls of several threads come one after the other, a long `feed` in parts that take a tenth of a second; the GIL is free
-    meanwhile. `clone` has states and buffers of its own, so that clones run at the same time. A stream's numbers depend neither on
+    Calls of several threads come one after the other, and the GIL is free meanwhile. A signal's handler may come in between two
+    steps of a long `feed`; where it raises, as Ctrl-C's does, the steps before have been made.
+
+    `clone` has states and buffers of its own, so that clones run at the same time. A stream's numbers depend neither on
     its neighbours nor on how its input is cut in calls. A call that is refused changes no state.
 
     Attributes:
@@ -187,7 +189,7 @@ class Stream:
         A state belongs to the model's weights; precision, threads and number of streams may be others where it is restored.
         """
         chosen = _Chosen.of(which, self.streams)
-        states = np.empty((chosen.rows, self._packed.state_size), np.float32)
+        states = np.empty((chosen.rows, self._engine.state_size), np.float32)
         self._engine.read_states(chosen.address, chosen.rows, states.ctypes.data)
         return state.pack(states, self._packed.fingerprint)
 
@@ -197,11 +199,11 @@ class Stream:
         Raises:
             InputError: It is no state, is damaged, is another model's, or of another number of streams. Then nothing changes.
         """
-        states = state.unpack(blob, self._packed.fingerprint, self._packed.state_size)
+        states = state.unpack(blob, self._packed.fingerprint, self._engine.state_size)
         chosen = _Chosen.of(which, self.streams)
         if len(states) not in (1, chosen.rows):
             raise InputError(f"the state is of {len(states)} streams; expected one of 1 or of {chosen.rows}")
-        states = np.ascontiguousarray(np.broadcast_to(states, (chosen.rows, self._packed.state_size)))
+        states = np.ascontiguousarray(np.broadcast_to(states, (chosen.rows, self._engine.state_size)))
         self._engine.write_states(chosen.address, chosen.rows, states.ctypes.data)
 
     def clone(self) -> "Stream":
@@ -246,29 +248,13 @@ class Stream:
         return () if self.reads_ids else (self._packed.input_size,)
 
     def _feed(self, array: NDArray[Any], chosen: "_Chosen", steps: int, out: NDArray[np.float32], last: bool) -> None:
-        """Run the steps, some at a time, so that signals are heard in between."""
-        rows = chosen.rows
-        if not rows:
-            return
-        at_once = max(1, _WORK_A_CALL // (rows * self._packed.products))
-        if self.reads_ids and steps > at_once:
-            self._check_ids(array)  # all of them before any is read: a call that is refused changes no state
-        width = rows * (1 if self.reads_ids else self._packed.input_size) * array.itemsize
-        for begin in range(0, steps, at_once):
-            count = min(at_once, steps - begin)
-            address = array.ctypes.data + begin * width
+        if chosen.rows and steps:
+            address = array.ctypes.data
             x, ids = (0, address) if self.reads_ids else (address, 0)
-            to = out.ctypes.data + (0 if last else begin * rows * self.output_size * 4)
-            self._engine.feed(count, rows, chosen.address, x, ids, to, last)
-
-    def _check_ids(self, ids: NDArray[np.int64]) -> None:
-        vocabulary_size = self._packed.vocabulary_size
-        foreign = (ids < 0) | (ids >= vocabulary_size)
-        if foreign.any():
-            raise IndexError(f"token id {ids[foreign][0]}; expected one from 0 to {vocabulary_size - 1}")
+            self._engine.feed(steps, chosen.rows, chosen.address, x, ids, out.ctypes.data, last)
 
     def _array(self, input: Any) -> NDArray[Any]:
-        """Return input without gaps: float32, or int64 of token ids."""
+        """Return input without gaps: float32, or int64 of token ids, which nobody else can change when they have been checked."""
         if isinstance(input, Tensor):
             if input.requires_grad and torch.is_grad_enabled():
                 raise InputError("a stream has no gradients, and the input asks for some; expected input.detach()")
@@ -276,7 +262,7 @@ class Stream:
                 raise InputError(f"input is on {input.device}; a stream is on the CPU: expected input.cpu()")
         array = _as_array("input", input)
         if self.reads_ids:
-            return np.asarray(self._within_64_bits(array), np.int64, order="C")
+            return np.array(self._within_64_bits(array), np.int64, order="C")
         if array.dtype.kind != "f":
             raise InputError(
                 f"input is {array.dtype}; expected floats: this model reads no token ids (ids=True has it do so)"
@@ -321,7 +307,7 @@ class _Chosen(NamedTuple):
     """The streams that take part.
 
     Attributes:
-        array: Their numbers, int64; `None` are all.
+        array: A copy of their numbers, int64; `None` are all.
         rows: How many they are.
         is_one: Whether it is a single one without an axis of its own.
     """
@@ -347,7 +333,7 @@ class _Chosen(NamedTuple):
             raise InputError(
                 f"which is {array.dtype} of shape {array.shape}; expected streams' numbers, or a mask of shape ({streams},)"
             )
-        return cls(np.ascontiguousarray(array, np.int64), len(array), False)
+        return cls(np.array(array, np.int64), len(array), False)
 
     @property
     def address(self) -> int:
@@ -357,15 +343,18 @@ class _Chosen(NamedTuple):
 
 def _pack(seen: Snapshot, precision: str) -> Any:
     """Hand the weights to the kernels."""
-    weights = native.module.StreamWeights(PRECISIONS[precision])
+    weights = native.module.StreamWeights(precision)
     first = seen.stages[0]
     table = _table(seen) if seen.reads_ids and isinstance(first, RecurrentStage) else None
-    for place, stage in enumerate(seen.stages):
-        if isinstance(stage, LinearStage):
-            bias = native.address(stage.bias)
-            weights.add_linear(stage.weight.data_ptr(), bias, stage.output_size, stage.input_size)
-        else:
-            _add_recurrent(weights, stage, has_table=place == 0 and table is not None)
+    try:
+        for place, stage in enumerate(seen.stages):
+            if isinstance(stage, LinearStage):
+                bias = native.address(stage.bias)
+                weights.add_linear(stage.weight.data_ptr(), bias, stage.output_size, stage.input_size)
+            else:
+                _add_recurrent(weights, stage, has_table=place == 0 and table is not None)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if table is not None:
         weights.set_table(table.data_ptr(), *table.shape, True)
     elif seen.embedding is not None:
@@ -374,30 +363,19 @@ def _pack(seen: Snapshot, precision: str) -> Any:
 
 
 def _add_recurrent(weights: Any, stage: RecurrentStage, *, has_table: bool) -> None:
-    p, hidden = stage.parameters, stage.hidden_size
-    projected = stage.output_size if p.weight_hr is not None else 0
-    bias_n = None
-    if stage.spec.base in _HAVE_LAST and p.bias_ih is not None and p.bias_hh is not None:
-        bias_n = p.bias_ih[-hidden:] + p.bias_hh[-hidden:]
-    tensors = (
-        p.weight_hh,
-        p.weight_hr,
-        p.bias_ih,
-        p.bias_hh,
-        bias_n,
-        p.weight_ch,
-        p.gain_ih,
-        p.gain_hh,
-        p.gain_c,
-        p.shift_c,
-    )
+    parameters = native.addresses(stage.parameters._asdict())
+    if has_table:
+        parameters["weight_ih"] = 0
     weights.add_recurrent(
-        _KINDS[stage.spec.base],
-        *(stage.input_size, hidden, projected),
-        *(bool(stage.spec.variants), stage.spec.is_coupled),
-        0 if has_table else p.weight_ih.data_ptr(),
-        *(native.address(tensor) for tensor in tensors),
-        *(stage.share_h, stage.share_c),
+        stage.spec.base,
+        input=stage.input_size,
+        hidden=stage.hidden_size,
+        projected=stage.output_size if stage.parameters.weight_hr is not None else 0,
+        is_variant=bool(stage.spec.variants),
+        is_coupled=stage.spec.is_coupled,
+        **parameters,
+        kept_h=stage.share_h,
+        kept_c=stage.share_c,
     )
 
 
@@ -410,7 +388,7 @@ def _table(seen: Snapshot) -> Tensor | None:
         return weight.t().contiguous()
     if 4 * seen.vocabulary_size * weight.shape[0] > _LARGEST_TABLE:
         return None
-    product = native.module.StreamWeights(PRECISIONS["float32"])
+    product = native.module.StreamWeights("float32")
     product.add_linear(weight.data_ptr(), 0, *weight.shape)
     table = torch.empty(seen.vocabulary_size, weight.shape[0])
     product.multiply(len(table), seen.embedding.data_ptr(), table.data_ptr())

@@ -40,11 +40,6 @@ class RecurrentStage(NamedTuple):
         """P, the width of h."""
         return self.parameters.weight_hh.shape[1]
 
-    @property
-    def state_size(self) -> int:
-        """How many numbers its state has."""
-        return self.output_size + (self.hidden_size if "c" in self.spec.states else 0)
-
     def describe(self) -> str:
         """Say what it is, for the fingerprint."""
         sizes = f"{self.input_size} {self.hidden_size} {self.output_size}"
@@ -97,11 +92,6 @@ class Snapshot(NamedTuple):
     def vocabulary_size(self) -> int:
         """V, the number of token ids; I of one-hot vectors."""
         return self.stages[0].input_size if self.embedding is None else self.embedding.shape[0]
-
-    @property
-    def state_size(self) -> int:
-        """How many numbers a stream's state has."""
-        return sum(stage.state_size for stage in self.stages if isinstance(stage, RecurrentStage))
 
     def fingerprint(self) -> bytes:
         """Return 16 bytes that tell this model from any other, whatever the precision it is computed in."""
