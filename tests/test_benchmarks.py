@@ -3,13 +3,16 @@
 import contextlib
 import json
 import sys
+import tarfile
+import tomllib
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
 import throughtime
-from benchmarks import equal_budget, installation, options, step, sweep, versions
+from benchmarks import distribution, equal_budget, installation, options, step, sweep, versions
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
@@ -192,6 +195,34 @@ def test_cells_at_equal_budget_make_a_table_and_a_picture(tmp_path, monkeypatch,
         assert len(tried) == 2
         assert row["nats_per_character"] == min(results["held_out"]["nats_per_token"] for results in tried)
     assert (tmp_path / "out" / "equal_budget.png").stat().st_size > 1000
+
+
+def test_a_wheel_without_kernels_is_for_every_python():
+    """Else pip fails where there is no compiler, instead of installing without kernels: no part of it is compiled for an ABI."""
+    with (distribution.SOURCE / "pyproject.toml").open("rb") as file:
+        settings = tomllib.load(file)["tool"]["scikit-build"]
+    without = [override for override in settings["overrides"] if override.get("wheel", {}).get("cmake") is False]
+    assert [override["wheel"]["py-api"] for override in without] == ["py3"]
+
+
+def test_what_an_sdist_and_a_wheel_lack_is_told(tmp_path):
+    sdist, wheel = tmp_path / "throughtime-1.tar.gz", tmp_path / "throughtime-1.whl"
+
+    def fault(inside: list[str], files: list[str]) -> str | None:
+        with tarfile.open(sdist, "w:gz") as archive:
+            for name in inside:
+                archive.addfile(tarfile.TarInfo(f"throughtime-1/{name}"))
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name in files:
+                archive.writestr(name, "")
+        return distribution.contents_fault(sdist, wheel)
+
+    whole = ["throughtime/app/page/cells.js", "throughtime-1.dist-info/licenses/LICENSE"]
+    assert fault(list(distribution.NEEDED), whole) is None
+    assert fault(list(distribution.NEEDED[1:]), whole) == "the sdist has no LICENSE"
+    assert fault([*distribution.NEEDED, ".venv/bin/python"], whole) == "the sdist has .venv/bin/python"
+    assert fault(list(distribution.NEEDED), whole[:1]) == "the wheel has no licence"
+    assert fault(list(distribution.NEEDED), whole[1:]) == "the wheel has no pages"
 
 
 def test_an_installation_is_right_or_said_to_be_wrong(tmp_path, capsys):
