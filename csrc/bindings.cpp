@@ -176,7 +176,6 @@ TypedLayout<E> layout(int cell, int gates, bool reverse, int threads, long steps
 template <class E>
 std::unique_ptr<Packed<E>> pack_forward(const TypedLayout<E>& s, long input, const CellWeights<Arithmetic<E>>& weights,
                                         const Arithmetic<E>* weight_ih) {
-  const FlushDenormals flush;  // biases are added
   const Kernels<E>& with = s.with();
   const bool packs_ih = weight_ih && !with.reads_plain(s);
   auto packed = std::make_unique<Packed<E>>(with.forward_sizes(s, s.variant.has_value()),

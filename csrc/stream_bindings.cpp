@@ -168,7 +168,6 @@ class Weights {
   const float* optional(Address from, long count) { return from ? copy(from, count) : nullptr; }
 
   const float* sum(const float* a, const float* b, long count) {
-    const FlushDenormals flush;
     float* const to = take<float>(padded(count));
     for (long j = 0; j < count; ++j) to[j] = a[j] + b[j];
     return to;

@@ -1,6 +1,7 @@
 """The kernels take denormals for zero, in every thread that computes, and leave each thread as they found it."""
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -225,3 +226,19 @@ def test_a_gate_that_is_shut_lets_nothing_through(threads, kind, dtype):
     state = (torch.zeros_like(large), large) if kind.startswith("lstm") else large
     _, last = layer(torch.zeros(1, 8, 5, dtype=dtype), state)
     assert (last[1] if kind.startswith("lstm") else last).count_nonzero() == 0
+
+
+FIRST = """
+import torch, throughtime
+torch.set_num_threads(2)
+with torch.no_grad():
+    throughtime.GRU(64, 256)(torch.ones(10, 32, 64))  # little enough for torch to make no threads before
+bits = (torch.full((1 << 18,), 2e-38) * 0.1)[[0, -1]].view(torch.int32)
+print((bits != 0).tolist())
+"""
+
+
+def test_threads_that_begin_in_a_call_keep_them_after_it():
+    """A new thread has the settings of the one that makes it."""
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=False)
+    assert done.stdout == "[True, True]\n", done.stderr
