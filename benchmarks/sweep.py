@@ -141,7 +141,8 @@ def plot(timed: list[Timed], path: Path) -> None:
         xlabel="floating-point operations a call",
         ylabel=f"{PEER}'s time / throughtime's",
     )
-    axes.legend(ncols=3, fontsize="small")
+    axes.yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
