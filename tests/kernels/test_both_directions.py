@@ -218,9 +218,9 @@ def test_derivatives_of_first_and_second_order(cell, form):
         assert torch.autograd.gradgradcheck(run, (x, *state, *parameters))
 
 
-def test_a_layer_runs_both_at_once(monkeypatch):
-    directions = []
-    plan = backend.Plan
-    monkeypatch.setattr(backend, "Plan", lambda request: directions.append(len(request.directions)) or plan(request))
-    throughtime.GRU(3, 4, num_layers=2, bidirectional=True)(torch.zeros(5, 2, 3))
+@pytest.mark.parametrize(("kind", "options"), [("WholePlan", {}), ("Plan", {"lengths": torch.tensor([5, 2])})])
+def test_a_layer_runs_both_at_once(kind, options, monkeypatch):
+    directions, plan = [], getattr(backend, kind)
+    monkeypatch.setattr(backend, kind, lambda request: directions.append(len(request.directions)) or plan(request))
+    throughtime.GRU(3, 4, num_layers=2, bidirectional=True)(torch.zeros(5, 2, 3), **options)
     assert directions == [2, 2]
