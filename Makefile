@@ -48,7 +48,7 @@ sanitize: $(STAMP)
 	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED) --parallel $$(nproc)
 	@for set in $$($(BIN)/python -c 'from throughtime.kernels import native; print(*native.instruction_sets())'); do \
 	  echo "$$set:" && THROUGHTIME_NATIVE=$$(ls $(abspath $(SANITIZED))/_native*.so) THROUGHTIME_INSTRUCTION_SET=$$set \
-	  LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels tests/streaming || exit 1; done
 
 clean:
