@@ -142,10 +142,10 @@ void multiply_quantised_panels(const Matrix& w, long first, const float* start, 
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
         const long j = column + v * W;
-        Integers sum, offset;
+        Words sum, offset;  // modulo 2^32: their difference fits, they may not
         __builtin_memcpy(&sum, sums + (r * panels + p) * panel + v * W, sizeof sum);
         __builtin_memcpy(&offset, w.offset + j, sizeof offset);
-        V value = (steps[r] * load(w.scale + j)) * __builtin_convertvector(sum - offset, V);
+        V value = (steps[r] * load(w.scale + j)) * __builtin_convertvector((Integers)(sum - offset), V);
         hold(value);  // rounded before `start` is added, however many rows there are: else it is fused in some of these functions
         store(tile + v * W, start ? load(start + j) + value : value);
       }

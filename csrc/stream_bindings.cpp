@@ -253,11 +253,18 @@ void check_count(const char* name, long count, long expected) {
   throw std::invalid_argument(std::string(name) + " " + given + "; expected " + std::to_string(expected) + " of them");
 }
 
+// What the states of so many streams take, and a byte for each beside them.
+size_t bytes_of(long streams, long stride) {
+  constexpr long most = 1L << 58;  // floats: more than any memory, and few enough to be counted in bytes
+  if (streams > most / std::max(1L, stride)) throw std::bad_alloc();
+  return Block::bytes<float>(streams * stride) + Block::bytes<uint8_t>(streams);
+}
+
 class Engine {
  public:
   Engine(std::shared_ptr<const Weights> weights, long streams, int threads)
       : weights_(std::move(weights)), streams_(streams), threads_(threads), stride_(weights_->model().state_stride),
-        block_(Block::bytes<float>(streams * stride_) + Block::bytes<uint8_t>(streams)) {
+        block_(bytes_of(streams, stride_)) {
     if (weights_->stages().empty()) throw std::invalid_argument("there are no layers to step");
     if (!block_.is_there()) throw std::bad_alloc();
     states_ = block_.take<float>(streams * stride_);

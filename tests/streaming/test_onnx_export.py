@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import throughtime
-from throughtime.onnx import library
+from throughtime.onnx import packages
 from throughtime.streaming import onnx_export
 
 pytest.importorskip("onnxruntime", reason="the extra throughtime[onnx] isn't installed")
@@ -133,7 +133,7 @@ def test_where_a_package_is_missing_a_line_says_what_to_install(missing, tmp_pat
             raise ImportError(name)
         return importlib.import_module(name)
 
-    monkeypatch.setattr(library, "import_module", import_module)
+    monkeypatch.setattr(packages, "import_module", import_module)
     with pytest.raises(throughtime.InputError, match=r"needs the package .*pip install 'throughtime\[onnx\]'"):
         throughtime.export_onnx(throughtime.GRU(3, 4), tmp_path / "m.onnx")
 

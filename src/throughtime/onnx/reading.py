@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from throughtime.errors import InputError, unknown_name
 from throughtime.layers import GRU, LSTM, RNN, Recurrent
 from throughtime.onnx import layout
-from throughtime.onnx.library import package
+from throughtime.onnx.packages import package
 
 _NEEDED_BY = "throughtime.from_onnx"
 _OPS = ("RNN", "LSTM", "GRU")

@@ -10,7 +10,7 @@ from torch.nn.functional import linear, one_hot
 from throughtime import schema
 from throughtime.errors import InputError
 from throughtime.onnx import layout
-from throughtime.onnx.library import runtime
+from throughtime.onnx.packages import runtime
 from throughtime.request import Direction, Request
 from throughtime.spec import Parameters
 from throughtime.streaming.placing import write_whole
