@@ -181,6 +181,7 @@ def below_autograd() -> contextlib.AbstractContextManager[Any]:
 @torch.library.register_fake("throughtime::recurrence", lib=library)
 def fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return tensors like those of `recurrence`, for arguments that have no values."""
+    watching.leave_to_inductor(torch.ops.throughtime.recurrence.default)
     request, keep, backend = read(*arguments)
     check_devices(request)
     computing = BACKENDS[backend]

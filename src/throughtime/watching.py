@@ -86,6 +86,19 @@ def is_exported_to_onnx() -> bool:
     return exporters is not None and not torch.compiler.is_dynamo_compiling() and exporters.is_in_onnx_export()
 
 
+def leave_to_inductor(operator: Any) -> None:
+    """Let torch.compile's Inductor, where it is loaded, call an operator as it is, though torch's table decomposes it for others.
+
+    Told nothing, it does so too, except where the environment has `CI` set: there it refuses operators that stand in that table.
+    """
+    lowering: Any = sys.modules.get("torch._inductor.lowering")
+    if lowering is None or operator in getattr(lowering, "lowerings", (operator,)):
+        return
+    with contextlib.suppress(AttributeError, TypeError):  # of a version of torch that is told otherwise
+        constraint = lowering.tag_to_layout_constraint(lowering.get_layout_constraint_tag(operator, with_default=True))
+        lowering.make_fallback(operator, constraint, warn=False)
+
+
 def are_batched(gradients: Sequence[Tensor | None]) -> bool:
     """Whether these are many gradients each, as `torch.autograd.grad(is_grads_batched=True)` gives them."""
     return any(gradient is not None and _is_batched(gradient) for gradient in gradients)
