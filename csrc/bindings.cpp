@@ -421,7 +421,7 @@ struct WholeLayer {
   static void take_sums(const TypedLayout<E>& s, const Address* sums, BackwardPass<E>& pass) {
     set(pass.sum_ih, sums[weight_ih]), set(pass.sum_hh, sums[weight_hh]), set(pass.sum_hr, sums[weight_hr]);
     set(pass.sum_bias_ih, sums[bias_ih]);
-    if (s.facts.apart) set(pass.sum_bias_hh, sums[bias_hh]);
+    if (s.facts.offset_hh) set(pass.sum_bias_hh, sums[bias_hh]);
   }
 
   // Where the two biases have one gradient.
@@ -478,26 +478,26 @@ void bind_passes(nb::class_<TypedLayout<E>>& it) {
   it.def(
         "forward_pass",
         [](const L& s, const Steps& steps, INPUT_ARRAYS(PARAMETER) long width, long stride, Address table,
-           FORWARD_ARRAYS(PARAMETER) long first_row, const Packed<E>& packed) {
+           FORWARD_ARRAYS(PARAMETER) long first_kept_row, const Packed<E>& packed) {
           ForwardCall<E> to{s};
           FORWARD_ARRAYS(ASSIGN)
-          to.first_row = first_row;
+          to.first_kept_row = first_kept_row;
           to.bias = packed.places.bias;
           packed.give_to(to);
           return ForwardPass<E>{stretches(steps), to, s.variant, s.input(x, ids, width, stride), packed.weight_ih,
                                 at<const Arithmetic<E>>(table)};
         },
         "steps"_a, nb::kw_only(), INPUT_ARRAYS(KEYWORD) "width"_a, "stride"_a, "table"_a = 0,
-        FORWARD_ARRAYS(KEYWORD) "first_row"_a, "packed"_a)
+        FORWARD_ARRAYS(KEYWORD) "first_kept_row"_a, "packed"_a)
       .def(
           "backward_pass",
           [](const L& s, const Steps& steps, INPUT_ARRAYS(PARAMETER) long width, long stride,
-             BACKWARD_ARRAYS(PARAMETER) BACKWARD_SUMS(PARAMETER) long first_row, const Packed<E>& packed) {
+             BACKWARD_ARRAYS(PARAMETER) BACKWARD_SUMS(PARAMETER) long first_kept_row, const Packed<E>& packed) {
             BackwardPass<E> pass{stretches(steps), {s}, s.variant, s.input(x, ids, width, stride), packed.weight_ih};
             {
               BackwardCall<E>& to = pass.loop;
               BACKWARD_ARRAYS(ASSIGN)
-              to.first_row = first_row;
+              to.first_kept_row = first_kept_row;
               packed.give_to(to);
             }
             BackwardPass<E>& to = pass;
@@ -505,7 +505,7 @@ void bind_passes(nb::class_<TypedLayout<E>>& it) {
             return pass;
           },
           "steps"_a, nb::kw_only(), INPUT_ARRAYS(KEYWORD) "width"_a, "stride"_a,
-          BACKWARD_ARRAYS(KEYWORD) BACKWARD_SUMS(KEYWORD) "first_row"_a, "packed"_a)
+          BACKWARD_ARRAYS(KEYWORD) BACKWARD_SUMS(KEYWORD) "first_kept_row"_a, "packed"_a)
       .def_static(
           "forward",
           [](const ForwardPass<E>& one, const ForwardPass<E>* other) { run<E>(run_forward<E>, one, other); }, "one"_a,
@@ -622,6 +622,10 @@ NB_MODULE(_native, module) {
   module.def("pool_from", &pool_from, "bytes"_a);
   module.def("fill_blocks", &fill_blocks, "value"_a);
   module.def("use_own_threads", &use_own_threads, "value"_a);
+  module.def("meetings", [] {
+    const Meetings met = meetings();
+    return std::make_tuple(met.teams, met.alone);
+  });
   module.def("flush_denormals", &flush_denormals, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
   module.def("restore_denormals", &restore_denormals, "threads"_a, "before"_a, nb::call_guard<nb::gil_scoped_release>());
   module.def("clear", [](uintptr_t array, long bytes, int threads) { clear(at<char>(array), bytes, threads); },
@@ -646,7 +650,7 @@ NB_MODULE(_native, module) {
   module.def("gradient_gates", [](int cell, int gates, bool is_variant) {
     return gradient_gates(active->cells[cell], gates, is_variant);
   }, "cell"_a, "gates"_a, "is_variant"_a, "How many H of gradients the backward loop writes for a row.");
-  module.def("has_own_bias_hh", [](int cell) { return active->cells[cell].apart > 0; }, "cell"_a,
+  module.def("has_own_bias_hh", [](int cell) { return active->cells[cell].offset_hh > 0; }, "cell"_a,
              "Whether the gradients of the two biases differ.");
   module.def("stack_weights", [] { return std::vector<std::string>(std::begin(stack_weights), std::end(stack_weights)); },
              "A direction's weights, in the order in which `forward_stack` takes them.");

@@ -47,7 +47,7 @@ inline void pack(const PackTask<E>& task, int threads) {
 }
 
 // How a call's threads divide its work.
-struct Plan {
+struct Division {
   long groups, parts;
 };
 
@@ -60,7 +60,7 @@ constexpr long most_groups_a_thread = 4;
 
 // Groups of one member each: more than there are threads, for whoever is done first, as long as each has rows enough to
 // pay for reading the weights.
-inline Plan apart(const Layout& s, long threads) {
+inline Division in_groups(const Layout& s, long threads) {
   constexpr long enough = 16;
   const long steps = s.end - s.begin, last = s.end - 1;
   const long rows = s.rows ? s.first_row[last] + s.rows[last] - s.first_row[s.begin] : steps * s.batch;
@@ -69,7 +69,7 @@ inline Plan apart(const Layout& s, long threads) {
   return {groups, 1};
 }
 
-inline Plan sharing(const Layout& s, long members) {
+inline Division sharing(const Layout& s, long members) {
   long groups = members;
   while (groups > 1 && (!has_rows_for(s, groups) || members % groups)) --groups;
   return {groups, members / groups};
@@ -138,8 +138,8 @@ class Member {
   using T = Arithmetic<E>;
 
  public:
-  Member(const Layout& s, Plan plan, long member, Barrier* barrier)
-      : layout_(s), groups_(plan.groups), group_(member / plan.parts), parts_(plan.parts), part_(member % plan.parts),
+  Member(const Layout& s, Division division, long member, Barrier* barrier)
+      : layout_(s), groups_(division.groups), group_(member / division.parts), parts_(division.parts), part_(member % division.parts),
         barrier_(barrier) {}
 
  protected:
@@ -258,7 +258,7 @@ class ForwardLoop : protected Member<E> {
   }
 
  protected:
-  ForwardLoop(const ForwardCall<E>& s, Plan plan, long member, Barrier* barrier) : Base(s, plan, member, barrier), s_(s) {}
+  ForwardLoop(const ForwardCall<E>& s, Division division, long member, Barrier* barrier) : Base(s, division, member, barrier), s_(s) {}
 
   const ForwardCall<E>& s_;
 
@@ -306,14 +306,14 @@ class BackwardLoop : protected Member<E> {
   }
 
  protected:
-  BackwardLoop(const BackwardCall<E>& s, Plan plan, long member, Barrier* barrier, Rows<T> dh, Rows<T> dc)
-      : Base(s, plan, member, barrier), s_(s), dh_(dh), dc_(dc), own_h_(Base::units(plain_panels(s.width()))),
+  BackwardLoop(const BackwardCall<E>& s, Division division, long member, Barrier* barrier, Rows<T> dh, Rows<T> dc)
+      : Base(s, division, member, barrier), s_(s), dh_(dh), dc_(dc), own_h_(Base::units(plain_panels(s.width()))),
         own_(Base::units(plain_panels(s.hidden))) {}
 
   void end_step(long, bool) {}
 
   long grad_row(long t, long row) const { return packed_row(t, row) - s_.first_grad_row; }
-  long row_of(long t, long row) const { return packed_row(t, row) - s_.first_row; }
+  long row_of(long t, long row) const { return packed_row(t, row) - s_.first_kept_row; }
   const E* kept(long t, long row) const { return s_.kept + row_of(t, row) * s_.hidden; }
   E* grad_ih(long t, long row) const { return s_.grad_ih + grad_row(t, row) * s_.grad_stride; }
   E* extra(long t, long row) const { return s_.extra + grad_row(t, row) * s_.hidden; }
@@ -360,11 +360,11 @@ class BackwardLoop : protected Member<E> {
   }
 };
 
-// Some calls of the same size: `Loop(call, plan, member, barrier, memory, rows).run()` by each of a call's threads, with
+// Some calls of the same size: `Loop(call, division, member, barrier, memory, rows).run()` by each of a call's threads, with
 // `Buffers(call, memory, rows)` for each group of them, where Loop is that of the call's cell.
 template <class Call, class Buffers, class... Loops>
 struct Run {
-  using Work = void (*)(const Run&, int call, Plan, long member);
+  using Work = void (*)(const Run&, int call, Division, long member);
 
   const Call* calls;
   int count;
@@ -372,14 +372,14 @@ struct Run {
   long call_bytes;  // of memory
   Barrier* barriers;
   Work work;
-  Plan apart_plan;
+  Division of_groups;
 
   template <class Loop>
-  static void work_on(const Run& run, int number, Plan p, long member) {
+  static void work_on(const Run& run, int number, Division p, long member) {
     const Call& call = run.calls[number];
     const long rows = (call.batch + p.groups - 1) / p.groups, group = member / p.parts;
     const Memory memory(run.memory + number * run.call_bytes + group * bytes(call, rows));
-    Barrier* barrier = run.barriers + number * run.apart_plan.groups + group;
+    Barrier* barrier = run.barriers + number * run.of_groups.groups + group;
     Loop(call, p, member, barrier, memory, rows).run();
   }
 
@@ -398,7 +398,7 @@ struct Run {
   // A team for each call: member by member in turns.
   void work_in_teams(int member, int members) const {
     if (members < count) {
-      for (int number = member; number < count; number += members) work(*this, number, Plan{1, 1}, 0);
+      for (int number = member; number < count; number += members) work(*this, number, Division{1, 1}, 0);
       return;
     }
     const int number = member % count, team = (members - number + count - 1) / count;
@@ -410,7 +410,7 @@ struct Run {
     const int threads = useful_threads(one, count), team_size = team(threads, count);
     // As many groups of each call as if it were alone: of two directions one may meet long rows where the other meets none.
     const bool is_apart = has_rows_for(one, threads);
-    const Plan p = is_apart ? apart(one, threads) : Plan{team_size, 1};  // at most: fewer threads may come
+    const Division p = is_apart ? in_groups(one, threads) : Division{team_size, 1};  // at most: fewer threads may come
     // Each group rounds up rows and lines, and has what doesn't depend on rows.
     const long call_bytes = bytes(one, one.batch + p.groups) + p.groups * (bytes(one, 0) + 64);
     void* memory = scratch_memory(count * call_bytes);
@@ -423,7 +423,7 @@ struct Run {
           threads, count * p.groups,
           [](void* context, long task, int) {
             const Run& it = *static_cast<const Run*>(context);
-            it.work(it, static_cast<int>(task % it.count), it.apart_plan, task / it.count);
+            it.work(it, static_cast<int>(task % it.count), it.of_groups, task / it.count);
           },
           &run);
     else

@@ -142,9 +142,9 @@ class Pool {
 // Never destroyed: arrays may outlive everything else.
 Pool& pool = *new Pool;
 
-class Scratch {
+class ThreadMemory {
  public:
-  ~Scratch() { std::free(memory_); }
+  ~ThreadMemory() { std::free(memory_); }
 
   void* at_least(size_t bytes) {
     if (bytes <= bytes_) return memory_;
@@ -163,7 +163,7 @@ class Scratch {
 }  // namespace
 
 void* scratch_memory(size_t bytes) {
-  thread_local Scratch scratch;
+  thread_local ThreadMemory scratch;
   return scratch.at_least(std::max(bytes, size_t{1}));
 }
 

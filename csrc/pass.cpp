@@ -139,11 +139,11 @@ template <class E>
 ForwardCall<E> prepare(const Kernels<E>& kernels, const ForwardPass<E>& pass, const Stretch& stretch,
                        const Scratch<E>& scratch) {
   ForwardCall<E> loop = pass.loop;
-  const long width = loop.gate_count * loop.hidden, offset = stretch.first_row - loop.first_row;
+  const long width = loop.gate_count * loop.hidden, offset = stretch.first_row - loop.first_kept_row;
   loop.variant = pass.variant ? &*pass.variant : nullptr;
   loop.begin = stretch.begin;
   loop.end = stretch.end;
-  loop.first_row = stretch.first_row;
+  loop.first_kept_row = stretch.first_row;
   for (E** const array : {&loop.gates, &loop.w, &loop.u})
     if (*array) *array += offset * width;
   if (loop.kept) loop.kept += offset * loop.hidden;
@@ -171,11 +171,11 @@ bool has_h_in(const BackwardPass<E>& pass) {
 // the gates' gradients are kept away from powers of two, where reading down a column would meet the same few sets of the cache.
 template <class E>
 class Workspace {
-  static constexpr long apart = 16;
+  static constexpr long gap = 16;
 
  public:
   explicit Workspace(const BackwardPass<E>& pass)
-      : is_variant_(pass.variant), stride_(width(pass) + apart),
+      : is_variant_(pass.variant), stride_(width(pass) + gap),
         sizes_{rows(pass) * stride_, has_own_hh(pass) ? rows(pass) * stride_ : 0, has_h_in(pass) ? rows(pass) * pass.loop.width() : 0,
                pass.loop.has_last() || pass.loop.projected ? rows(pass) * pass.loop.hidden : 0,
                rows(pass) * pass.loop.projected},
@@ -189,7 +189,7 @@ class Workspace {
   void give_to(BackwardCall<E>& loop) const {
     loop.grad_stride = stride_;
     loop.grad_ih = parts_[0];
-    loop.grad_hh = parts_[1] ? parts_[1] : is_variant_ ? parts_[0] : parts_[0] + loop.facts.apart * loop.hidden;
+    loop.grad_hh = parts_[1] ? parts_[1] : is_variant_ ? parts_[0] : parts_[0] + loop.facts.offset_hh * loop.hidden;
     loop.h_in = parts_[2];
     loop.extra = parts_[3];
     loop.grad_hidden = parts_[4];
@@ -198,10 +198,10 @@ class Workspace {
  private:
   static long rows(const BackwardPass<E>& pass) { return most_rows(pass.stretches); }
   static long width(const BackwardPass<E>& pass) {
-    return (pass.loop.gate_count + (pass.variant ? 0 : pass.loop.facts.apart)) * pass.loop.hidden;
+    return (pass.loop.gate_count + (pass.variant ? 0 : pass.loop.facts.offset_hh)) * pass.loop.hidden;
   }
   static bool has_own_hh(const BackwardPass<E>& pass) {
-    return pass.variant && (is_normalised(pass.variant) || pass.loop.facts.apart);
+    return pass.variant && (is_normalised(pass.variant) || pass.loop.facts.offset_hh);
   }
   size_t bytes() const {
     size_t all = 0;
@@ -360,7 +360,7 @@ void add_up(const Layout& s, long groups, const T* sums, const VariantSums<T>& t
   };
   add(to.bias_ih, 0, G);
   add(to.bias_hh, 0, G);
-  if (to.bias_hh && s.facts.apart) add(to.bias_hh + (G - 1) * H, G, 1);
+  if (to.bias_hh && s.facts.offset_hh) add(to.bias_hh + (G - 1) * H, G, 1);
   add(to.gain_ih, G + 1, G);
   add(to.gain_hh, 2 * G + 1, G);
   add(to.gain_c, 3 * G + 1, 1);

@@ -27,7 +27,7 @@ template <class E>
 struct ForwardPass {
   using T = Arithmetic<E>;
   std::vector<Stretch> stretches;  // in the order in which they are run
-  ForwardCall<E> loop;  // variant, x and ids are the pass's business; first_row: the packed row at which what is kept begins
+  ForwardCall<E> loop;  // variant, x and ids are the pass's business; first_kept_row: the packed row at which what is kept begins
   std::optional<Variant<E>> variant;
   Input<E> input;
   Weight<E> weight_ih;  // the right factor of rows, if there are any
@@ -60,7 +60,7 @@ std::vector<Saved> saved(const Facts& facts, int gates, bool is_variant, bool is
 
 // How many H of gradients the backward loop writes for a row.
 inline long gradient_gates(const Facts& facts, int gates, bool is_variant) {
-  return is_variant ? 2 * gates : gates + facts.apart;
+  return is_variant ? 2 * gates : gates + facts.offset_hh;
 }
 
 // W_ih (G*H, I), its gates in the order in which the plain backward loop's rows have them.

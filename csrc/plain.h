@@ -33,8 +33,8 @@ class PlainForward : public ForwardLoop<E, Own> {
   using V = Vector<T>;
   using Buffers = PlainForwardBuffers<E>;
 
-  PlainForward(const ForwardCall<E>& s, Plan plan, long member, Barrier* barrier, Memory memory, long rows)
-      : Loop(s, plan, member, barrier), buffers_(s, memory, rows), own_h_(Loop::units(plain_panels(s.width()))),
+  PlainForward(const ForwardCall<E>& s, Division division, long member, Barrier* barrier, Memory memory, long rows)
+      : Loop(s, division, member, barrier), buffers_(s, memory, rows), own_h_(Loop::units(plain_panels(s.width()))),
         own_c_(Loop::units(panels())) {}
 
  protected:
@@ -95,9 +95,9 @@ class PlainForward : public ForwardLoop<E, Own> {
   Step rows_of(long t) const {
     const long wide = G * s_.hidden;
     const Places<T> of_ids{s_.x, wide, s_.ids + packed_row(t, 0), Loop::groups_};
-    return {s_.ids ? of_ids : Loop::packed_places(s_.x, t, s_.first_row, wide),
-            s_.gates ? Loop::packed_places(s_.gates, t, s_.first_row, wide) : Places<E>{},
-            s_.kept ? Loop::packed_places(s_.kept, t, s_.first_row, s_.hidden) : Places<E>{},
+    return {s_.ids ? of_ids : Loop::packed_places(s_.x, t, s_.first_kept_row, wide),
+            s_.gates ? Loop::packed_places(s_.gates, t, s_.first_kept_row, wide) : Places<E>{},
+            s_.kept ? Loop::packed_places(s_.kept, t, s_.first_kept_row, s_.hidden) : Places<E>{},
             s_.output ? Loop::output_places(s_.output, t, s_.output_stride) : Places<E>{},
             now_,
             next_,
@@ -148,8 +148,8 @@ class PlainBackward : public BackwardLoop<E, Own, Cell::facts.has_c> {
   using V = Vector<T>;
   using Buffers = PlainBackwardBuffers<E>;
 
-  PlainBackward(const BackwardCall<E>& s, Plan plan, long member, Barrier* barrier, Memory memory, long rows)
-      : PlainBackward(s, plan, member, barrier, Buffers(s, memory, rows)) {}
+  PlainBackward(const BackwardCall<E>& s, Division division, long member, Barrier* barrier, Memory memory, long rows)
+      : PlainBackward(s, division, member, barrier, Buffers(s, memory, rows)) {}
 
  protected:
   friend Loop;
@@ -193,8 +193,8 @@ class PlainBackward : public BackwardLoop<E, Own, Cell::facts.has_c> {
   Rows<E> da_;
 
  private:
-  PlainBackward(const BackwardCall<E>& s, Plan plan, long member, Barrier* barrier, const Buffers& buffers)
-      : Loop(s, plan, member, barrier, buffers.dh, buffers.dc), buffers_(buffers) {}
+  PlainBackward(const BackwardCall<E>& s, Division division, long member, Barrier* barrier, const Buffers& buffers)
+      : Loop(s, division, member, barrier, buffers.dh, buffers.dc), buffers_(buffers) {}
 };
 
 }  // namespace throughtime::THROUGHTIME_ISA

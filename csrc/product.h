@@ -211,10 +211,10 @@ THROUGHTIME_INLINE typename Operand<E>::Type as_operand(const Vector<E>* v) {
     return v[0];
 }
 
-// The n-th vector of columns, to `to`, whose depth steps are `apart` apart.
+// The n-th vector of columns, to `to`, whose depth steps are `stride` apart.
 template <class E>
 void pack_vector(PanelShape s, long n, long depth, const Arithmetic<E>* source, long column_stride, long depth_stride,
-                 E* to, long apart) {
+                 E* to, long stride) {
   using T = Arithmetic<E>;
   constexpr long W = lanes<E>, step = depth_step<E>;
   const long count = columns_left<E>(s, n);
@@ -230,7 +230,7 @@ void pack_vector(PanelShape s, long n, long depth, const Arithmetic<E>* source, 
         square[i] = i < deep && count > 0 ? load(from + (k + i) * depth_stride, count) : Vector<T>{};
     for (long i = 0; i < deep; i += step) {
       const auto operand = as_operand<E>(square + i);
-      __builtin_memcpy(to + (k + i) / step * apart, &operand, sizeof operand);
+      __builtin_memcpy(to + (k + i) / step * stride, &operand, sizeof operand);
     }
   }
 }

@@ -35,8 +35,8 @@ struct Facts {
   bool saves_gates;   // whether the plain backward pass reads the gates' values, or makes do with the output
   bool keeps;         // H values more are kept for it: an LSTM's c, what a GRU's r multiplies
   // In a row of the plain backward loop's gradients the gates begin with the one of this number and go round; what W_hh meets
-  // begins `apart` gates later. So both products find what is theirs side by side where a gate has two gradients.
-  int turned, apart;
+  // begins `offset_hh` gates later. So both products find what is theirs side by side where a gate has two gradients.
+  int turned, offset_hh;
 
   // Layer normalisations in a step: of W_ih x, of W_hh h, and one more of c, or of what the last gate gets.
   int norms() const { return has_c || joint < gates ? 3 : 2; }
@@ -94,7 +94,7 @@ template <class E>
 struct ForwardCall : Layout {
   using T = Arithmetic<E>;
   const Variant<E>* variant;  // or null
-  long first_row;  // the packed row at which x, and what is kept, begin
+  long first_kept_row;  // the packed row at which x, and what is kept, begin
   T* x;            // packed (., G*H): W_ih x on entry, arbitrary on return; with ids, a table (V, G*H), not written to
   E* w;            // the same, in place of x, where it is normalised
   E* gates;        // packed (., G*H): the gates' values on return; may be the memory of x; or null. A variant of an RNN: h before zoneout
@@ -113,7 +113,7 @@ template <class E>
 struct BackwardCall : Layout {
   using T = Arithmetic<E>;
   const Variant<E>* variant;  // or null
-  long first_row;  // the packed row at which what the forward pass has kept begins
+  long first_kept_row;  // the packed row at which what the forward pass has kept begins
   const E *gates, *kept, *w, *u, *output;  // as `forward` left them; where there is c, kept holds the step before the first one, too
   const T* norms;
   const E* grad_output;            // like output, or null

@@ -186,15 +186,15 @@ void multiply_quantised(const Matrix& w, const float* start, long rows, Rows<con
     }
 }
 
-// Scratch ------------------------------------------------------------------------------------------------------------
+// Memory of a step ---------------------------------------------------------------------------------------------------------
 
 long larger(long a, long b) { return a < b ? b : a; }
 
-struct Scratch {
+struct StepMemory {
   Rows<float> x, u, m, state, passed[2];
   char* narrow;
 
-  Scratch(const StreamModel& model, char* memory) : memory_(memory) {
+  StepMemory(const StreamModel& model, char* memory) : memory_(memory) {
     long gates = 0, hidden = 0, width = 0, depth = 0;
     for (int i = 0; i < model.count; ++i) {
       const Stage& s = model.stages[i];
@@ -232,7 +232,7 @@ struct Scratch {
   long bytes_ = 0;
 };
 
-long scratch_bytes(const StreamModel& model) { return Scratch(model, nullptr).bytes(); }
+long scratch_bytes(const StreamModel& model) { return StepMemory(model, nullptr).bytes(); }
 
 // Cells --------------------------------------------------------------------------------------------------------------
 
@@ -494,7 +494,7 @@ class Stepper {
   }
 
   const StreamModel& model_;
-  const Scratch scratch_;
+  const StepMemory scratch_;
 };
 
 void multiply(const StreamModel& model, const Matrix& w, const float* start, long rows, const float* x, float* out,

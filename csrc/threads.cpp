@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
@@ -56,18 +57,31 @@ std::atomic<bool> own_threads_are_used{false};
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-// When a thread was last waited for in vain, and until when nobody waits for it again.
-std::atomic<Clock::rep> last_wait{0}, crowded_until{0};
+constexpr Clock::duration soon = milliseconds(100), shortest = milliseconds(10), longest = milliseconds(400);
+
+// When a thread was last waited for in vain, until when nobody waits for it again, and how long that is.
+std::atomic<Clock::rep> last_wait{0}, crowded_until{0}, belief{shortest.count()};
+std::atomic<long> teams{0}, alone{0};
 
 Clock::rep clock_now() { return Clock::now().time_since_epoch().count(); }
 
-// Once is chance, a hiccup of the machine; twice in short time is a neighbour, and he is believed to stay.
+// Once is chance, a hiccup of the machine; twice in short time is a neighbour. He is believed to stay for a while, and for twice as
+// long each time that a team has tried again in vain: another pool's threads, which spin after their work, are soon asleep, and a
+// process stays.
 void note_wait() {
-  constexpr Clock::duration soon = milliseconds(100), stays = milliseconds(400);
   const auto now = clock_now(), last = last_wait.exchange(now, std::memory_order_relaxed);
-  const auto until = crowded_until.load(std::memory_order_relaxed);
-  const bool is_repeated = last && now - last < soon.count(), was_crowded = until && now - until < stays.count();
-  if (is_repeated || was_crowded) crowded_until.store(now + stays.count(), std::memory_order_relaxed);
+  const auto until = crowded_until.load(std::memory_order_relaxed), stays = belief.load(std::memory_order_relaxed);
+  const bool is_repeated = last && now - last < soon.count(), is_tried = until && now >= until && now - until < longest.count();
+  if (!is_repeated && !is_tried) return;
+  const auto next = is_tried ? std::min(2 * stays, longest.count()) : stays;
+  belief.store(next, std::memory_order_relaxed);
+  crowded_until.store(now + next, std::memory_order_relaxed);
+}
+
+// A team met without waiting.
+void note_meeting() {
+  const auto stays = belief.load(std::memory_order_relaxed);
+  if (stays > shortest.count()) belief.store(std::max(stays / 2, shortest.count()), std::memory_order_relaxed);
 }
 
 // A member's part. Every thread that computes anything comes through here.
@@ -85,6 +99,14 @@ struct Work {
   bool was_held_up() const {
     const auto now = Clock::now();
     return now - end > milliseconds(2) && now - end > end - begin;
+  }
+
+  // What the team's meeting was like; `waited` is the last wait before it.
+  void note(Clock::rep waited) const {
+    if (was_held_up())
+      note_wait();
+    else if (last_wait.load(std::memory_order_relaxed) == waited)
+      note_meeting();
   }
 };
 
@@ -184,7 +206,13 @@ const AtFork own_in_a_child(
 void use_own_threads(bool value) { own_threads_are_used = value; }
 
 void run_together(int threads, void (*body)(void*, int, int), void* context) {
-  if (threads <= 1 || (crowded() && !own_threads_are_used)) return take_part(body, context, 0, 1);
+  if (threads <= 1) return take_part(body, context, 0, 1);
+  if (crowded() && !own_threads_are_used) {
+    alone.fetch_add(1, std::memory_order_relaxed);
+    return take_part(body, context, 0, 1);
+  }
+  teams.fetch_add(1, std::memory_order_relaxed);
+  const auto waited = last_wait.load(std::memory_order_relaxed);
   if (openmp().parallel && !own_threads_are_used) {
     Work work{body, context};
     openmp().parallel(
@@ -195,7 +223,7 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
           if (member == 0) it->end = Clock::now();
         },
         &work, static_cast<unsigned>(threads), 0);
-    if (work.was_held_up()) note_wait();
+    work.note(waited);
     return;
   }
   const std::vector<Worker*> others = workers->take(threads - 1);
@@ -206,7 +234,7 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
   work.end = Clock::now();
   for (Worker* other : others) other->wait();
   workers->give(others);
-  if (work.was_held_up()) note_wait();
+  work.note(waited);
 }
 
 void run_tasks(int threads, long tasks, void (*body)(void*, long, int), void* context) {
@@ -239,6 +267,8 @@ void run_in_each(int threads, void (*body)(void*, int), void* context) {
       },
       &each, static_cast<unsigned>(threads), 0);
 }
+
+Meetings meetings() { return {teams.load(std::memory_order_relaxed), alone.load(std::memory_order_relaxed)}; }
 
 bool crowded() {
   const auto until = crowded_until.load(std::memory_order_relaxed);

@@ -28,6 +28,12 @@ void run_in_each(int threads, void (*body)(void* context, int member), void* con
 // has the core. Now and then a team tries again.
 bool crowded();
 
+// How many calls of `run_together` for several threads had them, and how many worked alone since it was crowded.
+struct Meetings {
+  long teams, alone;
+};
+Meetings meetings();
+
 // Where all members of a team wait for each other. Spinning is bounded: after that a waiting thread gives its core
 // away at each look, so that a neighbour process that holds the other core costs time slices and no more.
 class Barrier {

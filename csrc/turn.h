@@ -16,15 +16,15 @@ THROUGHTIME_INLINE Register low_pairs(Register a, Register b) {
 THROUGHTIME_INLINE Register high_pairs(Register a, Register b) {
   return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
 }
-// Of four registers, `apart` from each other: quarter j of each, to the j-th.
-THROUGHTIME_INLINE void turn_quarters(const Register* from, Register* to, long apart) {
-  const Register a = from[0], b = from[apart], c = from[2 * apart], d = from[3 * apart];
+// Of four registers, `stride` from each other: quarter j of each, to the j-th.
+THROUGHTIME_INLINE void turn_quarters(const Register* from, Register* to, long stride) {
+  const Register a = from[0], b = from[stride], c = from[2 * stride], d = from[3 * stride];
   const Register ab = _mm512_shuffle_f32x4(a, b, 0x44), cd = _mm512_shuffle_f32x4(c, d, 0x44);
   const Register ab_high = _mm512_shuffle_f32x4(a, b, 0xEE), cd_high = _mm512_shuffle_f32x4(c, d, 0xEE);
   to[0] = _mm512_shuffle_f32x4(ab, cd, 0x88);
-  to[apart] = _mm512_shuffle_f32x4(ab, cd, 0xDD);
-  to[2 * apart] = _mm512_shuffle_f32x4(ab_high, cd_high, 0x88);
-  to[3 * apart] = _mm512_shuffle_f32x4(ab_high, cd_high, 0xDD);
+  to[stride] = _mm512_shuffle_f32x4(ab, cd, 0xDD);
+  to[2 * stride] = _mm512_shuffle_f32x4(ab_high, cd_high, 0x88);
+  to[3 * stride] = _mm512_shuffle_f32x4(ab_high, cd_high, 0xDD);
 }
 #elif defined(__AVX2__)
 using Register = __m256;
@@ -36,9 +36,9 @@ THROUGHTIME_INLINE Register low_pairs(Register a, Register b) {
 THROUGHTIME_INLINE Register high_pairs(Register a, Register b) {
   return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
 }
-THROUGHTIME_INLINE void turn_quarters(const Register* from, Register* to, long apart) {
-  to[0] = _mm256_permute2f128_ps(from[0], from[apart], 0x20);
-  to[apart] = _mm256_permute2f128_ps(from[0], from[apart], 0x31);
+THROUGHTIME_INLINE void turn_quarters(const Register* from, Register* to, long stride) {
+  to[0] = _mm256_permute2f128_ps(from[0], from[stride], 0x20);
+  to[stride] = _mm256_permute2f128_ps(from[0], from[stride], 0x31);
 }
 #endif
 

@@ -27,7 +27,7 @@ class VariantMember : public Loop {
       : Loop(of...), v_(variant), GH_(gates * hidden) {}
 
   bool is_normalised() const { return v_.gain_hh; }
-  long row_of(long t, long row) const { return Loop::packed_row(t, row) - s_.first_row; }
+  long row_of(long t, long row) const { return Loop::packed_row(t, row) - s_.first_kept_row; }
   auto gates(long t, long row) const { return s_.gates + row_of(t, row) * GH_; }
   auto kept(long t, long row) const { return s_.kept + row_of(t, row) * s_.hidden; }
 
@@ -84,8 +84,8 @@ class VariantForward : public VariantMember<E, ForwardLoop<E, Own>> {
   using V = typename Base::V;
   using Buffers = VariantForwardBuffers<E>;
 
-  VariantForward(const ForwardCall<E>& s, Plan plan, long member, Barrier* barrier, Memory memory, long rows)
-      : Base(*s.variant, s.hidden, s.gate_count, std::cref(s), plan, member, barrier), buffers_(s, memory, rows),
+  VariantForward(const ForwardCall<E>& s, Division division, long member, Barrier* barrier, Memory memory, long rows)
+      : Base(*s.variant, s.hidden, s.gate_count, std::cref(s), division, member, barrier), buffers_(s, memory, rows),
         own_(Loop::units(plain_panels(s.hidden))), own_h_(Loop::units(plain_panels(s.width()))),
         joint_width_(s.joint() * s.hidden) {}
 
@@ -255,7 +255,7 @@ struct VariantBackwardBuffers {
     }
     if (!is_narrow<E> && !s.variant->is_normalised()) return;
     da = memory.rows<T>(rows, s.gate_count * s.hidden);
-    da_hh = s.facts.apart ? memory.rows<T>(rows, s.gate_count * s.hidden) : da;
+    da_hh = s.facts.offset_hh ? memory.rows<T>(rows, s.gate_count * s.hidden) : da;
   }
 };
 
@@ -268,8 +268,8 @@ class VariantBackward : public VariantMember<E, BackwardLoop<E, Own, Cell::facts
   using V = typename Base::V;
   using Buffers = VariantBackwardBuffers<E>;
 
-  VariantBackward(const BackwardCall<E>& s, Plan plan, long member, Barrier* barrier, Memory memory, long rows)
-      : VariantBackward(s, plan, member, barrier, Buffers(s, memory, rows)) {}
+  VariantBackward(const BackwardCall<E>& s, Division division, long member, Barrier* barrier, Memory memory, long rows)
+      : VariantBackward(s, division, member, barrier, Buffers(s, memory, rows)) {}
 
  protected:
   friend Loop;
@@ -398,8 +398,8 @@ class VariantBackward : public VariantMember<E, BackwardLoop<E, Own, Cell::facts
   const Buffers buffers_;
 
  private:
-  VariantBackward(const BackwardCall<E>& s, Plan plan, long member, Barrier* barrier, const Buffers& buffers)
-      : Base(*s.variant, s.hidden, s.gate_count, std::cref(s), plan, member, barrier, buffers.dh, buffers.dc),
+  VariantBackward(const BackwardCall<E>& s, Division division, long member, Barrier* barrier, const Buffers& buffers)
+      : Base(*s.variant, s.hidden, s.gate_count, std::cref(s), division, member, barrier, buffers.dh, buffers.dc),
         buffers_(buffers) {}
 
   // Where elements are narrow da grows at full width; then they go, rounded, to the place from which products take them.

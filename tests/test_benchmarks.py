@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import throughtime
-from benchmarks import distribution, equal_budget, installation, options, step, sweep, versions
+from benchmarks import distribution, equal_budget, installation, options, pools, step, sweep, versions
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
@@ -312,6 +312,20 @@ def test_a_sweep_times_what_is_right_and_names_the_slow_and_the_wrong(monkeypatc
     assert lines[0].endswith("training: it errs")
     assert "ours 1.00 (geometric mean of 2 points), 1 below 0.95 at T > 1; the worst 0.50" in lines[1]
     assert lines[2].startswith("   0.50   2000.000 ms  rnn B2 T3 I4 H16 L1, training")
+
+
+@pytest.mark.parametrize("situation", pools.SITUATIONS)
+def test_a_call_beside_others_is_checked_before_it_is_timed(situation, monkeypatch):
+    if situation == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    problem = Problem("gru", 3, 2, 16)
+    found = pools.measure(situation, problem, turns=1)
+    assert found["torch.nn / ours, beside"] > 0
+    assert 0 <= found["alone"] <= 1
+    assert ("as slow as one thread" if situation == "turns" else "beside / at rest, ours") in found
+    monkeypatch.setattr(Problem, "by_us", lambda self: lambda: [result + 0.1 for result in self.by_torch()()])
+    with pytest.raises(WrongAnswerError, match="throughtime: result 0 errs by"):
+        pools.measure(situation, problem, turns=1)
 
 
 @pytest.mark.parametrize("name", options.OPTIONS)

@@ -28,19 +28,25 @@ LAYERS = {
 
 
 def arguments(
-    name: str, backend: str, requires_grad: bool = True, ragged: bool = True, hidden: int = 4, tokens: bool = False
+    name: str,
+    backend: str,
+    requires_grad: bool = True,
+    ragged: bool = True,
+    hidden: int = 4,
+    tokens: bool = False,
+    steps: int = 5,
 ) -> tuple:
     cell = CELLS[name]
     rows = cell.spec.gates * hidden
     shapes = [(rows, 3), (rows, hidden), (rows,), (rows,)]
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=requires_grad) for s in shapes]
-    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=requires_grad)
-    x = torch.randint(0, 3, (5, 2)) if tokens else x
+    x = torch.randn(steps, 2, 3, dtype=torch.float64, requires_grad=requires_grad)
+    x = torch.randint(0, 3, (steps, 2)) if tokens else x
     state = [
         torch.randn(2, hidden, dtype=torch.float64, requires_grad=requires_grad) for _ in range(len(cell.spec.states))
     ]
-    lengths = torch.tensor([5, 3]) if ragged else None
-    reset = torch.rand(5, 2) < 0.3 if ragged else None
+    lengths = torch.tensor([steps, steps - 2]) if ragged else None
+    reset = torch.rand(steps, 2) < 0.3 if ragged else None
     return x, state, tensors, lengths, reset, [], name, False, True, backend
 
 
@@ -61,7 +67,7 @@ def test_the_operator_keeps_torchs_rules(name, ragged, tokens, backend):
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
 def test_derivatives_of_first_and_second_order(name, tokens, backend):
-    x, state, parameters, lengths, reset, *rest = arguments(name, backend, hidden=2, tokens=tokens)
+    x, state, parameters, lengths, reset, *rest = arguments(name, backend, hidden=2, tokens=tokens, steps=3)
     if tokens:  # as an embedding gives it: a transposed view
         parameters[0] = parameters[0].detach().t().contiguous().t().requires_grad_()
 
@@ -209,11 +215,11 @@ def test_auto_takes_the_fastest_that_is_right(monkeypatch):
 VARIANTS = ["lstm+coupled+peepholes+layer_norm", "gru+layer_norm", "gru_reset_before+layer_norm", "rnn_tanh+layer_norm"]
 
 
-def variant_arguments(name: str, backend: str, hidden: int = 4) -> tuple:
+def variant_arguments(name: str, backend: str, hidden: int = 4, steps: int = 5) -> tuple:
     name = "+".join([name, *mask_names(name)])
-    x, state, _, lengths, reset, *_ = arguments(name.split("+")[0], backend, hidden=hidden)
+    x, state, _, lengths, reset, *_ = arguments(name.split("+")[0], backend, hidden=hidden, steps=steps)
     parameters = [p.requires_grad_() for p in random_parameters(name, 3, hidden)]
-    return x, state, parameters, lengths, reset, random_masks(name, 5, 2, hidden), name, False, True, backend
+    return x, state, parameters, lengths, reset, random_masks(name, steps, 2, hidden), name, False, True, backend
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -225,7 +231,7 @@ def test_the_operator_keeps_torchs_rules_with_variants(name, backend):
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
 def test_variants_derivatives_of_first_and_second_order(name, backend):
-    x, state, parameters, *rest = variant_arguments(name, backend, hidden=2)
+    x, state, parameters, *rest = variant_arguments(name, backend, hidden=2, steps=3)
 
     def run(x: Tensor, *tensors: Tensor):
         initial, weights = list(tensors[: len(state)]), list(tensors[len(state) :])
@@ -239,14 +245,16 @@ def test_variants_derivatives_of_first_and_second_order(name, backend):
 BATCH_SIZES = torch.tensor([3, 2, 2, 1])
 
 
-def packed_arguments(name: str, backend: str, recompute_every: int, tokens: bool, hidden: int = 4) -> tuple:
-    """As `variant_arguments`, of 8 packed rows."""
-    kind = find(name)
-    x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True) if not tokens else torch.randint(0, 3, (8,))
-    state = [torch.randn(3, hidden, dtype=torch.float64, requires_grad=True) for _ in range(len(kind.spec.states))]
+def packed_arguments(
+    name: str, backend: str, recompute_every: int, tokens: bool, hidden: int = 4, batch_sizes: Tensor = BATCH_SIZES
+) -> tuple:
+    """As `variant_arguments`, of packed rows."""
+    kind, rows, batch = find(name), int(batch_sizes.sum()), int(batch_sizes[0])
+    x = torch.randn(rows, 3, dtype=torch.float64, requires_grad=True) if not tokens else torch.randint(0, 3, (rows,))
+    state = [torch.randn(batch, hidden, dtype=torch.float64, requires_grad=True) for _ in range(len(kind.spec.states))]
     parameters = [p.requires_grad_() for p in random_parameters(name, 3, hidden)]
-    masks = random_masks(name, 4, 3, hidden)
-    return x, state, parameters, None, None, masks, name, True, True, backend, BATCH_SIZES, recompute_every
+    masks = random_masks(name, len(batch_sizes), batch, hidden)
+    return x, state, parameters, None, None, masks, name, True, True, backend, batch_sizes, recompute_every
 
 
 PACKED = [*CELLS, "lstm+layer_norm+zoneout_h+zoneout_c+recurrent_dropout", "rnn_tanh+zoneout_h"]
@@ -268,7 +276,9 @@ def test_packed_rows_and_recomputation_keep_torchs_rules(name, backend, recomput
 @pytest.mark.parametrize("backend", OPERATOR_BACKENDS)
 def test_derivatives_of_packed_rows_of_first_and_second_order(name, backend, monkeypatch):
     monkeypatch.setattr(layout, "_STRETCH", 100)  # so that there is a segment for each step
-    x, state, parameters, *rest = packed_arguments(name, backend, 1, False, hidden=2)
+    x, state, parameters, *rest = packed_arguments(
+        name, backend, 1, False, hidden=2, batch_sizes=torch.tensor([2, 2, 1])
+    )
 
     def run(x: Tensor, *tensors: Tensor):
         initial, weights = list(tensors[: len(state)]), list(tensors[len(state) :])

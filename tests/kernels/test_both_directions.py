@@ -186,8 +186,16 @@ def test_others_run_one_way_at_a_time(cell, backend):
         torch.ops.throughtime.recurrence(*given, cell, False, True, backend, None, 0, True)
 
 
-def operator_arguments(cell: str, form: str, hidden: int = 4, recompute_every: int = 0, tokens: bool = False) -> tuple:
-    request = Request(cell, 4, 3, hidden, torch.float64, form, False)
+def operator_arguments(
+    cell: str,
+    form: str,
+    hidden: int = 4,
+    recompute_every: int = 0,
+    tokens: bool = False,
+    steps: int = 4,
+    batch: int = 3,
+) -> tuple:
+    request = Request(cell, steps, batch, hidden, torch.float64, form, False)
     x = request.input.requires_grad_() if not tokens else torch.randint(INPUTS, request.input.shape[:-1])
     initial, parameters = ([t.requires_grad_() for t in ts] for ts in (request.initial, request.parameters))
     rest = (request.lengths, request.reset, [], cell, False, True, "native", request.batch_sizes, recompute_every, True)
@@ -206,7 +214,7 @@ def test_the_operator_keeps_torchs_rules(cell, form, recompute_every, tokens):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("form", ["lengths", "packed"])
 def test_derivatives_of_first_and_second_order(cell, form):
-    x, state, parameters, *rest = operator_arguments(cell, form, 2)
+    x, state, parameters, *rest = operator_arguments(cell, form, 2, steps=3, batch=2)
 
     def run(x: Tensor, *tensors: Tensor):
         initial, weights = list(tensors[: len(state)]), list(tensors[len(state) :])

@@ -114,6 +114,18 @@ def memory_use() -> MemoryUse:
     return MemoryUse(*module.memory_use())
 
 
+class Meetings(NamedTuple):
+    """Native passes for several threads since the process began: those that had them, and those that worked alone."""
+
+    teams: int
+    alone: int
+
+
+def meetings() -> Meetings:
+    """Say how often passes found other threads' cores taken by somebody else, and did without."""
+    return Meetings(*module.meetings())
+
+
 def release_memory() -> None:
     """Hand memory that is kept for the next call back to the system."""
     module.release_memory()

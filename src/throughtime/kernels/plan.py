@@ -111,14 +111,17 @@ class Plan:
         ]
         again = [_ForwardLoop(layout, x, None) for layout in layouts] if recompute_every else []
         for parts in zip(*(layout.backward_order(segments) for layout in layouts), strict=True):
-            here, first_rows = [segment for _, segment in parts], [0] * count
+            here, first_kept_rows = [segment for _, segment in parts], [0] * count
             if again:
                 before = [[s[number] for s in states] for (number, _), states in zip(parts, saved_by_way, strict=True)]
-                saved_here, first_rows = _recompute(again, here, before), [segment[0].first_row for segment in here]
+                saved_here, first_kept_rows = (
+                    _recompute(again, here, before),
+                    [segment[0].first_row for segment in here],
+                )
             else:
                 saved_here = saved_by_way
-            each = zip(loops, here, saved_here, first_rows, strict=True)
-            passes = [loop.native_pass(segment, own, first_row) for loop, segment, own, first_row in each]
+            each = zip(loops, here, saved_here, first_kept_rows, strict=True)
+            passes = [loop.native_pass(segment, own, first_kept_row) for loop, segment, own, first_kept_row in each]
             kind(first.dtype).backward(*passes)
         grad_initial = joined([loop.grad_initial() for loop in loops])
         if first.dtype != first.arithmetic:
@@ -165,11 +168,11 @@ def _run_forward(
     stretches: list[list[Stretch]],
     states: list[list[Tensor]],
     saved: Sequence[Sequence[Tensor]] = ((), ()),
-    first_rows: Sequence[int] = (0, 0),
+    first_kept_rows: Sequence[int] = (0, 0),
 ) -> None:
     """Run forward loops at once, each over its stretches."""
-    each = zip(loops, stretches, states, saved, first_rows, strict=False)
-    passes = [loop.native_pass(own, state, arrays, first_row) for loop, own, state, arrays, first_row in each]
+    each = zip(loops, stretches, states, saved, first_kept_rows, strict=False)
+    passes = [loop.native_pass(own, state, arrays, first_kept_row) for loop, own, state, arrays, first_kept_row in each]
     kind(loops[0].layout.dtype).forward(*passes)
 
 
@@ -185,8 +188,8 @@ def _recompute(
             kept = [it.name for it in layout.cell.saved].index("kept")
             own[kept] = layout.with_c_before(own[kept], segment, state[1])
         saved.append(own)
-    states, first_rows = [[s.clone() for s in state] for state in before], [part[0].first_row for part in segments]
-    _run_forward(loops, segments, states, saved, first_rows)
+    states, first_kept_rows = [[s.clone() for s in state] for state in before], [part[0].first_row for part in segments]
+    _run_forward(loops, segments, states, saved, first_kept_rows)
     return saved
 
 
@@ -215,7 +218,7 @@ class _ForwardLoop:
         self.packed = layout.native.pack_forward(**layout.where_weights_are(weight_ih))
 
     def native_pass(
-        self, stretches: list[Stretch], state: list[Tensor], saved: Sequence[Tensor], first_row: int
+        self, stretches: list[Stretch], state: list[Tensor], saved: Sequence[Tensor], first_kept_row: int
     ) -> Any:
         """Return the native pass that carries `state` over some stretches.
 
@@ -242,7 +245,7 @@ class _ForwardLoop:
             c=c,
             initial_h=initial_h,
             initial_c=initial_c,
-            first_row=first_row,
+            first_kept_row=first_kept_row,
             packed=self.packed,
         )
 
@@ -266,7 +269,7 @@ class _BackwardLoop:
         self.grad_state = [_own(g, s, layout.arithmetic) for g, s in zip(grad_final, layout.initial, strict=True)]
         self.grad_anew = [torch.zeros_like(g) for g in self.grad_state] if layout.reset is not None else []
 
-    def native_pass(self, stretches: list[Stretch], saved: Sequence[Tensor], first_row: int) -> Any:
+    def native_pass(self, stretches: list[Stretch], saved: Sequence[Tensor], first_kept_row: int) -> Any:
         """Return the native pass for some stretches; `saved` begins at a packed row."""
         layout, sums, where = self.layout, self.sums, self.layout.where_saved_is(saved)
         x, width, stride, ids = layout.where_input_is(self.x)
@@ -299,7 +302,7 @@ class _BackwardLoop:
             sum_hr=address(sums.weight_hr),
             sum_bias_ih=address(sums.bias_ih),
             sum_bias_hh=address(sums.bias_hh),
-            first_row=first_row,
+            first_kept_row=first_kept_row,
             packed=self.packed,
         )
 
