@@ -19,7 +19,7 @@ CASES = {
     "dates": ([], ["--steps", "10"], None),
     "digits": (["sklearn"], ["--epochs", "2"], None),
     "forecasting": (["statsmodels"], ["--steps", "10"], None),
-    "tagging": ([], ["--steps", "200"], "most frequent tag, 2 + 1 + 2 around"),
+    "tagging": ([], ["--steps", "100"], "most frequent tag, 2 + 1 + 2 around"),
 }
 
 
