@@ -55,6 +55,8 @@ def test_every_block_says_what_it_is():
 def test_python_runs(name, beside_a_run, monkeypatch):
     if "onnx" in PYTHON[name]:
         pytest.importorskip("onnxruntime")
+    if "open_study" in PYTHON[name]:
+        pytest.importorskip("optuna")
     monkeypatch.chdir(beside_a_run)
     exec(compile(PYTHON[name], name, "exec"), {"__name__": "__main__"})
 

@@ -69,3 +69,10 @@ def unknown_name(kind: str, given: object, known: Iterable[str]) -> InputError:
     meant = nearest(given, known) if isinstance(given, str) else None
     hint = f"; did you mean {meant!r}?" if meant else "."
     return InputError(f"unknown {kind} {given!r}{hint} Known: {', '.join(known)}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ended, the CPU's or a GPU's."""
+    return (
+        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
+    )

@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 NAME = "throughtime"
 NEEDS_ARGUMENTS = (
     "train",
+    "sweep",
     "eval",
     "score",
     "sample",
@@ -204,16 +206,22 @@ def _checked_seed(seed: int | None) -> int | None:
     return seed
 
 
-def _with_options_of_training(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes keywords an option for each of training's, left to `TrainingOptions` where it isn't given."""
+def _with_options_of_training(command: Callable[..., None], *, searched: bool = False) -> Callable[..., None]:
+    """Give a command that takes keywords an option for each of training's, left to `TrainingOptions` where it isn't given.
+
+    Args:
+        command: The command.
+        searched: Whether an option may be a range or choices, too: then it is read as text, or as a list of switches.
+    """
     signature = inspect.signature(command)
     kept = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     for name, about in ABOUT.items():
-        if not about.panel:
+        if not about.panel or (searched and name in OF_SOURCE):
             continue
         spelling = as_given(name, True) + "/" + as_given(name, False) if not about.metavar else flag(name)
         told = _choice(spelling, about.metavar, usual(name), about.panel, about.help)
-        kind = Annotated[KINDS[name] | None, told]
+        of_value = KINDS[name] if not searched else list[bool] if KINDS[name] is bool else str
+        kind = Annotated[of_value | None, told]
         kept.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     return command
@@ -226,6 +234,7 @@ def _choice(name: str, metavar: str, usually: str, panel: str, text: str, **more
 
 
 READING, ADAPTIVE = "How the text is read", "Learning from what was read (the run stays as it is)"
+OF_SOURCE = ("freeze", "grow_vocabulary")  # what is for --from
 LONGER = ("minutes", "epochs", "steps", "lr")  # what --resume takes beside the run
 CHOICE, BEAMS = "How the next token is chosen", "Beam search"
 CHOICES = (
@@ -287,6 +296,78 @@ def train(
     else:
         summary = _train(paths, out, config, given, source)
     _report_training(summary, as_json)
+
+
+@app.command(epilog="[dim]Example[/]  throughtime sweep book.txt --out study --hidden 64..512 --lr 1e-3..3e-2")
+@partial(_with_options_of_training, searched=True)
+def sweep(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE_OR_FOLDER…", help="Text to learn from; folders are searched.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="STUDY", help="The folder of the study; its own, to go on with it.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Read options from a file; lists are choices; flags override it.",
+            show_default=False,
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(metavar="N", help="How many trainings the study is to have, in all.")] = 20,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune/--no-prune", help="End a trial early that is worse than the median.", show_default="prune"
+        ),
+    ] = True,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Optuna's storage: that of a database, of Redis, or a journal's file.",
+            show_default="SQLite in STUDY",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The study's name in the storage.", show_default="the folder's name"),
+    ] = None,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Search options of training with Optuna: many trials, each of them a run.
+
+    Any option may be a range, --hidden 64..512, or choices, --cell lstm,gru,
+    or both ways of a switch, --tied --no-tied; all others are the same in each
+    trial. Where nothing is searched, cell, width, learning rate and dropout
+    are. The budget is each trial's. Ctrl-C saves; the same command goes on,
+    and several of them work side by side.
+    """
+    from throughtime.app.sweeping import print_next_steps, print_study, run_sweep, study_record
+    from throughtime.app.terminal import note, print_json, results
+    from throughtime.lm.training import read_toml
+
+    if out is None:
+        raise InputError("--out STUDY is missing; expected the folder to write the study to, such as --out study")
+    given = {name: value for name, value in options.items() if value is not None}
+    for switch in [each for each in given if isinstance(given[each], list)]:
+        given[switch] = given[switch] if len(set(given[switch])) > 1 else given[switch][0]
+    check_budgets(given)
+    given = read_toml(config, given) if config else given
+    study, stopped = run_sweep(paths, out, given, trials, storage=storage, name=name, prune=prune)
+    if as_json:
+        print_json(study_record(study))
+    else:
+        print_study(study, results())
+    if stopped is not None:
+        note(f"trial {stopped.number} is saved; the same command goes on with it")
+        raise typer.Exit(errors.BY_SIGNAL + (stopped.signal or 0))
+    if not as_json:
+        print_next_steps(study, paths)
 
 
 @app.command(name="eval", epilog="[dim]Example[/]  throughtime eval run unseen.txt")

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from throughtime.errors import FieldError, InputError, MissingKernelsWarning, nearest
+from throughtime.errors import FieldError, InputError, MissingKernelsWarning, is_out_of_memory, nearest
 from throughtime.lm.options import flag
 from throughtime.plain import printable
 
@@ -93,7 +93,7 @@ def _explanation(error: Exception, command: str) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{name}{error.strerror[0].lower()}{error.strerror[1:]}"
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "out of memory; lower --hidden, --layers, --batch or --bptt"
     return None
 
@@ -128,9 +128,3 @@ def _wrong_type(cause: ValueError, name: str) -> str | None:
         return None
     expected = {"int": "a whole number", "float": "a number"}.get(found["type"].split("_")[0])
     return f"{name} {found['input']}: expected {expected}" if expected else None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
-    )

@@ -46,16 +46,17 @@ class Display(Protocol):
         ...
 
 
-def display(unit: str) -> Display:
+def display(unit: str, *, passing: bool = False) -> Display:
     """Return the display that suits stderr.
 
     Args:
         unit: What a token is: "char", "byte", "word" or "bpe".
+        passing: Whether it is one training of many, of which no more is to stay than what is said.
     """
     unit = "token" if unit == "bpe" else unit
     console = messages()
     is_live = console.is_terminal and not console.is_dumb_terminal
-    return LiveLine(unit) if is_live else PlainLines(unit)
+    return LiveLine(unit, passing) if is_live else PlainLines(unit, 0 if passing else LINES)
 
 
 def observed(shown: Display, run: Path, reason: str | None = None) -> Callable[["StepReport"], None]:
@@ -104,7 +105,7 @@ def probe_gradients(*window: Any) -> dict[str, float | None]:
 class LiveLine:
     """A progress bar with the loss, bits per character, tokens per second, gradient norm and time left."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, passing: bool = False) -> None:
         self._progress = Progress(
             BarColumn(
                 bar_width=None,
@@ -116,6 +117,7 @@ class LiveLine:
             console=messages(),
             expand=True,
             auto_refresh=False,
+            transient=passing,
         )
         self._task = self._progress.add_task("training", total=1.0, report=None, reading=None, ending="measuring")
         self._drawn = 0.0
@@ -161,8 +163,9 @@ class LiveLine:
 class PlainLines:
     """A line at every tenth of the training, and at least every minute: for logs and pipes."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, lines: int = LINES) -> None:
         self._unit = unit
+        self._lines = lines
         self._console = messages()
         self._tenths = 0
         self._printed = time.monotonic()
@@ -188,7 +191,7 @@ class PlainLines:
 
     def __call__(self, report: "StepReport") -> None:
         """Print a line if one is due."""
-        now, tenths = time.monotonic(), int(report.progress * LINES)
+        now, tenths = time.monotonic(), int(report.progress * self._lines)
         if tenths > self._tenths or now - self._printed >= LONGEST_SILENCE:
             self._tenths, self._printed = tenths, now
             self._console.print(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from throughtime.lm.presets import PRESETS, for_minutes
     from throughtime.lm.run import Run, open_run
     from throughtime.lm.score import Hypothesis, rerank, score_lines
+    from throughtime.lm.study import Study, Tried, open_study
     from throughtime.lm.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, level_names, tokenizer_from_json
     from throughtime.lm.training import StepReport, TrainingOptions, TrainingSummary, resume, train
     from throughtime.lm.words import WordTokenizer
@@ -54,10 +55,12 @@ __all__ = [
     "Sampling",
     "SequenceScores",
     "StepReport",
+    "Study",
     "Tokenization",
     "Tokenizer",
     "TrainingOptions",
     "TrainingSummary",
+    "Tried",
     "WordTokenizer",
     "Writing",
     "beam_search",
@@ -74,6 +77,7 @@ __all__ = [
     "next_probabilities",
     "open_corpus",
     "open_run",
+    "open_study",
     "options_from",
     "pack",
     "rerank",
@@ -102,6 +106,7 @@ _HOMES = {
     "presets": ["PRESETS", "for_minutes"],
     "run": ["Run", "open_run"],
     "score": ["Hypothesis", "rerank", "score_lines"],
+    "study": ["Study", "Tried", "open_study"],
     "tokenizer": ["ByteTokenizer", "CharTokenizer", "Tokenizer", "level_names", "tokenizer_from_json"],
     "training": ["StepReport", "TrainingOptions", "TrainingSummary", "resume", "train"],
     "words": ["WordTokenizer"],

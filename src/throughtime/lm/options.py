@@ -64,6 +64,8 @@ class About(NamedTuple):
         usually: What it is where it isn't given, in words, where that isn't just its default.
         range: The numbers that it may be; `None` where something else decides.
         names: The names that it may be, where they are few.
+        search: How a sweep searches it: "log" and "linear" are ranges on that scale, "names" choices; "" where one text and one
+            trial's budget say what it is, and it isn't searched.
     """
 
     panel: str
@@ -72,6 +74,10 @@ class About(NamedTuple):
     usually: str | None = None
     range: Range | None = None
     names: tuple[str, ...] = ()
+    search: str = ""
+
+
+LOG, LINEAR, NAMES = "log", "linear", "names"  # how a sweep searches an option
 
 
 def _option(default: Any, panel: str, metavar: str, help: str, usually: str | None = None, **more: Any) -> Any:
@@ -114,23 +120,31 @@ class Options:
         "A recipe: char-rnn, zaremba-small, -medium, -large, awd-lstm or nanogpt-cpu; flags override it.",
         "",
     )
-    cell: str = _option("lstm", MODEL, "NAME", "rnn, rnn_relu, lstm, gru or mlp, which sees a fixed window of tokens.")
-    hidden: int = _option(256, MODEL, "H", "Hidden units of a layer.", range=AT_LEAST_1)
-    layers: int = _option(1, MODEL, "L", "Layers.", range=AT_LEAST_1)
-    embedding: int | None = _option(
-        *(None, MODEL, "E"), "Width of the embedding; 0 is one-hot.", "0, H for words and bpe", range=AT_LEAST_0
+    cell: str = _option(
+        "lstm", MODEL, "NAME", "rnn, rnn_relu, lstm, gru or mlp, which sees a fixed window of tokens.", search=NAMES
     )
-    window: int = _option(8, MODEL, "N", "Tokens that an mlp sees.", range=AT_LEAST_1)
-    tied: bool = _option(False, MODEL, "", "Let the output layer share the embedding.")
-    layer_norm: bool = _option(False, MODEL, "", "Normalise the layers.")
+    hidden: int = _option(256, MODEL, "H", "Hidden units of a layer.", range=AT_LEAST_1, search=LOG)
+    layers: int = _option(1, MODEL, "L", "Layers.", range=AT_LEAST_1, search=LINEAR)
+    embedding: int | None = _option(
+        *(None, MODEL, "E"),
+        "Width of the embedding; 0 is one-hot.",
+        "0, H for words and bpe",
+        range=AT_LEAST_0,
+        search=LOG,
+    )
+    window: int = _option(8, MODEL, "N", "Tokens that an mlp sees.", range=AT_LEAST_1, search=LOG)
+    tied: bool = _option(False, MODEL, "", "Let the output layer share the embedding.", search=NAMES)
+    layer_norm: bool = _option(False, MODEL, "", "Normalise the layers.", search=NAMES)
     init: str = _option(
         *("default", MODEL, "NAME"),
         "How layers start: orthogonal[:gain], forget:bias, update:bias, chrono:lag; join by +.",
+        search=NAMES,
     )
     init_range: float = _option(
         *(0.0, MODEL, "R"),
         "Start every weight from U(−R, R), as in Zaremba et al. (2014); 0 is our own way.",
         range=Range(0, "a number above 0, below 1e6, or 0 for off", 1e6),
+        search=LOG,
     )
     freeze: str | None = _option(
         None, MODEL, "PARTS", "With --from: hold embedding, layers (by number) or output still, as in 1,2.", ""
@@ -141,53 +155,73 @@ class Options:
         "P",
         "Share of activations dropped, between layers and before the output.",
         range=PROBABILITY,
+        search=LINEAR,
     )
-    locked: bool = _option(False, REGULARISATION, "", "Drop the same ones at every step of a window.")
+    locked: bool = _option(False, REGULARISATION, "", "Drop the same ones at every step of a window.", search=NAMES)
     embedding_dropout: float = _option(
-        0.0, REGULARISATION, "P", "Share of the vocabulary unseen in a window.", range=PROBABILITY
+        0.0, REGULARISATION, "P", "Share of the vocabulary unseen in a window.", range=PROBABILITY, search=LINEAR
     )
     weight_drop: float = _option(
-        0.0, REGULARISATION, "P", "Share of the recurrent weights dropped in a window.", range=PROBABILITY
+        0.0,
+        REGULARISATION,
+        "P",
+        "Share of the recurrent weights dropped in a window.",
+        range=PROBABILITY,
+        search=LINEAR,
     )
     recurrent_dropout: float = _option(
-        0.0, REGULARISATION, "P", "Share of h hidden from W_hh, all of a window.", range=PROBABILITY
+        0.0, REGULARISATION, "P", "Share of h hidden from W_hh, all of a window.", range=PROBABILITY, search=LINEAR
     )
     zoneout: float = _option(
-        0.0, REGULARISATION, "P", "Share of the state that stays as it is in a step.", range=PROBABILITY
+        0.0, REGULARISATION, "P", "Share of the state that stays as it is in a step.", range=PROBABILITY, search=LINEAR
     )
-    ar: float = _option(0.0, REGULARISATION, "A", "Weight of h's mean square in the loss (AR).", range=PENALTY)
-    tar: float = _option(0.0, REGULARISATION, "B", "Weight of its change's mean square (TAR).", range=PENALTY)
+    ar: float = _option(
+        0.0, REGULARISATION, "A", "Weight of h's mean square in the loss (AR).", range=PENALTY, search=LOG
+    )
+    tar: float = _option(
+        0.0, REGULARISATION, "B", "Weight of its change's mean square (TAR).", range=PENALTY, search=LOG
+    )
     minutes: float | None = _option(None, BUDGET, "M", "Training time.", "3")
     epochs: float | None = _option(None, BUDGET, "E", "Passes over the training text.", "")
     steps: int | None = _option(None, BUDGET, "N", "Updates of the weights.", "")
     batch: int | None = _option(
-        None, OPTIMISATION, "B", "Streams trained on side by side.", "32, fewer of a short text", range=AT_LEAST_1
+        None,
+        OPTIMISATION,
+        "B",
+        "Streams trained on side by side.",
+        "32, fewer of a short text",
+        range=AT_LEAST_1,
+        search=LOG,
     )
     bptt: int | None = _option(
-        None, OPTIMISATION, "T", "Steps of truncated BPTT.", "64, fewer of a short text", range=AT_LEAST_1
+        None, OPTIMISATION, "T", "Steps of truncated BPTT.", "64, fewer of a short text", range=AT_LEAST_1, search=LOG
     )
     optimizer: str = _option(
         *("adamw", OPTIMISATION, "NAME"),
         "adamw, adam, sgd, or nt-asgd (Merity et al., 2018): SGD whose weights are averaged once they no longer improve.",
         names=OPTIMIZERS,
+        search=NAMES,
     )
-    momentum: float = _option(0.9, OPTIMISATION, "M", "Momentum of sgd.", range=SHARE)
-    nonmonotone: int = _option(5, OPTIMISATION, "N", "Measurements that nt-asgd waits for a better one.")
-    lr: float = _option(1e-2, RATE, "X", "Learning rate at its peak.", range=POSITIVE)
-    schedule: str = _option("cosine", RATE, "NAME", "cosine, linear or constant.")
-    final_lr: float = _option(0.02, RATE, "P", "Share of the learning rate at the end.")
-    lr_decay: float = _option(1.0, RATE, "X", "Factor on the rate for each epoch after --lr-decay-after.")
-    lr_decay_after: float = _option(0.0, RATE, "E", "Epochs at the full rate.")
-    warmup: float = _option(0.02, RATE, "P", "Share of warm-up.")
+    momentum: float = _option(0.9, OPTIMISATION, "M", "Momentum of sgd.", range=SHARE, search=LINEAR)
+    nonmonotone: int = _option(5, OPTIMISATION, "N", "Measurements that nt-asgd waits for a better one.", search=LINEAR)
+    lr: float = _option(1e-2, RATE, "X", "Learning rate at its peak.", range=POSITIVE, search=LOG)
+    schedule: str = _option("cosine", RATE, "NAME", "cosine, linear or constant.", search=NAMES)
+    final_lr: float = _option(0.02, RATE, "P", "Share of the learning rate at the end.", search=LINEAR)
+    lr_decay: float = _option(
+        1.0, RATE, "X", "Factor on the rate for each epoch after --lr-decay-after.", search=LINEAR
+    )
+    lr_decay_after: float = _option(0.0, RATE, "E", "Epochs at the full rate.", search=LINEAR)
+    warmup: float = _option(0.02, RATE, "P", "Share of warm-up.", search=LINEAR)
     weight_decay: float = _option(
-        *(0.01, OPTIMISATION, "X"), "Weight decay, of matrices only.", range=Range(0, "0 or more")
+        *(0.01, OPTIMISATION, "X"), "Weight decay, of matrices only.", range=Range(0, "0 or more"), search=LOG
     )
-    clip: float = _option(1.0, OPTIMISATION, "C", "Largest global gradient norm; 0 is off.")
-    clip_value: float = _option(0.0, OPTIMISATION, "C", "Largest single gradient entry; 0 is off.")
+    clip: float = _option(1.0, OPTIMISATION, "C", "Largest global gradient norm; 0 is off.", search=LOG)
+    clip_value: float = _option(0.0, OPTIMISATION, "C", "Largest single gradient entry; 0 is off.", search=LOG)
     ema: float = _option(
         *(0.0, OPTIMISATION, "D"),
         "Decay of a running average of the weights, which is then what is evaluated and saved; 0 is none.",
         range=SHARE,
+        search=LINEAR,
     )
     eval_every: int = _option(
         0, WATCHING, "N", "Measure after every N steps, and keep the best; 0 is off.", range=OR_OFF
@@ -210,7 +244,12 @@ class Options:
         range=Range(0, "a whole number from 0 to 2^63 − 1", 2**63, whole=True),
     )
     dtype: str = _option(
-        "float32", MACHINE, "NAME", "float32 or bfloat16, to compute in; the weights are float32.", names=DTYPES
+        "float32",
+        MACHINE,
+        "NAME",
+        "float32 or bfloat16, to compute in; the weights are float32.",
+        names=DTYPES,
+        search=NAMES,
     )
     device: str = _option("auto", MACHINE, "NAME", "auto, cpu, cuda or mps.")
     from_weights: str | None = _option(

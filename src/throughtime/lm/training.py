@@ -266,7 +266,7 @@ class TrainingSummary:
         steps: Updates, those before a resume included.
         seconds: Training time, likewise.
         interrupted: Whether it was stopped before its budget was spent.
-        signal: By which signal: SIGINT is Ctrl-C's; `None` where it wasn't.
+        signal: By which signal: SIGINT is Ctrl-C's; `None` where it wasn't, or a monitor stopped it.
         clip_share: Share of the steps whose gradient was clipped.
         evaluation: On the held-out text; `None` when interrupted.
         best_step: Steps after which the run's weights were taken; `None` where they are the last.
@@ -302,6 +302,8 @@ class ShortText(NamedTuple):
 
 Observer = Callable[[StepReport], None]
 OnEvent = Callable[[Rollback | Validation | ShortText], None]
+Monitor = Callable[[LoopReport, Callable[[], float | None]], bool]
+"""Takes what each step reports, and what measures the held-out loss (in nats per token) there; returns whether to stop."""
 
 
 def train(
@@ -313,6 +315,9 @@ def train(
     on_event: OnEvent | None = None,
     probe: Probe | None = None,
     source: Run | None = None,
+    *,
+    monitor: Monitor | None = None,
+    around: str | Path | None = None,
 ) -> TrainingSummary:
     """Train a language model on text.
 
@@ -326,6 +331,8 @@ def train(
             short.
         probe: Measures scalars every `options.gradients_every` steps; they go to metrics.jsonl.
         source: The run whose weights are gone on from; `options` are then as `continuing.options_from` makes them.
+        monitor: Asked after each step whether training is to stop; it changes nothing else.
+        around: The folder of many runs that the run's own is in, which isn't read either where it is in a folder that is.
 
     Raises:
         InputError: Text, folder or options can't be used.
@@ -345,7 +352,7 @@ def train(
                 options.tokenization,
                 split=options.split,
                 include=options.include,
-                out=folder,
+                out=folder if around is None else around,
                 known=known,
                 on_progress=on_encoding,
             )
@@ -363,7 +370,7 @@ def train(
             loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
             described = RunConfig(asdict(options), config, versions(), origin=origin)
             run = create_run(folder, described, corpus.tokenizer)
-        return _finish(run, loop, corpus, observer, on_event)
+        return _finish(run, loop, corpus, observer, on_event, monitor)
 
 
 def _check_source(wanted: str | None, source: Run | None) -> None:
@@ -434,6 +441,7 @@ def resume(
     *,
     longer: Budget | None = None,
     learning_rate: float | None = None,
+    monitor: Monitor | None = None,
 ) -> TrainingSummary:
     """Go on with a run that was stopped, exactly where its last checkpoint left it; or train one for longer than was planned.
 
@@ -451,6 +459,7 @@ def resume(
         probe: As of `train`.
         longer: How much more to train.
         learning_rate: The peak of the rate from here on; the one before if not given.
+        monitor: As of `train`.
 
     Raises:
         InputError: There is nothing to go on with, or it is damaged; or the run is complete and `longer` isn't given.
@@ -466,7 +475,7 @@ def resume(
                 f"{run.folder}: this run is complete, its budget is spent; to train it longer, say how much: --minutes, "
                 "--epochs or --steps"
             )
-        return _finish(run, loop, corpus, observer, on_event)
+        return _finish(run, loop, corpus, observer, on_event, monitor)
 
 
 def _restored(run: Run, probe: Probe | None) -> tuple[TrainingOptions, Loop, Corpus]:
@@ -546,7 +555,7 @@ def _make_loop(
         dtype=getattr(torch, options.dtype),
         average=options.ema,
         nonmonotone=options.nonmonotone if options.optimizer == "nt-asgd" else 0,
-        validate=validate if options.eval_every else None,
+        validate=validate,
         validate_every=options.eval_every,
         patience=options.patience,
         rollbacks=options.rollbacks,
@@ -570,7 +579,12 @@ def _make_optimizer(model: LanguageModel, options: TrainingOptions) -> torch.opt
 
 
 def _finish(
-    run: Run, loop: Loop, corpus: Corpus, observer: Observer | None, on_event: OnEvent | None
+    run: Run,
+    loop: Loop,
+    corpus: Corpus,
+    observer: Observer | None,
+    on_event: OnEvent | None,
+    monitor: Monitor | None,
 ) -> TrainingSummary:
     """Run the loop, saving as it goes; then evaluate and write the results."""
     earlier = run.results  # of a run that is trained longer; its weights stay as they are until better ones are made
@@ -590,13 +604,18 @@ def _finish(
     with open_metrics(run.folder / METRICS) as metrics, board(scalars, loop.step) as shown:
         recorder = _Recorder(metrics, corpus, observer, on_event, shown)
 
+        def see(report: LoopReport) -> None:
+            recorder(report)
+            if monitor is not None and monitor(report, loop.measure):
+                loop.stop()
+
         def note(event: Rollback | Validation) -> None:
             if isinstance(event, Validation) and event.is_best:
                 save_all()
             recorder.event(event)
 
         try:
-            finished = loop.run(recorder, save_all, on_event=note)
+            finished = loop.run(see, save_all, on_event=note)
         except NonFiniteError as error:
             raise type(error)(f"{error}: --lr, --clip") from error
     summary = TrainingSummary(

@@ -16,14 +16,19 @@ LOCK = ".lock"
 
 
 @contextmanager
-def lock(folder: str | Path) -> Iterator[None]:
+def lock(folder: str | Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process alone, until the block ends.
 
+    Args:
+        folder: Which.
+        name: The lock's file, where a folder has several.
+        wait: Whether to wait while another process holds it.
+
     Raises:
-        CheckpointError: Another process holds it; with its number, which is that in the file `.lock`.
+        CheckpointError: Another process holds it; with its number, which is that in the lock's file.
     """
-    path = Path(folder) / LOCK
-    descriptor = _hold(path)
+    path = Path(folder) / name
+    descriptor = _hold(path, wait)
     try:
         yield
     finally:
@@ -48,14 +53,14 @@ def check_unlocked(folder: str | Path) -> None:
                 os.close(descriptor)
 
 
-def _hold(path: Path) -> int:
+def _hold(path: Path, wait: bool) -> int:
     while True:
         try:
             descriptor = open_plain(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise CheckpointError(f"{path}: can't be written: {error.strerror}") from error
         try:
-            _take(descriptor, path)
+            _take(descriptor, path, wait)
             if _is_at(descriptor, path):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -66,11 +71,11 @@ def _hold(path: Path) -> int:
         os.close(descriptor)  # who held it before has removed it meanwhile
 
 
-def _take(descriptor: int, path: Path) -> None:
+def _take(descriptor: int, path: Path, wait: bool = False) -> None:
     if fcntl is None:
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         number = os.pread(descriptor, 20, 0).decode("ascii", "replace")
         who, stop = (f"process {number}", f", stop it (kill {number})") if number.isdecimal() else ("a process", "")

@@ -246,10 +246,12 @@ class Loop:
     _snapshots: list[tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=list, init=False)
     _clipped_steps: int = field(default=0, init=False)
     _tokens_per_second: float = field(default=0.0, init=False)
+    _is_stopped: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._average = exponential_average(self.model, self.average) if self.average else None
         self._trigger = NonMonotone(self.nonmonotone)
+        self._interrupted = _Interruption()
 
     @property
     def trained(self) -> nn.Module:
@@ -300,7 +302,7 @@ class Loop:
             on_event: Called after each validation, and when training went back after a divergence.
 
         Returns:
-            Whether training is finished; `False` after Ctrl-C, SIGTERM or SIGHUP, and then `signal` is which.
+            Whether training is finished; `False` after Ctrl-C, SIGTERM or SIGHUP, and then `signal` is which, and after `stop`.
 
         Raises:
             NonFiniteError: The loss diverged, once more than `rollbacks`. The weights are still those of the step before.
@@ -309,8 +311,10 @@ class Loop:
         if save is not None and self.step == self.stage.step:
             save()  # so that from the first step on there is something to go back to
         saved_at = self.seconds
+        self._is_stopped = False
         with _interruptible() as interrupted:
-            while interrupted.signal is None:
+            self._interrupted = interrupted
+            while interrupted.signal is None and not self._is_stopped:
                 if self._validation_is_due():
                     validation = self._validate(lambda: interrupted.signal is not None)
                     if validation is not None and on_event is not None:
@@ -338,6 +342,17 @@ class Loop:
                 save()
         self.signal = interrupted.signal
         return self.is_finished and not self._validation_is_due()
+
+    def stop(self) -> None:
+        """Have `run` save and return after the step under way, as after an interrupt; for its observer."""
+        self._is_stopped = True
+
+    def measure(self) -> float | None:
+        """Return what `validate` says of the model as it is, and take no note of it; `None` where an interrupt came first."""
+        assert self.validate is not None
+        value = self.validate(self.trained, lambda: self._interrupted.signal is not None)
+        self.model.train()
+        return value
 
     def train_longer(self, budget: Budget, learning_rate: float | None = None) -> None:
         """Begin another stage where training stands, with a schedule of its own and patience anew.
