@@ -111,10 +111,21 @@ def test_a_trial_whose_process_was_killed_is_gone_on_with(whole, text, tmp_path)
 def test_a_trial_that_kills_every_process_is_given_up(text, tmp_path, monkeypatch):
     study = opened(text, tmp_path / "study")
     with study.begin(1) as begun:
-        begun._trial.set_user_attr("starts", 3)
+        begun._count_starts(3)
     (one,) = work(study, 1)
     assert one.state == "pruned"
     assert "its process was killed 3 times" in one.cause
+
+
+def test_kills_between_which_a_trial_gets_on_dont_count(text, tmp_path):
+    study = opened(text, tmp_path / "study", storage=str(tmp_path / "journal"))
+    with study.begin(1) as begun:
+        begun._count_starts(3)
+        (begun.run / "checkpoint").mkdir(parents=True)
+        (begun.run / "checkpoint/latest.safetensors").touch()
+        assert begun._starts_without_progress() == 0
+        begun._count_starts(3)
+        assert begun._starts_without_progress() == 3
 
 
 def test_two_processes_work_on_one_study(text, tmp_path):

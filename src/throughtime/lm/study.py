@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 STUDY, DATABASE = "study.json", "study.db"
 PARTS = 10  # into which measurements cut a trial's budget
 _SETTINGS, _PLACE, _RUN, _CAUSE, _STARTS, _SECONDS = "settings", "place", "run", "cause", "starts", "seconds"
-_MOST_STARTS = 3  # after which a trial whose process was killed each time is given up
+_MOST_STARTS = 3  # without a new checkpoint, after which a trial whose process was killed each time is given up
 _MOST_REFUSED = 5  # trials in a row that can't be trained, after which nothing else is tried
 _LOCKED = 60  # seconds to wait for SQLite while another process writes
 _ENOUGH = 10  # complete trials from which importances are told
@@ -241,7 +241,7 @@ class Begun:
         self._trial, self._held = trial, held
         with _storage(study.storage), _quietly():
             self.options = {name: axis.suggest(trial, name) for name, axis in study.space.items()}
-            self._starts = trial.user_attrs.get(_STARTS, 0)
+            self._starts = self._starts_without_progress()
             self._measured = set(study._frozen(trial.number).intermediate_values)
         self.is_continued = (self.run / CHECKPOINT).exists()
         self._pruned_at: int | None = None
@@ -274,13 +274,13 @@ class Begun:
                 return self._end(
                     "PRUNED", cause=f"given up: its process was killed {self._starts} times; out of memory?"
                 )
-            self._trial.set_user_attr(_STARTS, self._starts + 1)
+            self._count_starts(self._starts + 1)
             try:
                 return self._judge(self._train(observer, on_event, probe))
             except CheckpointError as error:
                 raise InputError(f"{error} (or delete {self.run}, to train this trial anew)") from error
             except (KeyboardInterrupt, OSError):
-                self._trial.set_user_attr(_STARTS, 0)
+                self._count_starts(0)
                 raise
             except Exception as error:
                 cause = _cause(error)
@@ -288,6 +288,18 @@ class Begun:
                     raise
                 self.study._refused = 0 if isinstance(error, NonFiniteError) else self.study._refused + 1
                 return self._end("PRUNED", cause=cause)
+
+    def _starts_without_progress(self) -> int:
+        """Return how often it was begun since its checkpoint is the one that it is."""
+        known = self._trial.user_attrs.get(_STARTS, {})
+        return known.get("count", 0) if known.get("checkpoint") == self._saved_at() else 0
+
+    def _count_starts(self, count: int) -> None:
+        self._trial.set_user_attr(_STARTS, {"count": count, "checkpoint": self._saved_at()})
+
+    def _saved_at(self) -> int | None:
+        path = self.run / CHECKPOINT
+        return path.stat().st_mtime_ns if path.exists() else None
 
     def _train(
         self, observer: Observer | None, on_event: OnEvent | None, probe: Probe | None
@@ -346,7 +358,7 @@ class Begun:
                 return self._end("PRUNED", cause=f"diverged: the held-out loss became {value}", seconds=came.seconds)
             return self._end("COMPLETE", value, seconds=came.seconds)
         if came.signal is not None:
-            self._trial.set_user_attr(_STARTS, 0)
+            self._count_starts(0)
             return self._now(came.signal)
         if self._pruned_at is None:
             return self._now()
