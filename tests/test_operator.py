@@ -445,3 +445,16 @@ def test_an_ahead_of_time_package_runs(tmp_path, monkeypatch):
         program = torch.export.export(model, (x,))
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
         torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), model(x))
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="only kernels make a table of all tokens")
+def test_a_graph_makes_a_table_of_all_tokens_where_a_call_does():
+    layer, embedding = throughtime.GRU(3, 4), torch.randn(5, 3, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for shape in ((6, 2), (2, 2)):  # more tokens than embeddings, and fewer
+        ids, results = torch.randint(5, shape), []
+        for module in (layer, compiled):
+            output, _ = module(ids, embedding=embedding)
+            gradients = torch.autograd.grad(output.square().sum(), [embedding, *layer.parameters()])
+            results.append([output, *gradients])
+        assert all(map(torch.equal, *results))

@@ -150,12 +150,12 @@ def _with_table(direction: Direction, embedding: Tensor) -> Direction:
 
 
 def _is_small(embedding: Tensor, ids: Tensor) -> bool:
-    """Whether a table of all tokens is made faster than the rows of those that are there; unknown while a graph is traced.
+    """Whether a table of all tokens is made faster than the rows of those that are there; unknown in a graph that is exported.
 
     Of many embeddings under `vmap` each would make a layer with weights of its own: rows are inputs.
     """
-    is_traced = torch.compiler.is_compiling() or watching.is_jit_traced()
-    if is_traced or (watching.is_transformed() and watching.is_mapped(embedding)):
+    serves_others = torch.compiler.is_exporting() or watching.is_jit_traced()
+    if serves_others or (watching.is_transformed() and watching.is_mapped(embedding)):
         return False
     return embedding.shape[0] <= ids.numel()
 
