@@ -244,7 +244,8 @@ def test_a_study_in_the_folder_of_its_text(tmp_path):
     (tmp_path / "notes/fox.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
     study = opened(tmp_path / "notes", tmp_path / "notes/study")
     assert [one.state for one in work(study, 2)] == ["complete"] * 2
-    assert [source["path"] for source in study.corpus.sources] == [str(tmp_path / "notes/fox.txt")]
+    corpus = open_run(study.run_folder(1)).corpus()
+    assert [source["path"] for source in corpus.sources] == [str(tmp_path / "notes/fox.txt")]
 
 
 def test_nothing_warns(text, tmp_path):
