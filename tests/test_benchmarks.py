@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import throughtime
-from benchmarks import distribution, equal_budget, installation, options, pools, step, sweep, versions
+from benchmarks import clients, distribution, equal_budget, installation, options, pools, step, sweep, versions
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
@@ -368,3 +368,51 @@ def test_an_interpreter_that_fails_ends_the_comparison():
     python = versions.Installation(sys.executable, 1)
     with contextlib.closing(python), pytest.raises(SystemExit, match="an interpreter ended with exit code"):
         python.seconds("case('NoSuchLayer', 1, 1, 1, 1, 'training', {})")
+
+
+def packaged(change=None):
+    """Return what makes a package's cases, of which `change` spoils our side."""
+
+    def made():
+        model = torch.nn.GRU(3, 4)
+        x = torch.randn(5, 2, 3)
+        for case in clients.converted("a GRU", model, lambda layer: layer(x)[0]):
+            yield case if change is None else case._replace(ours=lambda case=case: [*map(change, case.ours())])
+
+    return made
+
+
+def test_packages_are_converted_checked_and_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(clients, "CLIENTS", {"torch": packaged(), "no-such-package": packaged()})
+    monkeypatch.setattr(clients, "measure_apart", lambda client, budget, _: list(clients.measure(client, budget)))
+    assert clients.main(["--only", "torch", "no-such-package", "--budget", "0", "--out", str(tmp_path)]) == 0
+    assert "| no-such-package |  | left out: it isn't installed" in capsys.readouterr().out
+    (file,) = tmp_path.glob("clients-*.json")
+    inference, training, absent = json.loads(file.read_text(encoding="utf-8"))["cases"]
+    assert (inference["what"], training["what"]) == ("a GRU, inference", "a GRU, training")
+    for case in (inference, training):
+        assert case["difference"] < 1e-5
+        assert case["theirs"] > 0
+        assert case["ours"] > 0
+    assert absent["left_out"]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda found: found + 0.01, lambda found: found * torch.nan, lambda found: found[:1]]
+)
+def test_a_package_with_other_numbers_is_said_to_be_wrong_and_not_timed(monkeypatch, change):
+    monkeypatch.setattr(clients, "CLIENTS", {"torch": packaged(change)})
+    for timed in clients.measure("torch", 0.0):
+        assert timed.wrong.startswith("differs by")
+        assert timed.theirs is None
+        assert "WRONG" in clients.line_of(timed)
+
+
+def test_a_package_that_cannot_be_imported_is_left_out_with_the_reason(monkeypatch):
+    def broken():
+        clients.without_its_init("no_such_package")
+        yield from ()
+
+    monkeypatch.setattr(clients, "CLIENTS", {"torch": broken})
+    (timed,) = clients.measure("torch", 0.0)
+    assert timed.left_out == "ModuleNotFoundError: No module named 'no_such_package'"
