@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import quantize_fx
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -266,6 +267,16 @@ def _quantised(make: Make) -> None:
         raise NotImplementedError(left[0])
 
 
+def _quantised_by_fx(make: Make) -> None:
+    model, x = _model(make)
+    mapping = torch.ao.quantization.get_default_qconfig_mapping("x86")
+    prepared = quantize_fx.prepare_fx(copy.deepcopy(model), mapping, (x,))
+    prepared(x)
+    made = quantize_fx.convert_fx(prepared)
+    assert type(made.before) is not nn.Linear
+    _same(made(x), model(x), 0.1)
+
+
 def _streamed(make: Make) -> None:
     layer, x = make(5, 4), torch.randn(_STEPS, 5)
     stream = throughtime.stream(layer.eval(), precision="int8")
@@ -302,6 +313,7 @@ MACHINERY: dict[str, Callable[[Make], str | None]] = {
     "parametrizations": _parametrized,
     "`FlopCounterMode`": _counted,
     "`torch.ao` `quantize_dynamic`": _quantised,
+    "`torch.ao` `prepare_fx`, `convert_fx`": _quantised_by_fx,
     '`throughtime.stream(…, precision="int8")`': _streamed,
 }
 
