@@ -17,10 +17,12 @@ from typer.core import TyperCommand, TyperGroup
 import throughtime as package
 from throughtime.app import errors, signals, streams
 from throughtime.errors import InputError, unknown_name
+from throughtime.launch import Launch, launched
 from throughtime.lm.options import ABOUT, KINDS, as_given, check_budgets, flag, usual
 
 if TYPE_CHECKING:
     from throughtime.lm.training import TrainingSummary
+    from throughtime.training import Ranks
 
 NAME = "throughtime"
 NEEDS_ARGUMENTS = (
@@ -111,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         signals.end_once()
         streams.prepare()
+        if _processes().rank:
+            streams.mute()  # what all would say alike is said by the first
         return _run(sys.argv[1:])
     except KeyboardInterrupt:
         return errors.INTERRUPTED
@@ -180,6 +184,11 @@ def throughtime(
 ) -> None:
     """Recurrent language models: train, evaluate and sample them, and see backpropagation through time at work."""
     context.obj.traceback = traceback
+    if (processes := _processes().size) > 1 and context.invoked_subcommand != "train":
+        raise InputError(
+            f"{context.invoked_subcommand} works in one process, and {processes} were started; only train works in several: "
+            "call it without torchrun"
+        )
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
@@ -288,13 +297,15 @@ def train(
                 "--resume RUN goes on with the run's own text and options; expected nothing else but --json and, to train it "
                 "longer, one of --minutes, --epochs and --steps with or without --lr"
             )
-        summary = _resume(resume, given)
+        with _stoppable(resume), _together():
+            summary = _resume(resume, given)
     elif not paths:
         raise InputError("no text given; expected FILE_OR_FOLDER…, such as: throughtime train book.txt --out run")
     elif out is None:
         raise InputError("--out RUN is missing; expected the folder to write the run to, such as --out run")
     else:
-        summary = _train(paths, out, config, given, source)
+        with _stoppable(out), _together() as ranks:
+            summary = _train(paths, out, config, given, source, ranks)
     _report_training(summary, as_json)
 
 
@@ -854,8 +865,31 @@ def demo(
     run_demo(Path("demo-run"), minutes)
 
 
+def _processes() -> Launch:
+    """Return which of several processes this one is; where the environment speaks of them in part only, training refuses it."""
+    with contextlib.suppress(InputError):
+        return launched()
+    return Launch()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator["Ranks"]:
+    """Meet the processes that were started with this one; of their errors the first to come is said, whoever's it is."""
+    from throughtime.training import joined
+    from throughtime.training.ranks import SaidElsewhereError
+
+    try:
+        with joined() as ranks:
+            yield ranks
+    except SaidElsewhereError:
+        raise typer.Exit(errors.BAD_INPUT) from None
+    except Exception:
+        streams.unmute()
+        raise
+
+
 def _train(
-    paths: list[Path], out: Path, config: Path | None, given: dict[str, Any], run: Path | None
+    paths: list[Path], out: Path, config: Path | None, given: dict[str, Any], run: Path | None, ranks: "Ranks"
 ) -> "TrainingSummary":
     from throughtime.app.progress import display, observed, probe_gradients, said
     from throughtime.lm.continuing import options_from
@@ -865,18 +899,22 @@ def _train(
     from throughtime.lm.training import TrainingOptions, read_toml
     from throughtime.lm.training import train as start
 
-    source = f"--config {config}" if config else ""
-    values = read_toml(config, given) if config else given
-    opened, reason = None, None
-    if run is not None:
-        opened = open_run(run)
-        options = options_from(opened, values, source)
-    else:
+    opened = None
+
+    def choose() -> tuple[TrainingOptions, str | None]:
+        nonlocal opened
+        source = f"--config {config}" if config else ""
+        values = read_toml(config, given) if config else given
+        if run is not None:
+            opened = open_run(run)
+            return options_from(opened, values, source), None
         include = TrainingOptions.from_values(values, source).include  # before any file is looked up, all is checked
         found = find_files(paths, include, out).files
         values, reason = for_minutes(values, sum(file.stat().st_size for file, _ in found))
-        options = TrainingOptions.from_values(values, source)
-    with display(options.level) as shown, _stoppable(out):
+        return TrainingOptions.from_values(values, source), reason
+
+    options, reason = ranks.of_first(choose)  # the others needn't see the text
+    with display(options.level) as shown:
         probe = probe_gradients if options.gradients_every else None
         return start(paths, out, options, observed(shown, out, reason), shown.reading, said(shown), probe, opened)
 
@@ -893,7 +931,7 @@ def _resume(run: Path, longer: dict[str, Any]) -> "TrainingSummary":
     if budget is None and learning_rate is not None:
         raise InputError("--lr with --resume is for training longer; expected --minutes, --epochs or --steps with it")
     reason = None if budget is None else f"{budget.describe()} more, on a schedule of its own"
-    with display(open_run(run).tokenizer.level) as shown, _stoppable(run):
+    with display(open_run(run).tokenizer.level) as shown:
         observer = observed(shown, run, reason)
         return resume(run, observer, said(shown), probe_gradients, longer=budget, learning_rate=learning_rate)
 

@@ -41,6 +41,23 @@ def discard(stream: TextIO) -> None:
         os.close(nowhere)
 
 
+def mute() -> None:
+    """Show nothing on standard output and error until the end, or `unmute`."""
+    nowhere = Path(os.devnull).open("w")  # noqa: SIM115 open to the end
+    _before_mute[:] = sys.stdout, sys.stderr
+    sys.stdout = sys.stderr = nowhere
+
+
+def unmute() -> None:
+    """Show again what is printed from now on."""
+    if _before_mute:
+        sys.stdout, sys.stderr = _before_mute
+        _before_mute.clear()
+
+
+_before_mute: list[TextIO] = []
+
+
 class _Messages:
     """Standard error that never fails: what can't be written, on a full disk or a terminal that is gone, is lost."""
 

@@ -56,6 +56,7 @@ TOKENIZER, MODEL, GENERATION = "tokenizer.json", "model.safetensors", "generatio
 OPTIONS, TENSORBOARD = "config.toml", "tensorboard"
 RESULTS, METRICS, DATA, CHECKPOINT = "results.json", "metrics.jsonl", "data", "checkpoint/latest.safetensors"
 BEST = "checkpoint/best.safetensors"
+JOB = ".job"
 
 OF_MODEL = CONFIG, TOKENIZER  # whose digests the weights carry
 OF_CHECKPOINT = CONFIG, TOKENIZER, f"{DATA}/{DESCRIPTION}"  # and a checkpoint
@@ -321,7 +322,7 @@ def check_empty(folder: Path) -> None:
     Raises:
         InputError: It does.
     """
-    if all(entry.name in (DATA, LOCK) or is_leftover(entry.name) for entry in folder.iterdir()):
+    if all(entry.name in (DATA, LOCK, JOB) or is_leftover(entry.name) for entry in folder.iterdir()):
         return
     go_on = f", or go on with --resume {shell_word(folder)}" if (folder / CHECKPOINT).exists() else ""
     raise InputError(
@@ -357,7 +358,7 @@ def _check_folders(folder: Path) -> None:
 
 def clear_run(folder: Path) -> None:
     """Remove a run's files, but keep its encoded text, so that it can be trained anew."""
-    for name in (CONFIG, OPTIONS, TOKENIZER, MODEL, GENERATION, RESULTS, METRICS):
+    for name in (CONFIG, OPTIONS, TOKENIZER, MODEL, GENERATION, RESULTS, METRICS, JOB):
         (folder / name).unlink(missing_ok=True)
     for inside in ((folder / CHECKPOINT).parent, folder / TENSORBOARD):
         shutil.rmtree(inside, ignore_errors=True)

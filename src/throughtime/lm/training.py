@@ -18,7 +18,7 @@ from torch import nn
 from throughtime.errors import InputError, unknown_name
 from throughtime.init import initialise_model_
 from throughtime.lm.config import RunConfig, versions
-from throughtime.lm.corpus import Corpus, build_corpus
+from throughtime.lm.corpus import Corpus, build_corpus, open_corpus
 from throughtime.lm.encoding import Known, Tokenization
 from throughtime.lm.evaluation import Evaluation, evaluate, validation_loss
 from throughtime.lm.memory import check_fits
@@ -26,6 +26,7 @@ from throughtime.lm.metrics import line_of, open_metrics
 from throughtime.lm.model import ADJUSTABLE, OPTIONS_OF_SHAPE, LanguageModel, ModelConfig, cell_names, device_named
 from throughtime.lm.options import ABOUT, BUDGETS, Options, as_options, attributes, check_budgets
 from throughtime.lm.presets import WINDOW, Window, preset, window_for
+from throughtime.lm.restarts import Job
 from throughtime.lm.run import (
     BEST,
     CHECKPOINT,
@@ -45,18 +46,22 @@ from throughtime.lm.run import (
 from throughtime.lm.tensorboard import Board, board, check_library
 from throughtime.lm.tokenizer import sequence_names
 from throughtime.lm.transfer import freeze, knows_tokens, read_parts, take_over
+from throughtime.plain import shell_word
 from throughtime.training import (
     Budget,
     Clipping,
     Loop,
+    LostRankError,
     NonFiniteError,
     Probe,
+    Ranks,
     Rollback,
     Schedule,
     Sequences,
     Streams,
     Validation,
     Windows,
+    joined,
 )
 from throughtime.training import StepReport as LoopReport
 from throughtime.training.files import CheckpointError, read
@@ -321,6 +326,10 @@ def train(
 ) -> TrainingSummary:
     """Train a language model on text.
 
+    Processes that torchrun started train it together, each with its share of the batch's rows; then all are to call this, with the
+    same folder, on a file system that they share. The first one reads the text, reports, measures and writes, by its own arguments.
+    Where torchrun starts them again (`--max-restarts`), they go on with the run that they began.
+
     Args:
         paths: Files and folders.
         out: The run's folder; it must not hold anything but the encoded text of an earlier run.
@@ -337,13 +346,54 @@ def train(
     Raises:
         InputError: Text, folder or options can't be used.
         NonFiniteError: The loss diverged more than `rollbacks` times; the last good checkpoint is kept.
+        LostRankError: Another process is gone; the last checkpoint is kept.
     """
-    options = options or TrainingOptions()
+    with joined() as ranks:
+        _check_monitor(monitor, ranks)
+        job = Job.of(ranks)
+        if ranks.of_first(lambda: job.began(out) is not None and (Path(out) / CHECKPOINT).exists()):
+            return resume(out, observer, on_event, probe, monitor=monitor)
+        if not ranks.is_first:
+            return _train_along(Path(out), ranks, probe)
+        if job.began(out) is not None:
+            with lock(Path(out)):
+                clear_run(Path(out))
+        callbacks = _Callbacks(observer, on_encoding, on_event, probe, monitor, around)
+        return _train(paths, out, options or TrainingOptions(), callbacks, source, ranks, job)
+
+
+def _check_monitor(monitor: Monitor | None, ranks: Ranks) -> None:
+    """Refuse to let one of several processes stop by itself."""
+    if monitor is not None and not ranks.is_alone:
+        raise InputError(f"a monitor stops a training of one process, and there are {ranks.size}; leave it out")
+
+
+class _Callbacks(NamedTuple):
+    """Who is told of a training, what measures and stops it, and where it is: as of `train`."""
+
+    observer: Observer | None
+    on_encoding: Callable[[int, int], None] | None
+    on_event: OnEvent | None
+    probe: Probe | None
+    monitor: Monitor | None
+    around: str | Path | None
+
+
+def _train(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    options: TrainingOptions,
+    callbacks: _Callbacks,
+    source: Run | None,
+    ranks: Ranks,
+    job: Job,
+) -> TrainingSummary:
+    """Train a language model in the one process that reads the text and writes the run."""
     _check_source(options.from_weights, source)
-    device = device_named(options.device)
+    device = ranks.device(device_named(options.device))
     if options.tensorboard:
         check_library()
-    with _new_folder(out) as folder:
+    with _new_folder(out) as folder, job.begins(folder, 0):
         with _all_or_nothing(folder):
             known = None if source is None else Known(source.tokenizer, options.grow_vocabulary)
             corpus = build_corpus(
@@ -352,13 +402,13 @@ def train(
                 options.tokenization,
                 split=options.split,
                 include=options.include,
-                out=folder if around is None else around,
+                out=folder if callbacks.around is None else callbacks.around,
                 known=known,
-                on_progress=on_encoding,
+                on_progress=callbacks.on_encoding,
             )
-            options = _with_window(options, corpus, source, on_event)
+            options = _with_window(options, corpus, source, ranks, callbacks.on_event)
             config = options.model_config(corpus.tokenizer.vocabulary_size)
-            windows = _make_windows(corpus, options)
+            windows = _make_windows(corpus, options, ranks)
             if device.type == "cpu":
                 check_fits(config, *options.training_window, options.level)
             torch.manual_seed(options.seed)
@@ -367,10 +417,47 @@ def train(
                 model.draw_uniformly(options.init_range)
             initialise_model_(model, options.init)
             origin = None if source is None else _start_from(source, model, options)
-            loop = _make_loop(model.to(device), windows, corpus, options, device, probe)
+            loop = _make_loop(model, windows, corpus, options, ranks, callbacks.probe)
             described = RunConfig(asdict(options), config, versions(), origin=origin)
             run = create_run(folder, described, corpus.tokenizer)
-        return _finish(run, loop, corpus, observer, on_event, monitor)
+            ranks.of_first(lambda: (options, config))
+        return ranks.of_first(
+            lambda: _finish(run, loop, corpus, callbacks.observer, callbacks.on_event, callbacks.monitor)
+        )
+
+
+def _train_along(folder: Path, ranks: Ranks, probe: Probe | None) -> TrainingSummary:
+    """Train in a process beside the first one, which tells what is trained once that is written."""
+    options, config = ranks.of_first(_of_the_first)
+    corpus = open_corpus(_seen(folder / DATA, ranks))
+    windows = _make_windows(corpus, options, ranks)
+    return _go_along(folder, _make_loop(LanguageModel(config), windows, corpus, options, ranks, probe))
+
+
+def _of_the_first() -> Any:
+    raise AssertionError("only the first process makes this")
+
+
+def _seen(path: Path, ranks: Ranks) -> Path:
+    """Return a path that the first process has written, if this one sees it too."""
+    if not path.exists():
+        raise InputError(
+            f"process {ranks.rank} of {ranks.size} doesn't see {path.resolve()} on {os.uname().nodename}; expected --out on a file "
+            "system that all machines share"
+        )
+    return path
+
+
+def _go_along(folder: Path, loop: Loop) -> TrainingSummary:
+    """Take part in all that the first process's `_finish` does together with the others."""
+
+    def note(event: Rollback | Validation) -> None:
+        if isinstance(event, Validation) and event.is_best:
+            loop.checkpoint()
+
+    with _said_as_options(folder):
+        loop.run(save=loop.checkpoint, on_event=note)
+        return loop.ranks.of_first(_of_the_first)
 
 
 def _check_source(wanted: str | None, source: Run | None) -> None:
@@ -464,30 +551,57 @@ def resume(
     Raises:
         InputError: There is nothing to go on with, or it is damaged; or the run is complete and `longer` isn't given.
     """
-    with lock(find_run(run_folder)):
-        clean(Path(run_folder))
-        run = open_run(run_folder)
-        options, loop, corpus = _restored(run, probe)
-        if longer is not None:
-            loop.train_longer(longer, None if learning_rate is None else replace(options, lr=learning_rate).lr)
-        elif loop.is_finished and (run.results or {}).get("training", {}).get("steps") == loop.step:
-            raise InputError(
-                f"{run.folder}: this run is complete, its budget is spent; to train it longer, say how much: --minutes, "
-                "--epochs or --steps"
-            )
-        return _finish(run, loop, corpus, observer, on_event, monitor)
+    with joined() as ranks:
+        _check_monitor(monitor, ranks)
+        job = Job.of(ranks)
+        began = ranks.of_first(lambda: job.began(run_folder))
+        if not ranks.is_first:
+            ranks.of_first(_of_the_first)  # nothing is read before the first process has found it whole
+            run = open_run(_seen(Path(run_folder), ranks))
+            options, loop, _ = _restored(run, probe, ranks)
+            _begin_stage(loop, options, longer, learning_rate, began)
+            return _go_along(run.folder, loop)
+        with lock(find_run(run_folder)):
+            clean(Path(run_folder))
+            run = open_run(run_folder)
+            options, loop, corpus = _restored(run, probe, ranks)
+            _begin_stage(loop, options, longer, learning_rate, began)
+            if (
+                longer is None
+                and loop.is_finished
+                and (run.results or {}).get("training", {}).get("steps") == loop.step
+            ):
+                raise InputError(
+                    f"{run.folder}: this run is complete, its budget is spent; to train it longer, say how much: --minutes, "
+                    "--epochs or --steps"
+                )
+            ranks.of_first(lambda: None)
+            with job.begins(run.folder, loop.stage.step):
+                return ranks.of_first(lambda: _finish(run, loop, corpus, observer, on_event, monitor))
 
 
-def _restored(run: Run, probe: Probe | None) -> tuple[TrainingOptions, Loop, Corpus]:
+def _begin_stage(
+    loop: Loop,
+    options: TrainingOptions,
+    longer: Budget | None,
+    learning_rate: float | None,
+    began: int | None,
+) -> None:
+    """Train a restored loop for longer, if that was asked for, and wasn't begun by these very processes before they were lost."""
+    is_begun = began is not None and loop.longer is not None and loop.longer.step == began
+    if longer is not None and not is_begun:
+        loop.train_longer(longer, None if learning_rate is None else replace(options, lr=learning_rate).lr)
+
+
+def _restored(run: Run, probe: Probe | None, ranks: Ranks) -> tuple[TrainingOptions, Loop, Corpus]:
     """Return a run's options, its training as the last checkpoint left it, and its text."""
     options = TrainingOptions.from_values(run.options, source=str(run.folder))
-    device = device_named(options.device)
     if run.config.packed is None and not os.path.lexists(run.folder / CHECKPOINT):
         raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
     tensors, state = run.load_checkpoint()
     corpus = run.corpus()
-    windows = _make_windows(corpus, options)
-    loop = _make_loop(LanguageModel(run.model_config).to(device), windows, corpus, options, device, probe)
+    windows = _make_windows(corpus, options, ranks)
+    loop = _make_loop(LanguageModel(run.model_config), windows, corpus, options, ranks, probe)
     try:
         loop.restore(tensors, state)
     except CheckpointError as error:
@@ -496,9 +610,12 @@ def _restored(run: Run, probe: Probe | None) -> tuple[TrainingOptions, Loop, Cor
 
 
 def _with_window(
-    options: TrainingOptions, corpus: Corpus, source: Run | None, on_event: OnEvent | None
+    options: TrainingOptions, corpus: Corpus, source: Run | None, ranks: Ranks, on_event: OnEvent | None
 ) -> TrainingOptions:
-    """Return options that say which window is trained with; where nobody gave one, it is small enough for the text."""
+    """Return options that say which window is trained with; where nobody gave one, it is small enough for the text.
+
+    A batch that nobody gave can be divided among the processes.
+    """
     window = options.training_window
     if options.batch is options.bptt is None:
         if source is not None:
@@ -507,11 +624,27 @@ def _with_window(
             window = chosen
             if on_event is not None:
                 on_event(ShortText(len(corpus.train), window))
-    return replace(options, batch=window.batch, bptt=window.bptt)
+    batch, bptt = window
+    if options.batch is None and batch % ranks.size:
+        batch = max(batch // ranks.size, 1) * ranks.size
+        bptt = bptt if options.bptt else max(min(bptt, (len(corpus.train) - 1) // batch), 1)
+    return replace(options, batch=batch, bptt=bptt)
 
 
-def _make_windows(corpus: Corpus, options: TrainingOptions) -> Windows:
-    """Return the streams of a text, or the batches of its sequences."""
+def _make_windows(corpus: Corpus, options: TrainingOptions, ranks: Ranks) -> Windows:
+    """Return the streams of a text, or the batches of its sequences: all rows, of which each process reads its share."""
+    batch, size = options.training_window.batch, ranks.size
+    if batch % size:
+        below, above = batch // size * size, -(-batch // size) * size
+        such_as = f"{below} or {above}" if below else str(above)
+        raise InputError(
+            f"--batch {batch}: its rows are divided among {size} processes; expected a multiple of {size}, such as {such_as}"
+        )
+    if options.tar and options.mode == "sentence" and not ranks.is_alone:
+        raise InputError(
+            f"--tar with --mode sentence serves one process only, and there are {size}: its mean is not over the tokens "
+            "that the loss is over; leave one of them out"
+        )
     eos_id = corpus.tokenizer.eos_id
     if eos_id is None:
         try:
@@ -527,7 +660,7 @@ def _make_loop(
     windows: Windows,
     corpus: Corpus,
     options: TrainingOptions,
-    device: torch.device,
+    ranks: Ranks,
     probe: Probe | None,
 ) -> Loop:
     if options.gradients_every and probe is None:
@@ -535,6 +668,8 @@ def _make_loop(
             f"gradients_every = {options.gradients_every}: expected a probe to measure with; give probe= too"
         )
 
+    device = ranks.device(device_named(options.device))
+    model = model.to(device)
     freeze(model, options.frozen)
 
     def validate(model: nn.Module, should_stop: Callable[[], bool]) -> float | None:
@@ -561,6 +696,7 @@ def _make_loop(
         rollbacks=options.rollbacks,
         probe=probe,
         probe_every=options.gradients_every,
+        ranks=ranks,
     )
 
 
@@ -614,10 +750,8 @@ def _finish(
                 save_all()
             recorder.event(event)
 
-        try:
+        with _said_as_options(run.folder):
             finished = loop.run(see, save_all, on_event=note)
-        except NonFiniteError as error:
-            raise type(error)(f"{error}: --lr, --clip") from error
     summary = TrainingSummary(
         run.folder,
         loop.step,
@@ -649,6 +783,18 @@ def _finish(
         summary = _compare(run, summary, made, earlier, loop.best_step if was_measured else None)
     _write_results(run, summary, earlier)
     return summary
+
+
+@contextmanager
+def _said_as_options(folder: Path) -> Iterator[None]:
+    """Say what can be done about a training that broke off, as the command line has it."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise type(error)(f"{error}: --lr, --clip") from error
+    except LostRankError as error:
+        go_on = f"throughtime train --resume {shell_word(folder)}"
+        raise LostRankError(f"{error}; what was saved last is whole, go on with: {go_on}") from error
 
 
 def _compare(

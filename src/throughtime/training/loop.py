@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from throughtime.errors import InputError
 from throughtime.training.averaging import NonMonotone, exponential_average, mean
 from throughtime.training.clipping import Clipping
 from throughtime.training.denormals import flush_denormals
 from throughtime.training.files import CheckpointError
 from throughtime.training.guard import LossWatch, NonFiniteError, check_finite
+from throughtime.training.ranks import LostRankError, Ranks, Share, inside, without_hooks
 from throughtime.training.restoring import (
     MOST,
     check_average,
@@ -34,6 +36,7 @@ from throughtime.training.tbptt import detach
 _SNAPSHOT_EVERY = 100  # steps between two states kept in memory, to roll back to
 _PATIENCE = 1.0  # seconds from the first interrupt on in which further ones change nothing
 _LOWERED = 0.5  # factor on the learning rate at each rollback
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Windows(Protocol):
@@ -187,6 +190,16 @@ class Loop:
             back to a state one or two hundred steps before and halving the learning rate; the next one ends training.
         probe: Measures scalars along the way, which the step's report has; its time counts.
         probe_every: Steps between two of its measurements.
+        ranks: The processes that train together, each with a loop of its own that is told the same: windows are those of all rows,
+            and each process reads its share of them, rows being axis 1 of windows and of states (and axis 0 of lengths). The loss
+            is a mean over the steps that count. What the first process measures counts, and its time.
+
+    Several processes come to what one comes to, whatever their number, but for what is drawn along the way: dropout is drawn by
+    each for itself. The model may be wrapped in DistributedDataParallel; gradients are added up here all the same, and its
+    hooks rest.
+
+    Raises:
+        InputError: The model is wrapped for several processes, and `ranks` isn't given.
 
     Example:
         >>> import numpy as np, torch
@@ -230,6 +243,7 @@ class Loop:
     rollbacks: int = 0
     probe: Probe | None = None
     probe_every: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
 
     longer: Stage | None = field(default=None, init=False)
     step: int = field(default=0, init=False)
@@ -247,16 +261,23 @@ class Loop:
     _clipped_steps: int = field(default=0, init=False)
     _tokens_per_second: float = field(default=0.0, init=False)
     _is_stopped: bool = field(default=False, init=False)
+    _took: float = field(default=0.0, init=False)
+    _interruption: "_Interruption" = field(default_factory=lambda: _Interruption(), init=False)
 
     def __post_init__(self) -> None:
-        self._average = exponential_average(self.model, self.average) if self.average else None
+        self._module = inside(self.model)
+        if self.ranks.is_alone and self._module is not self.model and torch.distributed.get_world_size() > 1:
+            raise InputError(
+                "the model is wrapped in DistributedDataParallel, but the loop isn't told of other processes, and each would "
+                "decide for itself; expected ranks= too, as `with training.joined() as ranks` gives them"
+            )
+        self._average = exponential_average(self._module, self.average) if self.average else None
         self._trigger = NonMonotone(self.nonmonotone)
-        self._interrupted = _Interruption()
 
     @property
     def trained(self) -> nn.Module:
         """The model that training makes: the average where there is one."""
-        return self.model if self._average is None else self._average.module
+        return self._module if self._average is None else self._average.module
 
     @property
     def is_finished(self) -> bool:
@@ -288,7 +309,7 @@ class Loop:
     def run(
         self,
         observer: Callable[[StepReport], None] | None = None,
-        save: Callable[[], None] | None = None,
+        save: Callable[[], object] | None = None,
         save_every: float = 30.0,
         on_event: Callable[[Rollback | Validation], None] | None = None,
     ) -> bool:
@@ -297,7 +318,7 @@ class Loop:
         Args:
             observer: Called after each step.
             save: Called before the first step of a stage, every `save_every` seconds, and at the end, also when interrupted.
-                Its time doesn't count.
+                Its time doesn't count. Of several processes each calls its own at the same step, so that `checkpoint()` works.
             save_every: Seconds.
             on_event: Called after each validation, and when training went back after a divergence.
 
@@ -306,17 +327,18 @@ class Loop:
 
         Raises:
             NonFiniteError: The loss diverged, once more than `rollbacks`. The weights are still those of the step before.
+            LostRankError: Another process is gone.
         """
         self.model.train()
+        self.ranks.make_alike(self._module)
         if save is not None and self.step == self.stage.step:
             save()  # so that from the first step on there is something to go back to
         saved_at = self.seconds
         self._is_stopped = False
-        with _interruptible() as interrupted:
-            self._interrupted = interrupted
-            while interrupted.signal is None and not self._is_stopped:
+        with _interruptible(self.ranks.is_alone) as self._interruption:
+            while self._interruption.agreed is None and not self._is_stopped:
                 if self._validation_is_due():
-                    validation = self._validate(lambda: interrupted.signal is not None)
+                    validation = self._validate()
                     if validation is not None and on_event is not None:
                         on_event(validation)
                     continue
@@ -340,7 +362,7 @@ class Loop:
                     saved_at = self.seconds
             if save is not None and self._weights_are_finite():
                 save()
-        self.signal = interrupted.signal
+        self.signal = self._interruption.agreed
         return self.is_finished and not self._validation_is_due()
 
     def stop(self) -> None:
@@ -350,7 +372,7 @@ class Loop:
     def measure(self) -> float | None:
         """Return what `validate` says of the model as it is, and take no note of it; `None` where an interrupt came first."""
         assert self.validate is not None
-        value = self.validate(self.trained, lambda: self._interrupted.signal is not None)
+        value = self.validate(self.trained, lambda: self._interruption.signal is not None)
         self.model.train()
         return value
 
@@ -373,12 +395,15 @@ class Loop:
             return False
         return self.step % self.validate_every == 0 or self.progress >= 1
 
-    def _validate(self, should_stop: Callable[[], bool]) -> Validation | None:
+    def _validate(self) -> Validation | None:
         """Measure the model on other data, and note whether it is the best so far; `None` if that was stopped."""
-        assert self.validate is not None
-        value = self.validate(self.trained, should_stop)
+        validate, asked = self.validate, self._interruption
+        assert validate is not None
+        value, asked.agreed = self.ranks.of_first(
+            lambda: (validate(self.trained, lambda: asked.signal is not None), asked.signal)
+        )
         self.model.train()
-        if value is None and should_stop():
+        if value is None and asked.agreed is not None:
             return None
         assert value is not None, "validate returned None though nobody asked it to stop"
         self._validated_at = self.step
@@ -387,7 +412,7 @@ class Loop:
         if is_best:
             self.best, self.best_step, self._without_improvement = value, self.step, 0
         if self.nonmonotone and self._average is None and self._trigger.is_met_by(value):
-            self._average = mean(self.model)
+            self._average = mean(self._module)
         return Validation(self.step, self.seconds, value, is_best)
 
     def _roll_back(self, error: NonFiniteError) -> Rollback:
@@ -409,7 +434,7 @@ class Loop:
 
     def _keep_snapshot(self) -> None:
         """Keep the state in memory, beside the one before; what comes next may have to be taken back."""
-        tensors, state = self.checkpoint()
+        tensors, state = self._checkpoint(self.state)
         copied = {name: tensor.clone() for name, tensor in tensors.items()}
         self._snapshots = [*self._snapshots[-1:], (copied, copy.deepcopy(state))]
 
@@ -430,11 +455,14 @@ class Loop:
         """
         loss = 0.0 if self._weights_are_finite() else math.nan
         if and_loss and not math.isnan(loss):
-            inputs, targets, *lengths = (tensor.to(self.device) for tensor in self.windows.window_at(self.step))
+            share = self.ranks.share_of(self.windows.window_at(self.step))
             self.model.eval()  # so that nothing is drawn
-            with self._autocast():
-                output, _ = (self.forward or self.model)(inputs, None, *lengths)
-                loss = self.loss(output, targets).item()
+            if share.weight:
+                inputs, targets, *lengths = (tensor.to(self.device) for tensor in share.window)
+                with self._autocast(), without_hooks(self.model):
+                    output, _ = (self.forward or self.model)(inputs, None, *lengths)
+                    loss = self.loss(output, targets).item() * share.weight
+            loss = self.ranks.total(loss)
             self.model.train()
         check_finite(loss, 0.0, self.step)
 
@@ -451,41 +479,80 @@ class Loop:
             group["lr"] = rate * group.get("rate_factor", 1.0)
         if self.windows.begins_epoch(self.step):
             self.state = None
-        window = self.windows.window_at(self.step)
-        inputs, targets, *lengths = (tensor.to(self.device, non_blocking=True) for tensor in window)
-        is_probed = self.probe is not None and self.probe_every and (self.step + 1) % self.probe_every == 0
-        scalars = (
-            self.probe(self.model, inputs, targets, self._state_of_weights(), *lengths)
-            if is_probed and self.probe
-            else {}
-        )
+        share = self.ranks.share_of(self.windows.window_at(self.step))
+        own = tuple(tensor.to(self.device, non_blocking=True) for tensor in share.window)
+        is_probed = self.probe_every and (self.step + 1) % self.probe_every == 0 and self.ranks.is_first
+        scalars = self._probed(*own) if is_probed else {}
 
-        forward = self.model if self.forward is None else self.forward
-        with self._autocast():
-            output, state = forward(inputs, self.state, *lengths)
-            loss = self.loss(output, targets)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss, state = self._forward_and_back(own, share)
+        loss = self._add_up(loss)
         clip = self.clipping.apply(self.model.parameters())
         # One wait for the device a step, before the update: numbers that are none never reach the weights.
-        raw, norm, clipped = torch.stack([loss.detach(), clip.norm.to(loss), clip.clipped.to(loss)]).tolist()
+        raw, norm, clipped, *agreed = torch.cat(
+            [loss[:1], torch.stack([clip.norm.to(loss), clip.clipped.to(loss)]), loss[1:]]
+        ).tolist()
+        self._agree(agreed)
         check_finite(raw, norm, self.step + 1)
         if self.rollbacks:
             self._watch.check(raw, self.step + 1)
         self.optimizer.step()
         if self._average is not None:
-            self._average.update_parameters(self.model)
+            self._average.update_parameters(self._module)
         self.state = detach(state)
 
         self.step += 1
         self._clipped_steps += bool(clipped)
         self._watch.see(raw)
         took = time.perf_counter() - began
-        self.seconds += took
-        positions = int(window[2].sum()) if lengths else targets.shape[0] * targets.shape[1]
-        pace = positions / took
+        if self.ranks.is_alone:
+            self.seconds += took
+        self._took = took
+        pace = share.positions / took
         self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * pace if self._tokens_per_second else pace
         return self._report(raw, norm, bool(clipped), rate, scalars)
+
+    def _probed(self, inputs: Tensor, targets: Tensor, *lengths: Tensor) -> dict[str, float | None]:
+        """Return what the probe measures on a window."""
+        return (
+            {} if self.probe is None else self.probe(self._module, inputs, targets, self._state_of_weights(), *lengths)
+        )
+
+    def _forward_and_back(self, window: tuple[Tensor, ...], share: Share) -> tuple[Tensor, Any]:
+        """Return a share's part of the loss, and the state after it; the gradients are its part of them."""
+        inputs, targets, *lengths = window
+        loss, state = torch.zeros((), device=self.device), None
+        if not share.rows:
+            return loss, state
+        forward = self.model if self.forward is None else self.forward
+        with self.ranks.own_chance(self.device), without_hooks(self.model):
+            with self._autocast():
+                output, state = forward(inputs, self.state, *lengths)
+                if share.weight:
+                    loss = self.loss(output, targets)
+            if share.weight == 1:
+                loss.backward()
+            elif share.weight:
+                loss = loss * share.weight
+                loss.backward()
+        return loss.detach(), state
+
+    def _add_up(self, loss: Tensor) -> Tensor:
+        """Return the loss, and after it of several processes what they have to agree on; gradients are those of all of them."""
+        if self.ranks.is_alone:
+            return loss.unsqueeze(0)
+        took = self._took if self.ranks.is_first else 0.0
+        asked = [float(self._interruption.signal == number) for number in _SIGNALS]
+        numbers = torch.cat([loss.unsqueeze(0), torch.tensor([took, *asked], device=self.device).to(loss)])
+        return self.ranks.add_up(list(self.model.parameters()), numbers)
+
+    def _agree(self, numbers: list[float]) -> None:
+        """Take over how long the first process's last step took, and which signal any process got."""
+        if self.ranks.is_alone:
+            return
+        took, *asked = numbers
+        self.seconds += took
+        self._interruption.agreed = next((number for number, count in zip(_SIGNALS, asked, strict=True) if count), None)
 
     def _state_of_weights(self) -> Any:
         """Return the carried state in the dtype of the weights, for what runs outside autocast."""
@@ -522,15 +589,21 @@ class Loop:
         )
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that an exact continuation needs: tensors by name, and a JSON state."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        """Return all that an exact continuation needs: tensors by name, and a JSON state.
+
+        It is the same whatever the number of processes; of several all have to ask for it.
+        """
+        return self._checkpoint(self.ranks.all_rows(self.state))
+
+    def _checkpoint(self, carried: tuple[Tensor, ...] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"model.{name}": tensor for name, tensor in self._module.state_dict().items()}
         if self._average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
         plain: dict[str, dict[str, Any]] = {}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
             plain[str(index)] = {key: v for key, v in values.items() if not isinstance(v, Tensor)}
-        for index, tensor in enumerate(self.state or ()):
+        for index, tensor in enumerate(carried or ()):
             tensors[f"state.{index}"] = tensor
         tensors["rng.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
@@ -563,6 +636,7 @@ class Loop:
             check_state(state)
             self._check(tensors, state)
             self._apply(tensors, state)
+            self.state = self.ranks.own_rows(self.state)
             self._read_on()
         except (ValueError, RuntimeError, IndexError, TypeError) as error:
             reason = " ".join(str(error).split())
@@ -575,7 +649,7 @@ class Loop:
         for name in tensors:
             if not name.startswith(prefixes):
                 raise CheckpointError(f"{name} is none of its tensors")
-        check_tensors(_under("model.", tensors), self.model.state_dict(), "model.")
+        check_tensors(_under("model.", tensors), self._module.state_dict(), "model.")
         average = self._average_to_restore(tensors)
         check_tensors(_under("average.", tensors), average.state_dict() if average else {}, "average.")
         check_average(tensors.get("average.n_averaged"), state["step"])
@@ -594,11 +668,11 @@ class Loop:
     def _average_to_restore(self, tensors: dict[str, Tensor]) -> AveragedModel | None:
         if not self.nonmonotone:
             return self._average
-        return mean(self.model) if "average.n_averaged" in tensors else None  # it may have begun since, or not yet
+        return mean(self._module) if "average.n_averaged" in tensors else None  # it may have begun since, or not yet
 
     def _apply(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take all of a checkpoint over."""
-        self.model.load_state_dict(_under("model.", tensors))
+        self._module.load_state_dict(_under("model.", tensors))
         self._trigger = NonMonotone(self.nonmonotone, list(state["validations"]))
         self._average = self._average_to_restore(tensors)
         if self._average is not None:
@@ -623,10 +697,11 @@ class Loop:
         """Read the next window from the carried state, as the next step will, and raise where that can't be its state."""
         if self.state is None or self.windows.begins_epoch(self.step):
             return
-        inputs, _, *lengths = (tensor.to(self.device) for tensor in self.windows.window_at(self.step))
+        window = self.ranks.share_of(self.windows.window_at(self.step)).window
+        inputs, _, *lengths = (tensor.to(self.device) for tensor in window)
         was_training = self.model.training
         self.model.eval()
-        with self._autocast():
+        with self._autocast(), without_hooks(self.model):
             _, state = (self.forward or self.model)(inputs, self.state, *lengths)
         self.model.train(was_training)
         expected = {str(index): tensor for index, tensor in enumerate(state)}
@@ -641,9 +716,10 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Interruption:
-    """Which signal asked for the end, if one did."""
+    """Which signal asked this process for the end, if one did; and which one all of them end by."""
 
     signal: int | None = None
+    agreed: int | None = None
     noted_at: ClassVar[float] = -math.inf
 
 
@@ -653,23 +729,26 @@ def seconds_since_interrupt() -> float:
 
 
 @contextmanager
-def _interruptible() -> Iterator[_Interruption]:
+def _interruptible(decides: bool) -> Iterator[_Interruption]:
     """Take note of the first Ctrl-C, SIGTERM or SIGHUP; one that comes a second later interrupts at once.
 
     Those that come sooner are the same wish: a key held down, a terminal that closes. A signal that is ignored, as under nohup,
-    stays so.
+    stays so. The one who started several processes ends them where one is lost: that says no more than the loss.
+
+    Args:
+        decides: Whether a signal to this process is enough; else all have to hear of it first.
     """
     interruption = _Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
-    handlers = {number: signal.getsignal(number) for number in numbers if number is not None}
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, frame: Any) -> None:
         if interruption.signal is None:
             interruption.signal, _Interruption.noted_at = number, time.monotonic()
+            interruption.agreed = number if decides else None
         elif seconds_since_interrupt() >= _PATIENCE:
             for caught, handler in before.items():
                 signal.signal(caught, handler)
@@ -679,6 +758,9 @@ def _interruptible() -> Iterator[_Interruption]:
         signal.signal(number, note)
     try:
         yield interruption
+    except LostRankError:
+        _Interruption.noted_at = time.monotonic()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
