@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import throughtime
-from benchmarks import clients, distribution, equal_budget, installation, options, pools, step, sweep, versions
+from benchmarks import clients, distribution, equal_budget, installation, options, pools, ranks, step, sweep, versions
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
@@ -416,3 +416,15 @@ def test_a_package_that_cannot_be_imported_is_left_out_with_the_reason(monkeypat
     monkeypatch.setattr(clients, "CLIENTS", {"torch": broken})
     (timed,) = clients.measure("torch", 0.0)
     assert timed.left_out == "ModuleNotFoundError: No module named 'no_such_package'"
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_several_processes_are_compared_with_one(tmp_path, capsys, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    small = [str(text), "--steps", "3", "--batch", "4", "--hidden", "8", "--turns", "1"]
+    assert ranks.main(small) == 0
+    assert "2 processes: " in capsys.readouterr().out
+    found = iter([1.0, 1.01])
+    monkeypatch.setattr(ranks, "train", lambda *_: {"steps": 3, "seconds": 1.0, "nats_per_token": next(found)})
+    assert ranks.main(small) == 1

@@ -81,6 +81,9 @@ def test_commands_exist(name, line, monkeypatch, tmp_path):
             assert line.startswith("#")
         case ["throughtime", *rest]:
             parse([word for word in rest if word != "…"])
+        case ["torchrun" | "srun", *_]:
+            assert "torchrun" in words
+            parse(words[words.index("throughtime") + 1 :])
         case ["make", *rest]:
             for word in rest:
                 assert "=" in word or re.search(rf"^{word}:", (ROOT / "Makefile").read_text("utf-8"), re.M)

@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from throughtime.errors import InputError
 from throughtime.launch import launched
+
+if TYPE_CHECKING:  # not in every build of torch
+    from torch.distributed.distributed_c10d import Store
 
 _LONGEST_WAIT = timedelta(hours=1)  # while the first process reads a text or validates, the others wait for it
 _ROWS = 1  # axis of the batch, in windows and in states
@@ -263,12 +264,15 @@ def joined() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _meet(rank: int, size: int) -> Store:
+def _meet(rank: int, size: int) -> "Store":
     """Make the group of all processes: gloo between CPUs, NCCL between GPUs; return the store by which they found each other."""
     if not dist.is_available():
         raise InputError(
             "this torch was built without torch.distributed, so one process trains alone; unset WORLD_SIZE"
         )
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, *_ = next(rendezvous("env://", rank, size, timeout=_LONGEST_WAIT))
@@ -280,12 +284,12 @@ def _meet(rank: int, size: int) -> Store:
     return store
 
 
-def _greet(store: Store, rank: int, size: int) -> str:
+def _greet(store: "Store", rank: int, size: int) -> str:
     """Return a name that these processes alone have in common.
 
     torchrun may give those that it starts again the store of the first ones, with the addresses of the dead; and how often they
-    were started again isn't the same on a machine that came later. So each greets with a number of its own, and the first one, which
-    may find a greeting of the dead, answers until all have heard it.
+    were started again isn't the same on a machine that came later. So each greets with a number of its own, and the first one,
+    which may find a greeting of the dead, answers until all have heard it.
     """
     own, met = secrets.token_hex(8), f"throughtime/{secrets.token_hex(8)}"
     if rank:
@@ -305,7 +309,7 @@ def _greet(store: Store, rank: int, size: int) -> str:
     return met
 
 
-def _was_said(store: Store) -> bool:
+def _was_said(store: "Store") -> bool:
     """Return whether another process ended by an error before; that may have been the one that held the store."""
     try:
         return store.add("said", 1) > 1
