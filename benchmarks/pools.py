@@ -2,17 +2,18 @@
 
     python -m benchmarks.pools [--beside onnxruntime process …] [--case 0 1 …] [--threads 2] [--turns 25]
 
-A turn is a call with the machine at rest, and the same call beside somebody: at once after he has worked, when his threads still
-spin, or while he works. It is taken by throughtime and by torch.nn, and the figures are medians over the turns: each one's call
-beside the other, in its own calls at rest, torch.nn's time over ours beside him, and how many of our native passes found no core
-for their threads and worked alone. `turns` is a call of torch.nn's at once before each of ours: how many of 200 took the time of
-one thread. Each situation has a process of its own, since OpenMP reads its settings but once. Answers are checked before any time
-is taken. All of it goes to bench-results/ as JSON. Leave the machine alone meanwhile.
+A turn is calls with the machine at rest, and the same calls beside somebody: each at once after he has worked, when his threads
+still spin, or while he works. It is taken by throughtime and by torch.nn, and the figures are medians over the turns: each one's
+calls beside the other, in its own calls at rest, torch.nn's time over ours beside him, and how many of our native passes found no
+core for their threads and worked alone. `turns` is a call of torch.nn's at once before each of ours: how many of 200 took the time
+of one thread. Each situation has a process of its own, since OpenMP reads its settings but once. Answers are checked before any
+time is taken. All of it goes to bench-results/ as JSON. Leave the machine alone meanwhile.
 """
 
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -44,6 +45,7 @@ PROBLEMS = [
 CALLERS = 8  # Python threads that call at the same time
 POLICIES = {"torch": None, "torch active": "active", "torch passive": "passive"}
 SITUATIONS = [*POLICIES, "onnxruntime", "process", "callers", "one core", "turns"]
+BLOCK = 0.05  # seconds at rest of the calls of a turn, since a layer learns from a call for the next one
 AT_ONE_THREADS_TIME = 0.9  # of one thread's median: a call that took so long had one thread
 
 Call = Callable[[], Any]
@@ -107,10 +109,16 @@ def _beside(situation: str, problem: Problem) -> tuple[Call, Callable[[], Abstra
     return (onnx_session if situation == "onnxruntime" else nothing)(problem), around
 
 
-def _seconds(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def _seconds(call: Call, before: Call | None = None, repeats: int = 1) -> float:
+    """Return the mean of some calls, each after another one that isn't timed."""
+    seconds = 0.0
+    for _ in range(repeats):
+        if before:
+            before()
+        start = time.perf_counter()
+        call()
+        seconds += time.perf_counter() - start
+    return seconds / repeats
 
 
 def measure(situation: str, problem: Problem, turns: int) -> dict[str, Any]:
@@ -127,19 +135,20 @@ def measure(situation: str, problem: Problem, turns: int) -> dict[str, Any]:
     calls = {OURS: many(ours), PEER: many(theirs)}
     for call in (before, *calls.values()):
         call()
+    callers = CALLERS if situation == "callers" else 1
+    repeats = math.ceil(BLOCK / callers / min(_seconds(ours), _seconds(theirs)))
     rest: dict[str, list[float]] = {OURS: [], PEER: []}
     beside: dict[str, list[float]] = {OURS: [], PEER: []}
     met = alone = 0
     for _ in range(turns):
         for name, single in ((OURS, ours), (PEER, theirs)):
             time.sleep(SETTLE)
-            rest[name].append(_seconds(single))
+            rest[name].append(_seconds(single, repeats=repeats))
         for name, call in calls.items():
             time.sleep(SETTLE)
             with around():
-                before()
                 was = native.meetings()
-                beside[name].append(_seconds(call) / (CALLERS if situation == "callers" else 1))
+                beside[name].append(_seconds(call, before, repeats) / callers)
                 now = native.meetings()
             met, alone = met + now.teams - was.teams, alone + now.alone - was.alone
     medians = {name: (statistics.median(rest[name]), statistics.median(beside[name])) for name in calls}
