@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from throughtime.kernels import native
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Of each: the packages it needs, a small budget, and the baseline that the network, printed first, beats with that already.
 CASES = {
+    "amp": ([], ["--seconds", "6", "--epochs", "16"], "polynomial"),
     "anomalies": (["sklearn", "statsmodels"], ["--steps", "60"], "12 months before"),
     "cartpole": (["gymnasium"], ["--windows", "2"], None),
     "conversion": ([], ["--turns", "1"], None),
@@ -37,12 +39,17 @@ def test_examples(name):
     for package in needs:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} isn't installed")
-    if name == "anomalies" and native.module is None:
-        pytest.skip("streams need the kernels")
+    if name in ("amp", "anomalies") and native.module is None:
+        pytest.skip("its many short steps need the kernels")
     rows = run(name, *budget)
     assert len(rows) >= 2
     if baseline is not None:
         assert rows[0][1] > dict(rows)[baseline]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or native.module is None, reason="needs a C compiler and the kernels")
+def test_the_amplifier_in_c_is_the_layer_and_faster_than_it_is_played():
+    assert dict(run("amp", "--seconds", "1", "--epochs", "1"))["LSTM in C"] < 1e6 / 44_100  # microseconds
 
 
 def test_the_vanishing_gradients_reach_as_far_as_told():
