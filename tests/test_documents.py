@@ -87,6 +87,8 @@ def test_commands_exist(name, line, monkeypatch, tmp_path):
         case ["make", *rest]:
             for word in rest:
                 assert "=" in word or re.search(rf"^{word}:", (ROOT / "Makefile").read_text("utf-8"), re.M)
+        case ["python3", "-m", "venv", folder, "&&", ".", entered]:
+            assert entered == f"{folder}/bin/activate"
         case ["python" | ".venv/bin/python", "-m", module, *_]:
             assert importlib.util.find_spec(module) is not None
         case ["python", script, *_]:

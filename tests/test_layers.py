@@ -537,6 +537,19 @@ def test_other_lengths_are_refused(lengths, message):
         throughtime.GRU(5, 4)(torch.randn(6, 3, 5), lengths=lengths)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("option", ["lengths", "mask", "reset"])
+def test_who_exchanged_time_and_batch_is_told_how_the_input_is_read(option, batch_first):
+    x = torch.randn(6, 3, 5)
+    fits_the_other_order = torch.ones(6, dtype=torch.int64) if option == "lengths" else torch.ones(3, 6).bool()
+    given = x.transpose(0, 1) if batch_first else x
+    if option != "lengths" and batch_first:
+        fits_the_other_order = fits_the_other_order.T
+    says = r"\(B, T\) = \(3, 6\).* False meant" if batch_first else r"\(T, B\) = \(6, 3\).*batch_first=True meant"
+    with pytest.raises(ValueError, match=says):
+        throughtime.LSTM(5, 4, batch_first=batch_first)(given, **{option: fits_the_other_order})
+
+
 def test_numpys_numbers_are_sizes_and_flags():
     layer = throughtime.LSTM(
         *(np.int64(5), np.int32(4), np.int64(2)),

@@ -112,7 +112,9 @@ def as_tensor(name: str, value: object) -> Tensor | None:
         ) from error
 
 
-def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.device) -> Tensor | None:
+def check_lengths(
+    lengths: Tensor | None, steps: int, rows: int, device: torch.device, batch_first: bool
+) -> Tensor | None:
     """Return lengths as int64 on the input's device."""
     if lengths is None:
         return None
@@ -124,7 +126,10 @@ def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.d
     if lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers, such as torch.int64")
     if lengths.shape != (rows,):
-        raise ValueError(f"lengths has shape {list(lengths.shape)}; expected ({rows},), one length for each batch row")
+        meant = _other_order(steps, rows, batch_first) if lengths.shape == (steps,) else ""
+        raise ValueError(
+            f"lengths has shape {list(lengths.shape)}; expected ({rows},), one length for each batch row{meant}"
+        )
     if lengths.device.type == "meta" != device.type:
         raise RuntimeError(f"lengths is on meta, where it has no values; expected them on {device}")
     lengths = lengths.to(device, torch.int64)
@@ -152,9 +157,17 @@ def check_marks(
     if marks.shape != (steps, rows):
         shape = list(marks.T.shape if batch_first and marks.dim() == 2 else marks.shape)
         expected = f"(B, T) = ({rows}, {steps})" if batch_first else f"(T, B) = ({steps}, {rows})"
-        raise ValueError(f"{name} has shape {shape}; expected {expected}")
+        meant = _other_order(steps, rows, batch_first) if marks.shape == (rows, steps) else ""
+        raise ValueError(f"{name} has shape {shape}; expected {expected}{meant}")
     if marks.device != device:
         raise RuntimeError(f"{name} is on {marks.device}, but the input is on {device}; move one of them with .to()")
+
+
+def _other_order(steps: int, rows: int, batch_first: bool) -> str:
+    """Say how the layer reads its input, of what would fit if time and batch were exchanged."""
+    if batch_first:
+        return f". The layer reads the input as (B, T) = ({rows}, {steps}), as batch_first=True says; is False meant?"
+    return f". The layer reads the input as (T, B) = ({steps}, {rows}); is batch_first=True meant?"
 
 
 def is_served(dtype: torch.dtype) -> bool:

@@ -260,7 +260,7 @@ class Recurrent(RNNBase):
         goes_back = _are_same(state, reset_to)
         fresh = () if goes_back else self._check_state(reset_to, input, rows, dtype, "reset_to")
         state = self._check_state(state, input, rows, dtype)
-        lengths = check_lengths(given.lengths, steps, rows, device)
+        lengths = check_lengths(given.lengths, steps, rows, device, self.batch_first)
         check_marks("mask", given.mask, steps, rows, device, self.batch_first)
         check_marks("reset", given.reset, steps, rows, device, self.batch_first)
         if given.mask is not None and lengths is not None:

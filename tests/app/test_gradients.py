@@ -141,6 +141,7 @@ def test_the_json_is_written_without_matplotlib(throughtime, tmp_path, monkeypat
     [
         (("--hidden", 8), "expected either RUN or --cell NAME"),
         (("nowhere",), "nowhere: no such run"),
+        (("gru",), "gru: no such run; for a fresh cell give --cell gru"),
         (("--cell", "lstn"), "did you mean 'lstm'"),
         (("--cell", "lstm", "--init", "update:1"), "is for GRU, not for LSTM"),
         (("--cell", "lstm", "--lags", 0), "--lags 0: expected a whole number, at least 1"),

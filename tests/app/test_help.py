@@ -34,6 +34,15 @@ def test_help_fits_eighty_columns_and_cuts_no_name(command, throughtime):
     assert throughtime(command, "-h").out == shown
 
 
+def test_the_list_of_commands_says_in_a_sentence_or_two_what_each_is_for(throughtime):
+    shown = throughtime("--help").out
+    panel = re.split(r"^\s*$", shown.partition("Commands\n")[2], maxsplit=1, flags=re.M)[0]
+    told = re.split(r"^  (?=\w)", panel, flags=re.M)[1:]
+    assert [row.split()[0] for row in told] == [*GROUP.commands]
+    for row in told:
+        assert len(row.strip().splitlines()) <= 2, row
+
+
 def test_a_flag_that_can_be_turned_off_is_one_name(throughtime):
     assert "--[no-]split-punctuation" in throughtime("train", "-h").out
 

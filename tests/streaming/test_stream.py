@@ -343,6 +343,15 @@ def test_resets_are_of_the_streams_that_are_named():
     assert torch.equal(found, expected)
 
 
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = LSTM(3, 4), nn.Linear(4, 2)
+
+    def forward(self, input):
+        return self.head(self.rnn(input)[0])
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -355,6 +364,7 @@ def test_resets_are_of_the_streams_that_are_named():
         (lambda: nn.Sequential(nn.Embedding(9, 3, max_norm=1.0), LSTM(3, 4)), "max_norm"),
         (lambda: nn.Sequential(LSTM(3, 4), nn.Embedding(9, 3)), "can't stream Embedding"),
         (lambda: "a layer", "str"),
+        (lambda: Tagger(), r"can't stream Tagger; .* give nn.Sequential\(model.rnn, model.head\)"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(model, said):

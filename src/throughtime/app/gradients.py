@@ -513,11 +513,13 @@ def _of_cell(subject: Subject) -> Found:
 
 def _of_run(subject: Subject) -> Found:
     """Return what is measured of a run, and how to make a fresh model of its shape."""
-    from throughtime.insight.report import ROWS, record_text
+    from throughtime.insight.report import LAYERS, ROWS, record_text
     from throughtime.insight.verdict import Need
     from throughtime.lm.run import open_run
 
     assert subject.run is not None
+    if str(subject.run) in LAYERS and not subject.run.exists():
+        raise InputError(f"{subject.run}: no such run; for a fresh cell give --cell {subject.run}")
     run = open_run(subject.run)
     config = run.model_config
     if config.cell == "mlp":

@@ -20,8 +20,9 @@ def print_help(command: Any, context: typer.Context, console: Console) -> None:
     console.print(
         Text.assemble(("Usage: ", "bold"), " ".join([*usage, *["COMMAND …"] * bool(commands)])), soft_wrap=True
     )
-    console.print(Padding(Text(command.help.strip()), (1, 0, 1, 2), expand=False))
-    _print_panel("Commands", [(Text(name, "cyan"), Text(found.help)) for name, found in commands.items()], console)
+    console.print(Padding(Text("\n\n".join(_paragraphs(command))), (1, 0, 1, 2), expand=False))
+    rows = [(Text(name, "cyan"), Text(_paragraphs(found)[0])) for name, found in commands.items()]
+    _print_panel("Commands", rows, console)
     _print_panel("Arguments", [(_argument_name(argument), _told(argument)) for argument in arguments], console)
     panels: dict[str, list[Row]] = {}
     for option in parameters:
@@ -32,6 +33,11 @@ def print_help(command: Any, context: typer.Context, console: Console) -> None:
         _print_panel(title, rows, console)
     if command.epilog:
         console.print(Text.from_markup(f"  {command.epilog}"), soft_wrap=True)
+
+
+def _paragraphs(command: Any) -> list[str]:
+    """Return what a command says of itself, a line for each paragraph: the terminal breaks it, not the source."""
+    return [" ".join(paragraph.split()) for paragraph in command.help.strip().split("\n\n")]
 
 
 def _print_panel(title: str, rows: list[Row], console: Console) -> None:

@@ -128,8 +128,8 @@ class LiveLine:
             self._draw(completed=done / max(total, 1), reading=(done, total))
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        self._progress.console.print(Text(printable(line, keep="\n")), soft_wrap=True)
+        """Print a line above the bar; a long one is broken between words."""
+        self._progress.console.print(Text(printable(line, keep="\n")))
 
     def __enter__(self) -> Self:
         return self

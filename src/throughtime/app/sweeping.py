@@ -38,7 +38,7 @@ def run_sweep(
         study, reason = open_study(
             paths, out, given, **how, on_encoding=lambda done, total: show(f"reading the text, {done / 1e6:,.1f} MB")
         )
-    note(f"a study of {printable(str(out))}: {described(study.space)}")
+    note(f"searching {described(study.space)}: each trial is a run in {printable(str(out))}")
     if reason is not None:
         note(reason)
     best = min((one.bits_per_character for one in _complete(study)), default=None)

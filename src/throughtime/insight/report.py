@@ -56,7 +56,7 @@ LARGEST_DECOMPOSED = 512  # width of a state up to which its Jacobian's eigenval
 Tell = Callable[[str], None]
 Recorder = Callable[[torch.dtype], ModelRecording]
 T = TypeVar("T")
-_LAYERS: dict[str, Callable[..., Recurrent]] = {
+LAYERS: dict[str, Callable[..., Recurrent]] = {
     "rnn": RNN,
     "rnn_relu": lambda *sizes: RNN(*sizes, nonlinearity="relu"),
     "lstm": LSTM,
@@ -271,12 +271,12 @@ def make_layer(cell: str, hidden_size: int, num_layers: int = 1, names: str = "d
     Raises:
         InputError: The cell, a size or the initialisation can't be.
     """
-    if cell not in _LAYERS:
-        raise unknown_name("cell", cell, _LAYERS)
+    if cell not in LAYERS:
+        raise unknown_name("cell", cell, LAYERS)
     for flag, value in (("--hidden", hidden_size), ("--layers", num_layers)):
         if value < 1:
             raise InputError(f"{flag} {value}: expected a whole number, at least 1")
-    return init.initialise_(_LAYERS[cell](NOISE_WIDTH, hidden_size, num_layers), names)
+    return init.initialise_(LAYERS[cell](NOISE_WIDTH, hidden_size, num_layers), names)
 
 
 def record_noise(

@@ -35,9 +35,10 @@ def pack(run: Run, out: str | Path) -> dict[str, int]:
     Raises:
         InputError: The run is damaged, or nothing can be written there.
     """
-    out = Path(os.path.abspath(out))  # noqa: PTH100 links stay links
+    out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists and is no empty folder; nothing is overwritten, give another place")
+    out = Path(os.path.abspath(out))  # noqa: PTH100 links stay links
     place = out if out.is_dir() else out.parent  # an empty folder may be a disk of its own
     beside = place / f".pack-{secrets.token_hex(8)}"
     try:

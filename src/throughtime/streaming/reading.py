@@ -182,8 +182,16 @@ def _stages(module: nn.Module, name: str) -> list[RecurrentStage] | list[LinearS
         return _recurrent(module, name, read(module.cell), module.zoneout)
     raise InputError(
         f"can't stream {name}; expected RNN, LSTM, GRU and MGU layers (throughtime's or torch.nn's), nn.Linear, an nn.Embedding "
-        "at the beginning, and all of them in an nn.Sequential"
+        f"at the beginning, and all of them in an nn.Sequential{_in_sequence(module)}"
     )
+
+
+def _in_sequence(module: nn.Module) -> str:
+    """Say how the layers of somebody's own module are given, if it has some: what its forward does besides isn't known."""
+    own = [f"model.{name}" for name, _ in module.named_children()]
+    if type(module).__module__.startswith("torch.") or len(own) < 2:
+        return ""
+    return f". If {type(module).__name__} only calls its layers in turn, give nn.Sequential({', '.join(own)}): it has the same weights"
 
 
 def _recurrent(layer: Any, name: str, spec: Spec, zoneout: float | tuple[float, float]) -> list[RecurrentStage]:

@@ -34,7 +34,7 @@ const oneHot = (at) => letters.map((_, v) => (v === at ? "1" : "0"));
 const stages = [
   {
     title: "Weights", equation: "h_t = tanh(W_xh x_t + W_hh h_{t−1}),  y_t = W_hy h_t,  p_t = softmax(y_t),  L_t = −ln p_t[target]",
-    note: `${2 * H * letters.length + H * H} numbers, drawn from ±1/√H with seed ${data.seed}. The network reads one letter at a time and predicts the next; h_0 = 0.`,
+    note: `${2 * H * letters.length + H * H} numbers, drawn between −1/√H and 1/√H with seed ${data.seed}. The network reads one letter at a time and predicts the next; h_0 = 0.`,
     numbers: () => [beside(
       matrix("W_xh", weights.xh, units, letters), matrix("W_hh", weights.hh, units, units), matrix("W_hy", weights.hy, letters, units))],
   },
@@ -109,7 +109,7 @@ const stages = [
     },
   },
   {
-    title: "Update", equation: `W ← W − η g,  η = ${descent.learning_rate}`, ahead: T - 1, behind: 0,
+    title: "Update", equation: `W ← W − η g,  learning rate η = ${descent.learning_rate}`, ahead: T - 1, behind: 0,
     note: `One step of gradient descent: the loss goes from ${number(update.loss_before)} to ${number(update.loss_after)} nats.`,
     numbers: () => [heading("W"), beside(...threeMatrices("W", weights)), heading("g"), beside(...threeMatrices("g", update.gradient)), heading("W − η g"), beside(...threeMatrices("new W", update.weights))],
   },

@@ -34,7 +34,7 @@ function showHead() {
   const { bptt, bias } = top_.truncation;
   tiles.push([bias === null ? "–" : percent(bias), `of the gradient's mass is lost to BPTT in chunks of ${bptt} steps`]);
   const enough = top_.truncation_lengths.find((t) => t.bias === 0.1);
-  tiles.push([enough.steps === null ? "–" : `${enough.steps}`, "steps of such a chunk that lose 10\u00a0%"]);
+  tiles.push([enough.steps === null ? "–" : `${enough.steps}`, "steps: BPTT in chunks of this length would lose 10\u00a0%"]);
   if (top_.cancellation !== null) {
     tiles.push([figure(top_.cancellation), `agreement κ over ${top_.cancellation_steps} steps: 1 where losses pull a state the same way`]);
   }
