@@ -152,7 +152,8 @@ class _Page:
         table.add_row("vocabulary", Text(f"{' '.join(self.letters)}   (V = {size}; x_t has a 1 at its letter's place)"))
         table.add_row("hidden units", f"H = {hidden}, h_0 = 0")
         table.add_row(
-            "parameters", f"{2 * hidden * size + hidden**2} in W_xh, W_hh, W_hy: drawn between −1/√H and 1/√H, seed {seed}"
+            "parameters",
+            f"{2 * hidden * size + hidden**2} in W_xh, W_hh, W_hy: drawn between −1/√H and 1/√H, seed {seed}",
         )
         table.add_row("memory", self._memory())
         self._print(table)
@@ -252,7 +253,9 @@ class _Page:
         )
 
     def show_update(self, ahead: Forward, update: Update, descent: Descent) -> None:
-        self._heading("6  One update", f"g ← g · min(1, c/‖g‖)    W ← W − η g, learning rate η = {descent.learning_rate:g}")
+        self._heading(
+            "6  One update", f"g ← g · min(1, c/‖g‖)    W ← W − η g, learning rate η = {descent.learning_rate:g}"
+        )
         self._say(_clipping(update, descent))
         letters = self._letters(fixed=4)
         axes = {"xh": (self.units, letters), "hh": (self.units, self.units), "hy": (letters, self.units)}

@@ -211,7 +211,9 @@ def for_minutes(given: Mapping[str, Any], text_bytes: int) -> Choice:
     flags = "  ".join(as_given(name, chosen[name]) for name in _SAID if name in chosen)
     reader = "a GPU" if is_on_gpu else "two cores"
     why = f"chosen for {minutes:g} minutes of {text_bytes / 1e6:,.1f} MB, read about {passes:,.0f} times by {reader}"
-    return Choice(chosen | fixed, f"{why}: {flags}{because if 'dtype' in chosen else ''}; give any of these flags to change it")
+    return Choice(
+        chosen | fixed, f"{why}: {flags}{because if 'dtype' in chosen else ''}; give any of these flags to change it"
+    )
 
 
 def _fastest_dtype() -> tuple[str, str]:

@@ -191,7 +191,8 @@ def _in_sequence(module: nn.Module) -> str:
     own = [f"model.{name}" for name, _ in module.named_children()]
     if type(module).__module__.startswith("torch.") or len(own) < 2:
         return ""
-    return f". If {type(module).__name__} only calls its layers in turn, give nn.Sequential({', '.join(own)}): it has the same weights"
+    what = f"nn.Sequential({', '.join(own)})"
+    return f". If {type(module).__name__} only calls its layers in turn, give {what}: it has the same weights"
 
 
 def _recurrent(layer: Any, name: str, spec: Spec, zoneout: float | tuple[float, float]) -> list[RecurrentStage]:
