@@ -419,6 +419,11 @@ def test_what_is_no_run_is_said(tmp_path):
         open_run(tmp_path / "none")
     with pytest.raises(InputError, match=r"not a run, it has no config\.json"):
         open_run(tmp_path)
+    for trial in ("trial-0001", "trial-0000"):
+        (tmp_path / trial).mkdir()
+        (tmp_path / trial / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"such as .*/trial-0000$"):
+        open_run(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="not a run's configuration"):
         open_run(tmp_path)

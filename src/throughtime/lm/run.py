@@ -261,7 +261,9 @@ def find_run(folder: str | Path) -> Path:
     if not folder.exists():
         raise InputError(f"{folder}: no such run; expected a folder written by 'throughtime train … --out {folder}'")
     if not os.path.lexists(folder / CONFIG):
-        raise InputError(f"{folder}: not a run, it has no {CONFIG}; expected a folder written by 'throughtime train'")
+        inside = min((str(config.parent) for config in folder.glob(f"*/{CONFIG}")), default=None)
+        expected = "a folder written by 'throughtime train'" + (f", such as {inside}" if inside else "")
+        raise InputError(f"{folder}: not a run, it has no {CONFIG}; expected {expected}")
     _check_folders(folder)
     return folder
 
