@@ -22,6 +22,7 @@ CASES = {
     "digits": (["sklearn"], ["--epochs", "2"], None),
     "forecasting": (["statsmodels"], ["--steps", "10"], None),
     "tagging": ([], ["--steps", "100"], "most frequent tag, 2 + 1 + 2 around"),
+    "trainers": (["accelerate", "lightning", "sklearn"], ["--epochs", "2"], None),
 }
 
 
