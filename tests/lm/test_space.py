@@ -73,3 +73,9 @@ def test_what_cant_be_searched_is_refused(given, said):
     with pytest.raises(InputError) as caught:
         usual_space(read_space(given)[0], {})
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [[], [[4, 5], [6, 7]], [4, [5]], [4, {"a": 1}], [{"a": 1}, 4]])
+def test_a_list_that_holds_no_choices_is_refused(values):
+    with pytest.raises(InputError, match="two values or more, each of them once"):
+        read_space({"hidden": values})

@@ -201,7 +201,8 @@ def _choices(name: str, values: list[Any], search: str) -> Choices:
     if not search:
         raise FieldError(name, shown, "one value; it isn't searched")
     read = tuple(_one(name, value) for value in values)
-    if "" in read or len(set(read)) < len(read):
+    are_single = not any(isinstance(value, list | dict) for value in read)  # a TOML file may nest them
+    if not are_single or "" in read or len(read) < 2 or len(set(read)) < len(read):
         raise FieldError(name, shown, "two values or more, each of them once")
     return Choices(read)
 
