@@ -39,6 +39,7 @@ def launched() -> Launch:
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise InputError(f"WORLD_SIZE is {size}, but {name} isn't set; {_HOW}")
+    _number("MASTER_PORT", 0, least=1)  # 0, any free one, the processes couldn't tell each other
     rank = _number("RANK", 0)
     if rank >= size:
         raise InputError(f"RANK is {rank}, and WORLD_SIZE {size}: expected a rank below it; {_HOW}")

@@ -81,7 +81,15 @@ def test_the_environment_is_read(environment):
         ({"WORLD_SIZE": 0}, "WORLD_SIZE is '0': expected a whole number, at least 1"),
         ({"WORLD_SIZE": 2, "RANK": -1, "MASTER_ADDR": "h", "MASTER_PORT": 1}, "RANK is '-1'"),
         ({"WORLD_SIZE": 2, "RANK": 2, "MASTER_ADDR": "h", "MASTER_PORT": 1}, "expected a rank below it"),
-        ({"WORLD_SIZE": 2, "RANK": 1, "MASTER_ADDR": "h", "MASTER_PORT": "x"}, "can't meet the others at h:x"),
+        (
+            {"WORLD_SIZE": 2, "RANK": 1, "MASTER_ADDR": "h", "MASTER_PORT": "x"},
+            "MASTER_PORT is 'x': expected a whole number",
+        ),
+        (
+            {"WORLD_SIZE": 2, "RANK": 1, "MASTER_ADDR": "h", "MASTER_PORT": 0},
+            "MASTER_PORT is '0': expected a whole number",
+        ),
+        ({"WORLD_SIZE": 2, "RANK": 1, "MASTER_ADDR": "h", "MASTER_PORT": 99999}, "can't meet the others at h:99999"),
     ],
 )
 def test_an_environment_that_says_too_little_or_nonsense_is_refused(environment, values, said):
