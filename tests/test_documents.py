@@ -22,7 +22,10 @@ BLOCKS = [
     for name, page in zip(NAMES, PAGES, strict=True)
     for kind, code in FENCE.findall(page.read_text("utf-8"))
 ]
-LINES = [(name, line) for name, kind, code in BLOCKS if kind == "sh" for line in code.splitlines() if line.strip()]
+WHOLE = [
+    (name, code.replace("\\\n", "")) for name, kind, code in BLOCKS if kind == "sh"
+]  # a command goes on after a backslash
+LINES = [(name, line) for name, code in WHOLE for line in code.splitlines() if line.strip()]
 PYTHON = {f"{name}-{n}": code for n, (name, kind, code) in enumerate(BLOCKS) if kind == "python"}
 LINKS = [(name, target) for name, page in zip(NAMES, PAGES, strict=True)
          for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text("utf-8")))]  # fmt: skip
