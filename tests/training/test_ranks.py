@@ -99,6 +99,17 @@ def test_an_environment_that_says_too_little_or_nonsense_is_refused(environment,
     assert "\n" not in str(caught.value)
 
 
+def test_each_process_draws_its_own_numbers_and_then_all_are_alike_again():
+    drawn, after = [], []
+    for rank in range(2):
+        torch.manual_seed(3)
+        with Ranks(rank, 2).own_chance(torch.device("cpu")):
+            drawn.append(torch.rand(4))
+        after.append(torch.rand(4))
+    assert not torch.equal(*drawn)
+    assert torch.equal(*after)
+
+
 @pytest.mark.parametrize("rows", range(1, 9))
 def test_shares_are_all_rows_in_order(rows):
     inputs = torch.arange(3 * rows).view(3, rows)

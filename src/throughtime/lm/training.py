@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import re
 import shutil
 import time
@@ -442,7 +443,7 @@ def _seen(path: Path, ranks: Ranks) -> Path:
     """Return a path that the first process has written, if this one sees it too."""
     if not path.exists():
         raise InputError(
-            f"process {ranks.rank} of {ranks.size} doesn't see {path.resolve()} on {os.uname().nodename}; expected --out on a file "
+            f"process {ranks.rank} of {ranks.size} doesn't see {path.resolve()} on {platform.node()}; expected --out on a file "
             "system that all machines share"
         )
     return path

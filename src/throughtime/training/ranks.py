@@ -7,6 +7,7 @@ no other one sends: a step's loss, its time and the signals that anybody got tra
 import os
 import pathlib
 import pickle
+import platform
 import re
 import secrets
 import time
@@ -212,7 +213,7 @@ class Ranks:
 
     def agents(self) -> list[str]:
         """Return, sorted, which programs started all of these processes; they stay the same when all are started again."""
-        here = f"{os.uname().nodename} {os.getppid()} {_began(os.getppid())}"
+        here = f"{platform.node()} {os.getppid()} {_began(os.getppid())}"
         return sorted(set([here] if self.is_alone else self._everybodys(here)))
 
     def _everybodys(self, value: _T) -> list[_T]:
