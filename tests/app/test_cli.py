@@ -182,7 +182,7 @@ class TestTrain:
         said = [line for line in ended.err.splitlines() if line.startswith(("left out", "copies"))]
         assert said == [
             f"left out: 30 files not UTF-8 text, first {folder}/latin00.txt (byte 0xe9 at position 3 is not UTF-8; convert it "
-            f"to UTF-8, or use --level byte for other encodings); 1 run, first {folder}/run; 1 file met again, "
+            f"to UTF-8, or train with --level byte for other encodings); 1 run, first {folder}/run; 1 file met again, "
             f"first {folder}/again.txt (the same file as {folder}/a.txt); throughtime info {new} tells more",
             f"copies: 1 file with the text of another, first {folder}/b.txt; what is held out may be trained on too",
         ]

@@ -72,11 +72,11 @@ def test_folders_are_read_in_order_and_what_is_no_text_is_counted(tmp_path):
         (
             str(text / "binary.py"),
             "no text",
-            "NUL byte at position 1: not a text file; use --level byte for binary files",
+            "NUL byte at position 1: not a text file; train with --level byte for binary files",
         ),
         (
             *(str(text / "latin.py"), "no text"),
-            "byte 0xe9 at position 3 is not UTF-8; convert it to UTF-8, or use --level byte for other encodings",
+            "byte 0xe9 at position 3 is not UTF-8; convert it to UTF-8, or train with --level byte for other encodings",
         ),
     ]
     assert open_corpus(tmp_path / "data").left_out == corpus.left_out
@@ -169,7 +169,7 @@ BAD = {
     "missing": (None, "no such file or folder"),
     "empty": (b"", "the file is empty; expected text"),
     "one character": (b"a", "1 token in all; too little"),
-    "nul": (b"text\0more", "NUL byte at position 4: not a text file; use --level byte"),
+    "nul": (b"text\0more", "NUL byte at position 4: not a text file; train with --level byte"),
     "nul after a wide character": ("한글\0".encode(), "NUL byte at position 6"),
     "latin-1": (b"caf\xe9 au lait", "byte 0xe9 at position 3 is not UTF-8"),
     "latin-1 after a mark": (b"\xef\xbb\xbfcaf\xe9 ", "byte 0xe9 at position 6 is not UTF-8"),

@@ -63,7 +63,7 @@ def test_it_trains_and_is_read_back(tmp_path, name, level):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"text \0 text " * 100, "NUL byte at position 5: not a text file; use --level byte"),
+        (b"text \0 text " * 100, "NUL byte at position 5: not a text file; train with --level byte"),
         (b"text \xed\xa0\x80 text " * 100, "byte 0xed at position 5 is not UTF-8"),
         ("text ".encode("utf-16-le") * 100, "text in UTF-16-LE, not UTF-8 text; .*: iconv -f UTF-16-LE -t UTF-8"),
         (b"caf\xe9 " * 100, "byte 0xe9 at position 3 is not UTF-8"),

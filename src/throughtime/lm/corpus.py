@@ -243,7 +243,7 @@ def _encode_all(
             done += path.stat().st_size
         if not sources:
             raise InputError(
-                f"none of {len(files):,} files is UTF-8 text; use --level byte for other encodings. The first is "
+                f"none of {len(files):,} files is UTF-8 text; train with --level byte for other encodings. The first is "
                 f"{files[0][0]}: {left_out[-len(files)].reason}"
             )
         if how.sequences is None:

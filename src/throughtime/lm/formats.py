@@ -64,7 +64,7 @@ _WIDE_MARKS = (  # UTF-32's first, since UTF-16's little-endian mark is how it b
 )
 _TAKE_OUT = "take the text out of it first"
 _UNPACK = "unpack it first, and give the folder"
-_NO_TEXT = "give a text, or use --level byte to learn its bytes"
+_NO_TEXT = "give a text, or train with --level byte to learn its bytes"
 
 
 def _by(command: str) -> str:

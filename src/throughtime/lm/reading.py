@@ -239,7 +239,7 @@ def check_looks_like_text(path: Path) -> None:
         if (place := file.read(CHUNK).find(b"\0")) >= 0:
             raise _no_text(
                 str(path),
-                f"NUL byte at position {place:,}: not a text file; use --level byte for binary files",
+                f"NUL byte at position {place:,}: not a text file; train with --level byte for binary files",
                 _head(path),
             )
 
@@ -268,12 +268,12 @@ def _utf8(name: str, chunks: Iterable[bytes], head: Callable[[], bytes]) -> Iter
             text, rest = _decode(data)
         except UnicodeDecodeError as error:
             found = f"byte 0x{data[error.start]:02x} at position {offset + error.start:,} is not UTF-8"
-            advice = "convert it to UTF-8, or use --level byte for other encodings"
+            advice = "convert it to UTF-8, or train with --level byte for other encodings"
             raise _no_text(name, f"{found}; {advice}", head()) from error
         offset += len(data) - len(rest)
         if "\0" in text:
             at = offset - len(data) + len(rest) + len(text[: text.index("\0")].encode())
-            found = f"NUL byte at position {at:,}: not a text file; use --level byte for binary files"
+            found = f"NUL byte at position {at:,}: not a text file; train with --level byte for binary files"
             raise _no_text(name, found, head())
         yield text
     if rest:
