@@ -4,7 +4,8 @@
 
 BEFORE and AFTER are the Python interpreters of two environments, each with its own throughtime; nothing of the project is read but
 what layers have always had. Each case is run in both, turn by turn; a figure is the ratio of medians, after over before. One thread
-is timed by the processor's clock.
+is timed by the processor's clock. For several, leave the machine alone and set OMP_WAIT_POLICY=passive: else torch's threads of one
+installation spin in the other's turns.
 """
 
 import argparse
@@ -12,11 +13,14 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import IO, Any
 
 SLOWER = 1.03  # from which a case counts as slower
+SETTLE = 0.01  # seconds before a turn, in which the other installation's waiting threads stop spinning
 GRID = [(1, 100, 128), (1, 100, 512), (32, 100, 128), (64, 128, 256), (32, 128, 512), (16, 1000, 128)]
 CELLS = ("LSTM", "GRU", "RNN")
 
@@ -70,7 +74,7 @@ class Installation:
     def __init__(self, python: str, threads: int) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._process = subprocess.Popen(
-            [python, "-c", SERVED, str(threads)],
+            [str(Path(python).absolute()), "-c", SERVED, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -84,6 +88,7 @@ class Installation:
         out: IO[str] | None = self._process.stdout
         assert into is not None
         assert out is not None
+        time.sleep(SETTLE)
         print(line, file=into, flush=True)
         answer = out.readline()
         if not answer:
