@@ -10,6 +10,7 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "denormals.h"
@@ -84,16 +85,11 @@ void note_meeting() {
   if (stays > shortest.count()) belief.store(std::max(stays / 2, shortest.count()), std::memory_order_relaxed);
 }
 
-// A member's part. Every thread that computes anything comes through here.
-void take_part(void (*body)(void*, int, int), void* context, int member, int members) {
-  const FlushDenormals flush;
-  body(context, member, members);
-}
-
 struct Work {
   void (*body)(void*, int, int);
   void* context;
   Clock::time_point begin = Clock::now(), end;  // of the calling thread's part
+  std::atomic<long> waits{0};  // of members at barriers, that were in vain
 
   // Whether the calling thread waited for the others for most of the time: alone it would have been done sooner.
   bool was_held_up() const {
@@ -101,14 +97,28 @@ struct Work {
     return now - end > milliseconds(2) && now - end > end - begin;
   }
 
-  // What the team's meeting was like; `waited` is the last wait before it.
-  void note(Clock::rep waited) const {
-    if (was_held_up())
-      note_wait();
-    else if (last_wait.load(std::memory_order_relaxed) == waited)
-      note_meeting();
+  // What the team's meeting was like.
+  void note() const {
+    const long vain = waits.load(std::memory_order_relaxed) + was_held_up();
+    for (long wait = 0; wait < std::min(vain, 2L); ++wait) note_wait();
+    if (vain <= 0) note_meeting();
   }
 };
+
+thread_local Work* own_team = nullptr;
+
+// A member's part. Every thread that computes anything comes through here, or, by itself, through `run_together`.
+void take_part(Work& team, int member, int members) {
+  const FlushDenormals flush;
+  Work* const before = std::exchange(own_team, &team);
+  team.body(team.context, member, members);
+  own_team = before;
+}
+
+void run_alone(void (*body)(void*, int, int), void* context) {
+  const FlushDenormals flush;
+  body(context, 0, 1);
+}
 
 // A thread of our own: it sleeps until it is given a member's part, does it, and sleeps again.
 class Worker {
@@ -128,10 +138,9 @@ class Worker {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
-  void start(void (*body)(void*, int, int), void* context, int member, int members) {
+  void start(Work& team, int member, int members) {
     const std::lock_guard lock(mutex_);
-    body_ = body;
-    context_ = context;
+    team_ = &team;
     member_ = member;
     members_ = members;
     changed_.notify_one();
@@ -139,26 +148,25 @@ class Worker {
 
   void wait() {
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return !body_; });
+    done_.wait(lock, [this] { return !team_; });
   }
 
  private:
   void work() {
     std::unique_lock lock(mutex_);
     for (;;) {
-      changed_.wait(lock, [this] { return body_ != nullptr; });
+      changed_.wait(lock, [this] { return team_ != nullptr; });
       lock.unlock();
-      take_part(body_, context_, member_, members_);
+      take_part(*team_, member_, members_);
       lock.lock();
-      body_ = nullptr;
+      team_ = nullptr;
       done_.notify_one();
     }
   }
 
   std::mutex mutex_;
   std::condition_variable changed_, done_;
-  void (*body_)(void*, int, int) = nullptr;
-  void* context_ = nullptr;
+  Work* team_ = nullptr;
   int member_ = 0, members_ = 0;
 };
 
@@ -206,35 +214,33 @@ const AtFork own_in_a_child(
 void use_own_threads(bool value) { own_threads_are_used = value; }
 
 void run_together(int threads, void (*body)(void*, int, int), void* context) {
-  if (threads <= 1) return take_part(body, context, 0, 1);
+  if (threads <= 1) return run_alone(body, context);
   if (crowded() && !own_threads_are_used) {
     alone.fetch_add(1, std::memory_order_relaxed);
-    return take_part(body, context, 0, 1);
+    return run_alone(body, context);
   }
   teams.fetch_add(1, std::memory_order_relaxed);
-  const auto waited = last_wait.load(std::memory_order_relaxed);
   if (openmp().parallel && !own_threads_are_used) {
     Work work{body, context};
     openmp().parallel(
         [](void* w) {
-          auto* it = static_cast<Work*>(w);
+          auto& it = *static_cast<Work*>(w);
           const int member = openmp().thread();
-          take_part(it->body, it->context, member, openmp().threads());
-          if (member == 0) it->end = Clock::now();
+          take_part(it, member, openmp().threads());
+          if (member == 0) it.end = Clock::now();
         },
         &work, static_cast<unsigned>(threads), 0);
-    work.note(waited);
-    return;
+    return work.note();
   }
   const std::vector<Worker*> others = workers->take(threads - 1);
   const int members = static_cast<int>(others.size()) + 1;
-  for (int member = 1; member < members; ++member) others[member - 1]->start(body, context, member, members);
   Work work{body, context};
-  take_part(body, context, 0, members);
+  for (int member = 1; member < members; ++member) others[member - 1]->start(work, member, members);
+  take_part(work, 0, members);
   work.end = Clock::now();
   for (Worker* other : others) other->wait();
   workers->give(others);
-  work.note(waited);
+  work.note();
 }
 
 void run_tasks(int threads, long tasks, void (*body)(void*, long, int), void* context) {
@@ -276,16 +282,19 @@ bool crowded() {
 }
 
 void Barrier::wait(int members) {
-  constexpr int spins = 4000;  // tens of microseconds: longer than a step's imbalance, shorter than a time slice
+  // Tens of microseconds: longer than a step's imbalance, shorter than a time slice. Where a team waited so long in vain once, two of
+  // its members may be on one core, where the system wakes them at times and leaves them for 10 ms: there each wait keeps the other off it.
+  constexpr int spins = 4000, fewer = 400;
   const int round = round_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
     arrived_.store(0, std::memory_order_relaxed);
     round_.store(round + 1, std::memory_order_release);
     return;
   }
+  const int most = own_team && own_team->waits.load(std::memory_order_relaxed) ? fewer : spins;
   for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
-    if (spin == spins) note_wait();
-    if (spin < spins)
+    if (spin == most && own_team) own_team->waits.fetch_add(1, std::memory_order_relaxed);
+    if (spin < most)
       relax();
     else
       std::this_thread::yield();
