@@ -46,6 +46,7 @@ CALLERS = 8  # Python threads that call at the same time
 POLICIES = {"torch": None, "torch active": "active", "torch passive": "passive"}
 SITUATIONS = [*POLICIES, "onnxruntime", "process", "callers", "one core", "turns"]
 BLOCK = 0.05  # seconds at rest of the calls of a turn, since a layer learns from a call for the next one
+MOST = 1.0  # seconds of them beside somebody, where spinning threads wait for a time slice at each meeting
 AT_ONE_THREADS_TIME = 0.9  # of one thread's median: a call that took so long had one thread
 
 Call = Callable[[], Any]
@@ -137,6 +138,8 @@ def measure(situation: str, problem: Problem, turns: int) -> dict[str, Any]:
         call()
     callers = CALLERS if situation == "callers" else 1
     repeats = math.ceil(BLOCK / callers / min(_seconds(ours), _seconds(theirs)))
+    with around():
+        fewer = {name: min(repeats, math.ceil(MOST / _seconds(call, before))) for name, call in calls.items()}
     rest: dict[str, list[float]] = {OURS: [], PEER: []}
     beside: dict[str, list[float]] = {OURS: [], PEER: []}
     met = alone = 0
@@ -148,7 +151,7 @@ def measure(situation: str, problem: Problem, turns: int) -> dict[str, Any]:
             time.sleep(SETTLE)
             with around():
                 was = native.meetings()
-                beside[name].append(_seconds(call, before, repeats) / callers)
+                beside[name].append(_seconds(call, before, fewer[name]) / callers)
                 now = native.meetings()
             met, alone = met + now.teams - was.teams, alone + now.alone - was.alone
     medians = {name: (statistics.median(rest[name]), statistics.median(beside[name])) for name in calls}
