@@ -86,7 +86,7 @@ THROUGHTIME_INLINE void turn_square(long count, long depth, const T* from, long 
   constexpr long W = lanes<T>;
   Vector<T> row[W];
 #pragma GCC unroll 16
-  for (long l = 0; l < W; ++l) __builtin_prefetch(next + l * W, 0, 2);
+  for (long l = 0; l < W; ++l) __builtin_prefetch(next + l * W, 0, 3);
   if (count >= W && depth >= W) {
 #pragma GCC unroll 16
     for (long l = 0; l < W; ++l) row[l] = load(from + l * stride);

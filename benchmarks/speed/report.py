@@ -123,9 +123,13 @@ def write_json(folder: Path, described: Mapping[str, Any], results: Sequence[Any
 
 
 def _processor() -> str:
+    """Return the processor's name, with the numbers that tell kinds of the same name apart: Zen 4 is family 25, Zen 5 family 26."""
     path = Path("/proc/cpuinfo")
-    match = re.search(r"^model name\s*: (.*)$", path.read_text("utf-8"), re.M) if path.exists() else None
-    return match[1] if match else platform.processor()
+    said = path.read_text("utf-8") if path.exists() else ""
+    found = {key: re.search(rf"^{key}\s*: (.*)$", said, re.M) for key in ("model name", "cpu family", "model")}
+    name, family, model = (match and match[1] for match in found.values())
+    numbers = f" (family {family}, model {model})" if family and model else ""
+    return f"{name}{numbers}" if name else platform.processor()
 
 
 def _version(package: str) -> str | None:
