@@ -94,6 +94,7 @@ def test_a_watched_call_without_gradients_is_seen_too():
     assert FORWARD in watch.seen
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.12 and older, whenever it profiles
 def test_a_profiler_sees_the_operators():
     case = Case()
     with torch.profiler.profile() as profile:
