@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import HAS_NATIVE
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -213,6 +214,69 @@ def test_a_parameter_of_another_shape_is_refused(name):
     parameter.data = parameter.data.reshape(-1, 2)
     with pytest.raises((ValueError, RuntimeError), match=r"expected|shape"):
         layer(torch.randn(1, 1, 5))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}], ids=str)
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "lstm_projected", "gru"])
+def test_rows_that_all_end_at_the_last_step_are_served_too(kind, options, calls):
+    layer, steps, rows = make(kind, 5, 7, **options), 9, 3
+    x, lengths = torch.randn(steps, rows, 5), torch.full((rows,), steps)
+    given, state = x.transpose(0, 1) if layer.batch_first else x, initial(layer, rows)
+    packed = [pack_padded_sequence(x, lengths, enforce_sorted=is_sorted) for is_sorted in (True, False)]
+    with torch.no_grad():
+        expected = [tensors(layer(given, hx)) for hx in (None, state)]
+        calls.clear()
+        by_lengths = [tensors(layer(given, hx, lengths=lengths)) for hx in (None, state)]
+        by_lengths += [tensors(layer(given, lengths=lengths.int()))]
+        by_packing = [layer(packed[0]), layer(packed[0], state), layer(packed[1])]
+    assert calls == [True] * 6
+    first, last = expected
+    for found, wanted in zip(by_lengths, [first, last, first], strict=True):
+        assert all(map(torch.equal, found, wanted))
+    for found, wanted, own in zip(by_packing, [first, last, first], [*packed[:1] * 2, packed[1]], strict=True):
+        output, lengths_found = pad_packed_sequence(found[0], batch_first=layer.batch_first)
+        assert all(map(torch.equal, [output, *tensors(found)[1:]], wanted))
+        assert torch.equal(lengths_found, lengths)
+        assert found[0].batch_sizes is own.batch_sizes
+
+
+def test_rows_in_an_order_of_their_own_keep_it(calls):
+    layer, x, order = make("lstm", 5, 7), torch.randn(4, 3, 5), torch.tensor([2, 0, 1])
+    packed = PackedSequence(x[:, order].flatten(0, 1), torch.full((4,), 3), order, order.argsort())
+    state = initial(layer, 3)
+    with torch.no_grad():
+        for hx, is_served in ((None, True), (state, False)):
+            calls.clear()
+            output, *final = tensors(layer(packed, hx))
+            assert calls == [True] * is_served
+            wanted, *wanted_final = tensors(layer(x, hx))
+            assert torch.equal(pad_packed_sequence(output)[0], wanted)
+            assert all(map(torch.equal, final, wanted_final))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error"),
+    [
+        (torch.tensor([4, 5]), ValueError),
+        (torch.tensor([5, 5, 5]), ValueError),
+        (torch.tensor([5.0, 5.0]), TypeError),
+        (torch.tensor([True, True]), TypeError),
+    ],
+)
+def test_lengths_that_are_wrong_are_refused_as_ever(lengths, error):
+    with torch.no_grad(), pytest.raises(error, match="lengths"):
+        make("lstm", 5, 7)(torch.randn(4, 2, 5), lengths=lengths)
+
+
+def test_packed_rows_that_are_wrong_are_refused_as_ever():
+    layer, packed = make("lstm", 5, 7), pack_padded_sequence(torch.randn(4, 2, 5), torch.tensor([4, 4]))
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="carries its own lengths"):
+            layer(packed, lengths=torch.tensor([4, 4]))
+        with pytest.raises(ValueError, match="batch_sizes are"):
+            layer(PackedSequence(packed.data, torch.tensor([2, 1, 3, 2])))
+        with pytest.raises(RuntimeError, match="Expected hx"):
+            layer(packed, initial(layer, 3))
 
 
 @torch.no_grad()

@@ -221,6 +221,10 @@ class Recurrent(RNNBase):
             made = self._run_directly(input, state)
             if made is not None:
                 return made
+        elif reset_to is None and given.lengths is not None and all(option is None for option in given[1:]):
+            made = self._run_directly(input, state, given.lengths)
+            if made is not None:
+                return made
         check_dtype(self._first_weight.dtype)
         if isinstance(input, PackedSequence):
             if any(option is not None for option in (given.lengths, given.mask, given.reset, reset_to)):
@@ -294,20 +298,53 @@ class Recurrent(RNNBase):
         refuse_script(self)
 
     def _run_directly(
-        self, input: Tensor | PackedSequence, state: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-        """Serve what one native call can, or return `None`."""
+        self, input: Tensor | PackedSequence, state: tuple[Tensor, ...] | None, lengths: object = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]] | None:
+        """Serve what one native call can, or return `None`. Rows that end early it can't; lengths that are all T say nothing."""
         drops = self.training and (self.dropout or self.recurrent_dropout or self.weight_drop)
         if drops or self.zoneout != 0.0 or self.backend not in ("auto", "native"):
             return None
-        if not direct.is_served(self._parameters, input, state):
-            return None
-        assert isinstance(input, Tensor)
-        if input.dim() != 3 or input.shape[2] != self.input_size:
+        if isinstance(input, PackedSequence):
+            return self._run_packed_directly(input, state) if lengths is None else None
+        if not direct.is_served(self._parameters, input, state) or input.dim() != 3:
             return None
         if self.batch_first:
             input = input.transpose(0, 1)
-        steps, rows, _ = input.shape
+        if lengths is not None and not _are_all(lengths, input.shape[1], input.shape[0]):
+            return None
+        made = self._compute_directly(input, state)
+        if made is None or not self.batch_first:
+            return made
+        return made[0].transpose(0, 1), made[1]
+
+    def _run_packed_directly(
+        self, packed: PackedSequence, state: tuple[Tensor, ...] | None
+    ) -> tuple[PackedSequence, tuple[Tensor, ...]] | None:
+        """Serve a PackedSequence whose rows are all equally long: it is (T, B, I) with its first two axes in one."""
+        data, batch_sizes, order, back = packed
+        if not direct.is_served(self._parameters, data, state):
+            return None
+        if order is not None and state is not None:  # whose rows would have to be moved before they are checked
+            return None
+        steps = len(batch_sizes)
+        rows = len(data) // max(1, steps)
+        if data.dim() != 2 or steps * rows != len(data) or not _are_all(batch_sizes, steps, rows):
+            return None
+        made = self._compute_directly(data.unflatten(0, (steps, rows)), state)
+        if made is None:
+            return None
+        output, final = made
+        if back is not None:
+            final = tuple([s.index_select(1, back) for s in final])
+        return PackedSequence(output.flatten(0, 1), batch_sizes, order, back), final
+
+    def _compute_directly(
+        self, input: Tensor, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """Compute (T, B, I), of which `direct.is_served` is true, in one native call, or return `None`."""
+        steps, rows, features = input.shape
+        if features != self.input_size:
+            return None
         given = self.input_size, self.hidden_size, self.proj_size, self.num_layers, self.bidirectional, self.bias
         sizes = direct.sizes_of_layers(self._spec, *given)
         count, width = self.num_layers * sizes.directions, self.output_size
@@ -319,9 +356,7 @@ class Recurrent(RNNBase):
         else:
             return None
         output = new(input, steps, rows, sizes.directions * width)
-        if not direct.forward(sizes, self._parameters, input.contiguous(), output, final):
-            return None
-        return (output.transpose(0, 1) if self.batch_first else output), final
+        return (output, final) if direct.forward(sizes, self._parameters, input.contiguous(), output, final) else None
 
     def _run_packed(
         self, packed: PackedSequence, state: tuple[Tensor, ...] | None, embedding: Tensor | None
@@ -880,6 +915,17 @@ def _are_same(state: tuple[Tensor, ...] | None, other: tuple[Tensor, ...] | None
     if state is None or other is None:
         return state is None and other is None
     return all(own is its for own, its in zip(state, other, strict=True))
+
+
+def _are_all(counts: object, number: int, every: int) -> bool:
+    """Whether these are so many counts, each of them `every`; what can't be told here, or wants a message, isn't."""
+    return (
+        type(counts) is Tensor
+        and counts.dtype in (torch.int64, torch.int32)
+        and counts.is_cpu
+        and counts.shape == (number,)
+        and bool((counts == every).all())
+    )
 
 
 def _are_ids(input: Tensor) -> bool:
