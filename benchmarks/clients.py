@@ -1,6 +1,7 @@
 """Real packages with a recurrent layer inside: theirs as it is, and the same with ours put in its place by `throughtime.convert`.
 
-    pip install --no-deps -r benchmarks/clients-requirements.txt    # beside throughtime, in an environment of its own
+    pip install torch==2.13.0 -c constraints.txt && pip install . -c constraints.txt    # in an environment of its own
+    pip install --no-deps -r benchmarks/clients-requirements.txt    # last: several pin versions of years ago
     python -m benchmarks.clients [--only kraken …] [--budget 20]
 
 Each model is built by its package's own code at the size that the package chooses, then copied and converted. Results, and in
