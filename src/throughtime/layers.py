@@ -466,9 +466,9 @@ class Recurrent(RNNBase):
 
     def _check_features(self, input: Tensor, dims: int) -> None:
         weight = self._first_weight
-        is_cast = is_autocast(input.device) and input.is_floating_point()
-        is_cast = is_cast and torch.float64 not in (input.dtype, weight.dtype)
-        if input.dtype != weight.dtype and not is_cast:
+        dtypes = input.dtype, weight.dtype
+        is_castable = input.is_floating_point() and torch.float64 not in dtypes
+        if dtypes[0] != dtypes[1] and not (is_castable and is_autocast(input.device)):
             of_model = f", or convert model: model.to({input.dtype})" if is_served(input.dtype) else ""
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "

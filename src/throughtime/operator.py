@@ -75,6 +75,7 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         form, needs_input, plan = ctx.form, ctx.needs_input, ctx.plan
+        total = form.total
         try:
             tensors = ctx.saved_tensors  # each access makes them anew, and checkpointing allows one
         except RuntimeError as error:
@@ -83,8 +84,8 @@ class _Recurrence(torch.autograd.Function):
         if watching.are_batched(grads) or watching.is_transformed():
             needs = ctx.needs_input_grad[4 : 4 + form.differentiable]
             made = transforms.backward(form, ctx.backend, needs, grads, tensors)
-            return *[None] * 4, *made, *[None] * (form.total - len(made))
-        request, (output, *saved) = form.request(tensors[: form.total]), tensors[form.total :]
+            return *[None] * 4, *made, *[None] * (total - len(made))
+        request, (output, *saved) = form.request(tensors[:total]), tensors[total:]
         grad_output, grad_final = grads[0], grads[1 : 1 + form.states]
         # The derivative of the derivative is asked for by running this pass with gradients on.
         is_differentiated = torch.is_grad_enabled()
@@ -98,7 +99,7 @@ class _Recurrence(torch.autograd.Function):
                 made = torch.ops.throughtime.recurrence_backward.default(*flattened)
         grad_input, grad_initial, grad_parameters = made
         wanted = [grad_input if needs_input else None, *grad_initial, *grad_parameters]
-        return *[None] * 4, *wanted, *[None] * (form.total - len(wanted))
+        return *[None] * 4, *wanted, *[None] * (total - len(wanted))
 
 
 def _saved_with_output_again(ctx: Any, error: RuntimeError) -> list[Any]:
