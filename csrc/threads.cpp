@@ -60,8 +60,8 @@ using std::chrono::milliseconds;
 
 constexpr Clock::duration soon = milliseconds(100), shortest = milliseconds(10), longest = milliseconds(400);
 
-// When a thread was last waited for in vain, until when nobody waits for it again, and how long that is.
-std::atomic<Clock::rep> last_wait{0}, crowded_until{0}, belief{shortest.count()};
+// When a thread was last waited for in vain, until when nobody waits for it again, how long that is, and since when nothing speaks for it.
+std::atomic<Clock::rep> last_wait{0}, crowded_until{0}, belief{shortest.count()}, calm_since{0};
 std::atomic<long> teams{0}, alone{0};
 
 Clock::rep clock_now() { return Clock::now().time_since_epoch().count(); }
@@ -71,6 +71,7 @@ Clock::rep clock_now() { return Clock::now().time_since_epoch().count(); }
 // process stays.
 void note_wait() {
   const auto now = clock_now(), last = last_wait.exchange(now, std::memory_order_relaxed);
+  calm_since.store(now, std::memory_order_relaxed);
   const auto until = crowded_until.load(std::memory_order_relaxed), stays = belief.load(std::memory_order_relaxed);
   const bool is_repeated = last && now - last < soon.count(), is_tried = until && now >= until && now - until < longest.count();
   if (!is_repeated && !is_tried) return;
@@ -79,10 +80,15 @@ void note_wait() {
   crowded_until.store(now + next, std::memory_order_relaxed);
 }
 
-// A team met without waiting.
+// A team met without waiting. He is believed to stay half as long once teams have met so for as long as he was believed to stay: a
+// process beside which they do for a few milliseconds will have its next time slice.
 void note_meeting() {
   const auto stays = belief.load(std::memory_order_relaxed);
-  if (stays > shortest.count()) belief.store(std::max(stays / 2, shortest.count()), std::memory_order_relaxed);
+  if (stays == shortest.count()) return;
+  const auto now = clock_now();
+  if (now - calm_since.load(std::memory_order_relaxed) < stays) return;
+  calm_since.store(now, std::memory_order_relaxed);
+  belief.store(std::max(stays / 2, shortest.count()), std::memory_order_relaxed);
 }
 
 struct Work {
