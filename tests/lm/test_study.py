@@ -1,5 +1,7 @@
 """Studies: what a trial is, how a study goes on after whatever ended a process, and several processes at one."""
 
+import errno
+import os
 import re
 import signal
 import subprocess
@@ -252,3 +254,57 @@ def test_nothing_warns(text, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         work(opened(text, tmp_path / "study", storage=str(tmp_path / "journal")), 1)
+
+
+def test_a_file_that_cant_be_written_is_no_damage_and_no_kill(text, tmp_path, monkeypatch):
+    study = opened(text, tmp_path / "study")
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for _ in range(4):
+        with monkeypatch.context() as patched, study.begin(1) as begun:
+            patched.setattr("throughtime.training.files.create_beside", full)
+            with pytest.raises(InputError, match=r"can't be written: No space left on device") as caught:
+                begun.train()
+            assert "delete" not in str(caught.value)
+    (one,) = work(study, 1)
+    assert one.state == "complete", one.cause
+
+
+def test_a_damaged_run_is_no_kill(text, tmp_path):
+    study = opened(text, tmp_path / "study")
+    with study.begin(1) as begun:
+        checkpoint = begun.run / "checkpoint/latest.safetensors"
+        begun.train(lambda report: report.step == 4 and signal.raise_signal(signal.SIGINT))
+    checkpoint.write_bytes(b"damaged")
+    for _ in range(4):
+        with study.begin(1) as begun, pytest.raises(InputError, match=r"or delete .*, to train this trial anew"):
+            begun.train()
+    assert [one.state for one in study.tried()] == ["running"]
+
+
+def test_a_study_that_is_refused_takes_nothing_from_those_at_work(whole, text, monkeypatch):
+    others = [whole.folder / "trial-0003", whole.folder / "study.db-journal"]
+    encoded = studies._encoded
+
+    def meanwhile(*arguments):
+        others[0].mkdir()
+        others[1].touch()
+        return encoded(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(studies, "_encoded", meanwhile)
+        with pytest.raises(InputError, match="this study began with"):
+            opened(text, whole.folder, SMALL | {"hidden": "2..9"})
+    assert all(other.exists() for other in others)
+    others[0].rmdir()
+    others[1].unlink()
+
+
+def test_a_lost_database_is_to_be_restored(text, tmp_path):
+    study = opened(text, tmp_path / "study")
+    (study.folder / "study.db").unlink()
+    with pytest.raises(InputError, match=r"its study isn't in .*; restore .*study.db, or give the --storage"):
+        opened(text, tmp_path / "study")
+    assert not (study.folder / "study.db").exists()

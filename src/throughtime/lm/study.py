@@ -37,7 +37,7 @@ from throughtime.lm.space import Space, described, read_space, usual_space
 from throughtime.lm.training import Observer, OnEvent, Probe, TrainingOptions, TrainingSummary, resume, train
 from throughtime.training import NonFiniteError
 from throughtime.training.checkpoint import load_json, save_json
-from throughtime.training.files import LARGE, CheckpointError
+from throughtime.training.files import LARGE, CheckpointError, UnwritableError
 from throughtime.training.locking import LOCK, lock
 from throughtime.training.loop import StepReport
 
@@ -63,10 +63,11 @@ class Tried:
         state: "complete", "pruned", "failed", "running" or "waiting".
         bits_per_character: On the held-out text; of a pruned one, as measured last; `None` where nothing was.
         options: Those that were searched.
-        run: The folder of its run.
+        run: The folder of its run; it may be gone, or that of another machine.
         cause: Why it isn't complete, in a line.
         seconds: Training time; `None` while it isn't over.
         signal: Which signal stopped it just now; `None` where none did.
+        elsewhere: Of a trial that was begun in another folder, its run there, "host:/path"; else `None`.
     """
 
     number: int
@@ -77,6 +78,12 @@ class Tried:
     cause: str | None = None
     seconds: float | None = None
     signal: int | None = None
+    elsewhere: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its run is there, in the study's own folder."""
+        return self.elsewhere is None and (self.run / CONFIG).exists()
 
 
 def check_library() -> None:
@@ -172,7 +179,7 @@ class Study:
 
         study, running = self._kept.study, optuna.trial.TrialState.RUNNING
         for frozen in study.get_trials(deepcopy=False, states=(running,)):
-            if not self._kept.is_here and frozen.user_attrs.get(_PLACE) != self._mark.place:
+            if not self._is_here(frozen):
                 continue
             with suppress(CheckpointError), ExitStack() as tentatively:
                 tentatively.enter_context(lock(self.folder, _lock_of(frozen.number)))
@@ -206,6 +213,10 @@ class Study:
         with _quietly():
             return optuna.trial.Trial(self._kept.study, identifier)
 
+    def _is_here(self, frozen: Any) -> bool:
+        """Return whether a trial was begun in this folder."""
+        return self._kept.is_here or frozen.user_attrs.get(_PLACE) == self._mark.place
+
     def _frozen(self, number: int) -> Any:
         """Return what the storage says of a trial."""
         return self._kept.study.get_trials(deepcopy=False)[number]
@@ -222,6 +233,7 @@ class Study:
             known.get(_CAUSE),
             known.get(_SECONDS),
             signal,
+            None if self._is_here(frozen) else known.get(_RUN, "unknown"),
         )
 
 
@@ -277,10 +289,14 @@ class Begun:
             self._count_starts(self._starts + 1)
             try:
                 return self._judge(self._train(observer, on_event, probe))
+            except UnwritableError:
+                self._was_not_killed()
+                raise
             except CheckpointError as error:
+                self._was_not_killed()
                 raise InputError(f"{error} (or delete {self.run}, to train this trial anew)") from error
             except (KeyboardInterrupt, OSError):
-                self._count_starts(0)
+                self._was_not_killed()
                 raise
             except Exception as error:
                 cause = _cause(error)
@@ -296,6 +312,10 @@ class Begun:
 
     def _count_starts(self, count: int) -> None:
         self._trial.set_user_attr(_STARTS, {"count": count, "checkpoint": self._saved_at()})
+
+    def _was_not_killed(self) -> None:
+        with suppress(Exception):  # the storage may be on the disk that is full; what went wrong first is said
+            self._count_starts(0)
 
     def _saved_at(self) -> int | None:
         path = self.run / CHECKPOINT
@@ -521,7 +541,7 @@ def open_study(
         corpus = _encoded(folder, paths, TrainingOptions.from_values(plan.base), on_encoding)
         is_new = not kept.settings
         if (folder / STUDY).exists() and kept.settings.get("id") != mark.id:
-            raise InputError(f"{folder}: its study isn't in {kept.shown}; give the --storage that it began with")
+            raise InputError(f"{folder}: its study isn't in {kept.shown}; {_to_find(storage, folder)}")
         with _storage(kept.shown):
             if is_new:
                 kept.settings |= plan.settings | {"text": _digest(folder), "id": mark.id}
@@ -550,7 +570,7 @@ def _held(folder: Path, name: str | None) -> Iterator[_Mark]:
             try:
                 yield mark
             except BaseException:
-                for new in [entry for entry in folder.iterdir() if entry.name not in there and entry.name != LOCK]:
+                for new in _made_by_opening(folder, there):
                     shutil.rmtree(new, ignore_errors=True) if new.is_dir() else new.unlink(missing_ok=True)
                 raise
     except OSError as error:
@@ -559,6 +579,12 @@ def _held(folder: Path, name: str | None) -> Iterator[_Mark]:
         with suppress(OSError):  # a folder that holds something stays
             for path in made:
                 path.rmdir()
+
+
+def _made_by_opening(folder: Path, there: set[str]) -> list[Path]:
+    """Return what is new in a folder that held this before; in a study's folder others go on with their trials meanwhile."""
+    new = [entry for entry in folder.iterdir() if entry.name not in there and entry.name != LOCK]
+    return [entry for entry in new if entry.name in (DATA, DATABASE)] if STUDY in there else new
 
 
 def _mark_of(folder: Path, name: str | None, there: set[str]) -> _Mark:
@@ -599,6 +625,12 @@ def _open_storage(url: str | None, folder: Path, mark: _Mark, prune: bool) -> _K
     if is_foreign:
         raise InputError(f"--storage {shown}: its study {mark.name!r} is none of throughtime's; give another --name")
     return _Kept(study, shown, url is None, settings)
+
+
+def _to_find(storage: str | None, folder: Path) -> str:
+    """Return what can be done where a folder's study isn't in a storage."""
+    own = "" if storage is not None else f"restore {folder / DATABASE}, or "
+    return f"{own}give the --storage that it began with"
 
 
 def _backend(url: str) -> Any:

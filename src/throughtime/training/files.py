@@ -38,6 +38,10 @@ class CheckpointError(InputError):
     """A file of a run can't be written, or is not what was written."""
 
 
+class UnwritableError(CheckpointError):
+    """A file of a run can't be written; what was there before still is."""
+
+
 def open_plain(path: Path, flags: int) -> int:
     """Open a file without following it or waiting for it, and see that it is a plain one; return its descriptor.
 
@@ -122,7 +126,7 @@ def open_to_append(path: str | Path) -> TextIO:
     try:
         return os.fdopen(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be written: {error.strerror}") from error
+        raise UnwritableError(f"{path}: can't be written: {error.strerror}") from error
 
 
 def create_beside(path: str | Path) -> tuple[Path, BufferedRandom]:
@@ -141,7 +145,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """Replace a file's contents so that a crash leaves the old ones or the new ones, whole.
 
     Raises:
-        CheckpointError: The file can't be written. What was there before still is.
+        UnwritableError: The file can't be written. What was there before still is.
     """
     path = Path(path)
     try:
@@ -155,7 +159,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             raise
     except OSError as error:
         kept = "; what was saved before is still there" if os.path.lexists(path) else ""
-        raise CheckpointError(f"{path}: can't be written: {error.strerror}{kept}") from error
+        raise UnwritableError(f"{path}: can't be written: {error.strerror}{kept}") from error
 
 
 def put_in_place(beside: Path, path: Path) -> None:

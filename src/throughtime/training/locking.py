@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from throughtime.training.files import CheckpointError, open_plain
+from throughtime.training.files import CheckpointError, UnwritableError, open_plain
 
 try:
     import fcntl
@@ -58,7 +58,7 @@ def _hold(path: Path, wait: bool) -> int:
         try:
             descriptor = open_plain(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise CheckpointError(f"{path}: can't be written: {error.strerror}") from error
+            raise UnwritableError(f"{path}: can't be written: {error.strerror}") from error
         try:
             _take(descriptor, path, wait)
             if _is_at(descriptor, path):
