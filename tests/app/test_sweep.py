@@ -1,4 +1,7 @@
 import importlib.util
+import shlex
+import shutil
+import tomllib
 
 import pytest
 
@@ -63,3 +66,37 @@ def test_without_optuna_it_says_what_to_install(throughtime, text, tmp_path, mon
     ended = throughtime("sweep", text, "--out", tmp_path / "study", *SMALL)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "a sweep needs Optuna: pip install 'throughtime[sweep]'" in ended.err
+
+
+def test_a_best_run_that_is_gone_is_said_to_be_and_its_options_given(throughtime, text, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("sweep", text, "--out", "study", *SMALL, "--trials", 2)
+    first = throughtime(*arguments, "--json").json
+    best, other = first["best"], 1 - first["best"]
+    shutil.rmtree(first["trials"][best]["run"])
+    ended = throughtime(*arguments)
+    assert ended.out.splitlines()[-2:] == [
+        f"the best: trial {best}; its run, study/trial-000{best}, is gone",
+        f"the best that is here: study/trial-000{other}",
+    ]
+    advised = ended.err.splitlines()[-2].removeprefix("its options, for longer: throughtime train ")
+    assert "--config" not in advised
+    longer = throughtime("train", *shlex.split(advised.replace("RUN", "longer")))
+    assert longer.code == 0, longer.err
+    trained = tomllib.loads((tmp_path / "longer/config.toml").read_text())
+    assert trained["steps"] == 40
+    assert {name: trained[name] for name in ("hidden", "lr")} == first["trials"][best]["options"]
+    shutil.rmtree(first["trials"][other]["run"])
+    assert throughtime(*arguments).out.splitlines()[-1].endswith("is gone")
+
+
+def test_a_best_run_on_another_machine_is_named_by_its_place(throughtime, text, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("sweep", text, *SMALL, "--trials", 1, "--storage", "journal", "--name", "fox", "--out")
+    assert throughtime(*arguments, "there").code == 0
+    ended = throughtime(*arguments, "here")
+    assert ended.out.splitlines()[-1].startswith("the best: trial 0, ")
+    assert ended.out.splitlines()[-1].endswith(str(tmp_path / "there/trial-0000"))
+    assert "--config" not in ended.err

@@ -61,7 +61,8 @@ def print_study(study: "Study", console: Console) -> None:
         f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed", "running") if state in states
     ]
     console.print(Text(f"{study.name}: {', '.join(counts) or 'no trial yet'}", "bold"), soft_wrap=True)
-    best = sorted(_complete(study), key=lambda one: one.bits_per_character)[:_SHOWN]
+    ranked = _ranked(study)
+    best = ranked[:_SHOWN]
     if not best:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
@@ -77,26 +78,30 @@ def print_study(study: "Study", console: Console) -> None:
     if importances:
         shares = "  ".join(f"{name} {share:.0%}" for name, share in importances.items())
         console.print(f"what made the difference (PED-ANOVA): {shares}", soft_wrap=True)
-    console.print(f"the best: {printable(str(best[0].run))}", soft_wrap=True)
+    console.print(f"the best: {printable(_place(best[0]))}", soft_wrap=True)
+    here = next((one for one in ranked if one.is_here), None)
+    if here is not None and here is not best[0]:
+        console.print(f"the best that is here: {printable(str(here.run))}", soft_wrap=True)
 
 
 def print_next_steps(study: "Study", paths: Sequence[Path]) -> None:
     """Say on stderr how the best trial is trained anew for longer, and where the study is looked at."""
-    best = min(_complete(study), key=lambda one: one.bits_per_character, default=None)
+    best = next(iter(_ranked(study)), None)
     if best is not None:
         budget = next((name for name in ("epochs", "steps") if study.base.get(name)), "minutes")
         longer = 4 * study.base.get(budget, 3)
         texts = " ".join(shell_word(path) for path in paths)
-        config = shell_word(best.run / "config.toml")
-        note(
-            f"its options, for longer: throughtime train {texts} --out RUN --config {config} {as_given(budget, longer)}"
-        )
+        chosen = f"--config {shell_word(best.run / 'config.toml')}"
+        if not best.is_here:
+            values = {name: value for name, value in (study.base | best.options).items() if value is not None}
+            chosen = " ".join(as_given(name, value) for name, value in values.items() if name != budget)
+        note(f"its options, for longer: throughtime train {texts} --out RUN {chosen} {as_given(budget, longer)}")
     note(f"the study in a browser: optuna-dashboard {shell_word(study.storage)}")
 
 
 def study_record(study: "Study") -> dict[str, Any]:
     """Return a study as JSON holds it."""
-    best = min(_complete(study), key=lambda one: one.bits_per_character, default=None)
+    best = next(iter(_ranked(study)), None)
     trials = [vars(one) | {"run": str(one.run)} for one in study.tried()]
     for trial in trials:
         del trial["signal"]
@@ -129,6 +134,18 @@ def _outcome(tried: "Tried", best: float | None) -> str:
 
 def _complete(study: "Study") -> list[Any]:
     return [one for one in study.tried() if one.state == "complete" and one.bits_per_character is not None]
+
+
+def _ranked(study: "Study") -> list[Any]:
+    """Return the complete trials, the best first."""
+    return sorted(_complete(study), key=lambda one: one.bits_per_character)
+
+
+def _place(tried: "Tried") -> str:
+    """Return where a trial's run is, or that it is gone."""
+    if tried.elsewhere is not None:
+        return f"trial {tried.number}, {tried.elsewhere}"
+    return str(tried.run) if tried.is_here else f"trial {tried.number}; its run, {tried.run}, is gone"
 
 
 def _flags(options: Mapping[str, Any]) -> str:
