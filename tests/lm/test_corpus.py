@@ -2,6 +2,7 @@
 
 import gzip
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,6 +234,15 @@ def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "a.txt").write_text(TEXT)
     with pytest.raises(InputError, match=r"a\.txt/data: can't write the encoded text there: Not a directory"):
         build_corpus([tmp_path / "a.txt"], tmp_path / "a.txt" / "data")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is full")
+def test_a_full_disk_is_said_to_be_full(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(TEXT * 10_000)
+    with Path("/dev/full").open("r+b", buffering=0) as device:
+        monkeypatch.setattr("throughtime.lm.encoding.create_beside", lambda path: (path, device))
+        with pytest.raises(InputError, match=r"can't write the encoded text there: No space left on device"):
+            build_corpus([tmp_path / "a.txt"], tmp_path / "data")
 
 
 def test_a_damaged_encoding_is_refused_when_opened_and_made_anew_when_built(tmp_path):

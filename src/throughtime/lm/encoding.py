@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -412,7 +413,7 @@ class TokenFile:
         needed = np.min_scalar_type(max(largest, 255))
         if needed.itemsize > self.dtype.itemsize:
             self._widen(needed)
-        ids.astype(self.dtype, copy=False).tofile(self._file)
+        _write(self._file, ids.astype(self.dtype, copy=False))
         self.count += len(ids)
 
     def _widen(self, dtype: np.dtype) -> None:
@@ -424,7 +425,7 @@ class TokenFile:
         try:
             self._file.seek(0)
             while len(chunk := np.fromfile(self._file, self.dtype, CHUNK)):
-                change(chunk).astype(dtype, copy=False).tofile(copy)
+                _write(copy, change(chunk).astype(dtype, copy=False))
         except BaseException:
             copy.close()
             copy_path.unlink()
@@ -539,3 +540,8 @@ def _training_text(files: list[tuple[Path, bool]], how: Tokenization, split: flo
                     yield text
         except InputError:
             continue
+
+
+def _write(file: BufferedRandom, ids: NDArray[np.generic]) -> None:
+    """Write numbers to a file; unlike numpy's `tofile`, it says why it can't."""
+    file.write(np.ascontiguousarray(ids).data)
