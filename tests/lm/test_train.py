@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from throughtime.lm import (
     resume,
     train,
 )
+from throughtime.lm.run import Run
 from throughtime.lm.stored_tokens import StoredTokens
-from throughtime.training import Budget, NonFiniteError
+from throughtime.training import Budget, LostRankError, NonFiniteError
 from throughtime.training.checkpoint import load
 
 SMALL = {"hidden": 16, "batch": 4, "bptt": 16, "steps": 30}
@@ -215,6 +217,31 @@ def test_a_model_that_cant_be_made_leaves_no_run(text, tmp_path, monkeypatch):
         train([text], tmp_path / "run", TrainingOptions(**SMALL))
     monkeypatch.undo()
     assert train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1})).steps == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, LostRankError("is gone")])
+def test_a_run_that_was_never_saved_leaves_its_folder_free(text, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save_checkpoint", fail)
+        with pytest.raises(error if isinstance(error, type) else LostRankError) as caught:
+            train([text], tmp_path / "run", TrainingOptions(**SMALL))
+    assert "go on with" not in str(caught.value)
+    assert [entry.name for entry in (tmp_path / "run").iterdir() if not entry.name.startswith(".")] == ["data"]
+    assert train([text], tmp_path / "run", TrainingOptions(**SMALL | {"steps": 1})).steps == 1
+
+
+def test_a_lost_process_is_no_reason_to_remove_weights(text, tmp_path):
+    def lose(report):
+        if report.step == 2:
+            shutil.rmtree(tmp_path / "run/checkpoint")
+            raise LostRankError("is gone")
+
+    with pytest.raises(LostRankError, match="nothing was saved yet"):
+        train([text], tmp_path / "run", TrainingOptions(**SMALL), lose)
+    assert open_run(tmp_path / "run").load_model() is not None
 
 
 def test_a_first_loss_that_is_no_number_leaves_the_start_to_go_back_to(text, tmp_path, monkeypatch):

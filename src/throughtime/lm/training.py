@@ -422,9 +422,10 @@ def _train(
             described = RunConfig(asdict(options), config, versions(), origin=origin)
             run = create_run(folder, described, corpus.tokenizer)
             ranks.of_first(lambda: (options, config))
-        return ranks.of_first(
-            lambda: _finish(run, loop, corpus, callbacks.observer, callbacks.on_event, callbacks.monitor)
-        )
+        with _free_unless_saved(folder, loop):
+            return ranks.of_first(
+                lambda: _finish(run, loop, corpus, callbacks.observer, callbacks.on_event, callbacks.monitor)
+            )
 
 
 def _train_along(folder: Path, ranks: Ranks, probe: Probe | None) -> TrainingSummary:
@@ -518,6 +519,17 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
         clear_run(folder)
         if not was_encoded:
             shutil.rmtree(folder / DATA, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _free_unless_saved(folder: Path, loop: Loop) -> Iterator[None]:
+    """Of a run that breaks off before it was saved for the first time leave the encoded text alone, to be trained anew."""
+    try:
+        yield
+    except BaseException:
+        if not loop.step and not (folder / CHECKPOINT).exists():
+            clear_run(folder)
         raise
 
 
@@ -794,8 +806,9 @@ def _said_as_options(folder: Path) -> Iterator[None]:
     except NonFiniteError as error:
         raise type(error)(f"{error}: --lr, --clip") from error
     except LostRankError as error:
-        go_on = f"throughtime train --resume {shell_word(folder)}"
-        raise LostRankError(f"{error}; what was saved last is whole, go on with: {go_on}") from error
+        go_on = f"what was saved last is whole, go on with: throughtime train --resume {shell_word(folder)}"
+        is_saved = (folder / CHECKPOINT).exists()
+        raise LostRankError(f"{error}; {go_on if is_saved else 'nothing was saved yet, train anew'}") from error
 
 
 def _compare(
