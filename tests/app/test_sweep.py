@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 
+from throughtime.app import errors
 from throughtime.lm import study
 
 SMALL = ("--steps", 10, "--hidden", "2..8", "--lr", "1e-3..1e-1", "--batch", 4, "--bptt", 8)
@@ -100,3 +101,25 @@ def test_a_best_run_on_another_machine_is_named_by_its_place(throughtime, text, 
     assert ended.out.splitlines()[-1].startswith("the best: trial 0, ")
     assert ended.out.splitlines()[-1].endswith(str(tmp_path / "there/trial-0000"))
     assert "--config" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("build_corpus", "stopped; nothing was trained yet\n"),
+        ("train", "stopped; the same command goes on with the study\n"),
+    ],
+)
+def test_ctrl_c_outside_of_the_steps_says_what_is_left(throughtime, text, tmp_path, monkeypatch, where, said):
+    pytest.importorskip("optuna")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    arguments = ("sweep", text, "--out", tmp_path / "study", *SMALL, "--trials", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(study, where, interrupted)
+        ended = throughtime(*arguments)
+    assert ended.code == errors.INTERRUPTED
+    assert ended.err.endswith(said)
+    assert throughtime(*arguments).code == 0

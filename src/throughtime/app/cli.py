@@ -369,7 +369,12 @@ def sweep(
         given[switch] = given[switch] if len(set(given[switch])) > 1 else given[switch][0]
     check_budgets(given)
     given = read_toml(config, given) if config else given
-    study, stopped = run_sweep(paths, out, given, trials, storage=storage, name=name, prune=prune)
+    try:
+        study, stopped = run_sweep(paths, out, given, trials, storage=storage, name=name, prune=prune)
+    except KeyboardInterrupt:  # before a trial's first step, after its last, or twice
+        is_there = (out / "study.json").exists()
+        note("stopped; the same command goes on with the study" if is_there else "stopped; nothing was trained yet")
+        raise typer.Exit(errors.INTERRUPTED) from None
     if as_json:
         print_json(study_record(study))
     else:
