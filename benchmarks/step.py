@@ -20,7 +20,7 @@ import itertools
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -226,10 +226,10 @@ def calls(kind: str, hidden: int, shape: tuple[int, int], num_layers: int) -> li
 
 
 @torch.inference_mode()
-def layers_at_few_steps(budget: float, *, quick: bool) -> None:
+def layers_at_few_steps(budget: float, threads_each: Sequence[int] = (1, 2), *, quick: bool) -> None:
     """Print torch.nn's time over ours, for each cell, number of layers and threads, size and shape."""
     found: dict[str, float] = {}
-    for threads in (1, 2):
+    for threads in threads_each:
         torch.set_num_threads(threads)
         for kind, num_layers, hidden in itertools.product(LAYERS, (1, 2), SIZES):
             what = f"{kind.upper()}, I = H = {hidden}, layers {num_layers}, threads {threads}"
@@ -312,13 +312,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer turns, and small cases alone")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="this alone, on Linux")
     parser.add_argument("--layers", action="store_true", help="the layers' own calls alone")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="with --layers, on how many; default 1 2"
+    )
     parser.add_argument("--cells", action="store_true", help="the cells alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.soak is not None:
         soak(given.soak)
     elif given.layers:
-        layers_at_few_steps(0.1 if given.quick else 0.5, quick=given.quick)
+        layers_at_few_steps(0.1 if given.quick else 0.5, given.threads, quick=given.quick)
     elif given.cells:
         cells_alone(0.1 if given.quick else 0.5)
     else:
