@@ -59,7 +59,14 @@ def test_the_usual_space_is_around_what_training_takes():
         ({"hidden": "4.."}, "a whole number, or a range, such as 1..64"),
         ({"hidden": "1..1" + "0" * 400}, "the first number below the second"),
         ({"lr": "nan..1"}, "the first number below the second"),
-        ({"lr": "0..1"}, "from above 0, since it is searched on a log scale; or choices, such as --lr 0,1"),
+        ({"clip": "0..1"}, "from above 0, since it is searched on a log scale; or choices, such as --clip 0,1"),
+        ({"hidden": "1..99999999999999999999"}, "the first number below the second, and both of them below 2^63"),
+        ({"lr": "1..inf"}, "the first number below the second, and both of them below 2^63"),
+        ({"hidden": "4..8..16"}, "hidden = '4..8..16': expected a whole number, or a range, such as 1..64"),
+        ({"hidden": "4..8,16"}, "hidden = '4..8,16': expected choices, or one range, such as 1..64, not both"),
+        ({"hidden": "4,,8"}, "hidden = '4,,8': expected two values or more, each of them once"),
+        ({"level": "char,word"}, "level = 'char,word': expected one value; it isn't searched"),
+        ({"preset": "char-rnn,awd-lstm"}, "one value; it isn't searched"),
         ({"cell": "lstm..gru"}, "choices, not a range, such as --cell lstm,gru"),
         ({"cell": "lstm,lstm"}, "two values or more, each of them once"),
         ({"cell": "lstm,"}, "two values or more, each of them once"),
@@ -79,3 +86,37 @@ def test_what_cant_be_searched_is_refused(given, said):
 def test_a_list_that_holds_no_choices_is_refused(values):
     with pytest.raises(InputError, match="two values or more, each of them once"):
         read_space({"hidden": values})
+
+
+@pytest.mark.parametrize(("name", "high"), [("lr", 1), ("hidden", 8), ("batch", 8)])
+def test_zero_is_advised_only_where_it_can_be(name, high):
+    with pytest.raises(InputError) as caught:
+        read_space({name: f"0..{high}"})
+    assert str(caught.value).endswith("a range from above 0, since it is searched on a log scale")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tied": [True, 4]}, "tied = 4: expected true or false"),
+        ({"tied": [True, 1]}, "tied = 1: expected true or false"),
+        ({"tied": [False, "true"]}, "tied = 'true': expected true or false"),
+        ({"hidden": [4, 4.0]}, "hidden = 4.0: expected a whole number"),
+        ({"hidden": [4, True]}, "hidden = True: expected a whole number"),
+        ({"hidden": [4, 0, 8]}, "hidden = 0: expected a whole number, at least 1"),
+        ({"lr": [0.1, float("nan")]}, "lr = nan: expected a number above 0"),
+        ({"cell": ["lstm", 4]}, "cell = 4: expected text"),
+        ({"dtype": ["float32", "float16", "bfloat16"]}, "unknown dtype 'float16'; did you mean 'bfloat16'?"),
+    ],
+)
+def test_each_choice_is_of_the_options_kind(given, said):
+    with pytest.raises(InputError) as caught:
+        read_space(given)
+    assert said in str(caught.value)
+
+
+def test_a_list_of_one_is_what_it_holds():
+    assert read_space({"hidden": ["4..8"], "cell": ["lstm,gru"]})[1] == {
+        "hidden": Span(4, 8, log=True),
+        "cell": Choices(("lstm", "gru")),
+    }

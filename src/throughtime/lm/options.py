@@ -257,20 +257,32 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for each in fields(Options):
-            about: About = each.metadata["about"]
-            value = getattr(self, each.name)
-            try:
-                value = settled(each.name, value, each.type)
-            except FieldError as error:
-                if about.range is None or math.isinf(about.range.below):
-                    raise
-                raise FieldError(each.name, value, about.range.expected) from error
-            object.__setattr__(self, each.name, value)
-            if about.range is not None and value is not None:
-                about.range.check(each.name, value)
-            if about.names and value not in about.names:
-                raise unknown_name(each.name, str(value), about.names)
+        for name in ABOUT:
+            object.__setattr__(self, name, checked(name, getattr(self, name)))
+
+
+def checked(name: str, value: Any) -> Any:
+    """Return an option's value, of its kind and in its range; whether it goes together with others is not asked.
+
+    Raises:
+        InputError: It can't be one.
+
+    Example:
+        >>> checked("hidden", 64)
+        64
+    """
+    about = ABOUT[name]
+    try:
+        value = settled(name, value, KINDS[name])
+    except FieldError as error:
+        if about.range is None or math.isinf(about.range.below):
+            raise
+        raise FieldError(name, value, about.range.expected) from error
+    if about.range is not None and value is not None:
+        about.range.check(name, value)
+    if about.names and value not in about.names:
+        raise unknown_name(name, str(value), about.names)
+    return value
 
 
 def flag(name: str) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 
 from throughtime.errors import FieldError, InputError
 from throughtime.lm.kinds import describe
-from throughtime.lm.options import ABOUT, DEFAULTS, KINDS, LOG, NAMES, as_given, flag
+from throughtime.lm.options import ABOUT, DEFAULTS, KINDS, LOG, NAMES, as_given, checked, flag
 
 BETWEEN, COMMA = "..", ","
 _WIDER, _FASTER, _DROPPED = 2, 3, 0.6  # the usual space: sizes H/2 … 2H, rates lr/10 … 3 lr, dropout up to 0.6
 _CELLS = ("lstm", "gru")
 _NUMBERS = (int, float)
 _MOST = 2**63
+_WITH_COMMAS = ("include", "freeze")  # options whose one value may hold some
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,12 @@ def read_space(given: Mapping[str, Any]) -> tuple[dict[str, Any], Space]:
     space: Space = {}
     for name, value in given.items():
         search = ABOUT[name].search if name in ABOUT else ""
+        if isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]
         is_text = isinstance(value, str)
-        if isinstance(value, list | tuple) or (is_text and search and COMMA in value):
+        if isinstance(value, list | tuple) or (is_text and COMMA in value and name not in _WITH_COMMAS):
             values = value.split(COMMA) if isinstance(value, str) else list(value)
-            if len(values) == 1:
-                fixed[name] = _one(name, values[0])
-            else:
-                space[name] = _choices(name, values, search)
+            space[name] = _choices(name, values, search)
         elif isinstance(value, str) and BETWEEN in value and (search or str not in _kinds(name)):
             space[name] = _span(name, value, search)
         else:
@@ -177,15 +177,16 @@ def _kinds(name: str) -> tuple[Any, ...]:
     return getattr(KINDS[name], "__args__", (KINDS[name],)) if name in KINDS else (str,)
 
 
-def _one(name: str, value: Any) -> Any:
-    """Return a value of an option's kind."""
+def _one(name: str, value: Any, given: Any = None) -> Any:
+    """Return a value of an option's kind; a message shows what was given, of which it may be a part."""
     if not isinstance(value, str) or str in _kinds(name):
         return value
     for kind in _NUMBERS:
         if kind in _kinds(name):
             with suppress(ValueError, OverflowError):
                 return kind(value)
-    raise FieldError(name, value, describe(KINDS[name], value, null=False) + _or_searched(name))
+    shown = value if given is None else given
+    raise FieldError(name, shown, describe(KINDS[name], value, null=False) + _or_searched(name))
 
 
 def _or_searched(name: str) -> str:
@@ -193,16 +194,24 @@ def _or_searched(name: str) -> str:
     search = ABOUT[name].search
     if not search:
         return "; it isn't searched"
-    return "" if search == NAMES else f", or a range, such as {'0.001..0.1' if float in _kinds(name) else '1..64'}"
+    return "" if search == NAMES else f", or a range, such as {_such_as(name)}"
+
+
+def _such_as(name: str) -> str:
+    return "0.001..0.1" if float in _kinds(name) else "1..64"
 
 
 def _choices(name: str, values: list[Any], search: str) -> Choices:
     shown = COMMA.join(map(str, values))
     if not search:
         raise FieldError(name, shown, "one value; it isn't searched")
-    read = tuple(_one(name, value) for value in values)
-    are_single = not any(isinstance(value, list | dict) for value in read)  # a TOML file may nest them
-    if not are_single or "" in read or len(read) < 2 or len(set(read)) < len(read):
+    if any(isinstance(value, str) and BETWEEN in value for value in values) and str not in _kinds(name):
+        raise FieldError(name, shown, f"choices, or one range, such as {_such_as(name)}, not both")
+    are_single = not any(isinstance(value, list | dict) for value in values)  # a TOML file may nest them
+    if not are_single or "" in values or len(values) < 2:
+        raise FieldError(name, shown, "two values or more, each of them once")
+    read = tuple(checked(name, _one(name, value)) for value in values)
+    if len(set(read)) < len(read):
         raise FieldError(name, shown, "two values or more, each of them once")
     return Choices(read)
 
@@ -215,13 +224,18 @@ def _span(name: str, text: str, search: str) -> Span:
         raise FieldError(
             name, text, "choices, not a range" + f", such as {flag(name)} {COMMA.join(known[:2])}" * bool(known)
         )
-    low, high = (_one(name, end) for end in text.split(BETWEEN, 1))
+    low, high = (_one(name, end, text) for end in text.split(BETWEEN, 1))
     if not -_MOST < low < high < _MOST:
-        raise FieldError(name, text, "a range LOW..HIGH, the first number below the second")
+        within = ", and both of them below 2^63" * (low < high or low == high >= _MOST)
+        raise FieldError(name, text, f"a range LOW..HIGH, the first number below the second{within}")
     if search == LOG and low <= 0:
-        raise FieldError(
-            name,
-            text,
-            f"a range from above 0, since it is searched on a log scale; or choices, such as {flag(name)} 0,{high:g}",
-        )
+        or_choices = f"; or choices, such as {flag(name)} 0,{high:g}" * _may_be_0(name)
+        raise FieldError(name, text, f"a range from above 0, since it is searched on a log scale{or_choices}")
     return Span(low, high, search == LOG)
+
+
+def _may_be_0(name: str) -> bool:
+    with suppress(InputError):
+        checked(name, 0)
+        return True
+    return False
