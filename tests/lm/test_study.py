@@ -241,6 +241,76 @@ def test_a_password_is_never_shown(text, tmp_path):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "storage",
+    ["nonsense://me:se/cret@host/x", "nonsense://me:a@secret@host/x", "nonsense://host/x?y=1&password=secret"],
+)
+def test_no_part_of_a_password_is_shown(text, tmp_path, storage):
+    with pytest.raises(InputError) as caught:
+        opened(text, tmp_path / "study", storage=storage)
+    assert "***" in str(caught.value)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ("", "is empty"),
+        ("sqlite://", "is in memory"),
+        ("sqlite:///", "is in memory"),
+        ("sqlite:///:memory:", "is in memory"),
+        ("sqlite:///file:x?mode=memory&uri=true", "is in memory"),
+        ("{}/fox.txt", "not a journal of Optuna's"),
+        ("{}/line", "not a journal of Optuna's"),
+        ("{}/numbers", "not a journal of Optuna's"),
+        ("{}/study.db", "not a journal of Optuna's"),
+    ],
+)
+def test_a_storage_that_is_none_is_refused(text, tmp_path, storage, said):
+    (tmp_path / "fox.txt").write_text("the quick brown fox\n")
+    (tmp_path / "line").write_text("no line end")
+    (tmp_path / "numbers").write_text("1\n[]\n")
+    (tmp_path / "study.db").write_bytes(b"SQLite format 3\0\xff\n")
+    there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=said):
+        opened(text, tmp_path / "study", storage=storage.format(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == there
+
+
+def test_an_empty_name_is_refused(text, tmp_path):
+    with pytest.raises(InputError, match="--name is empty"):
+        opened(text, tmp_path / "study", name="")
+
+
+@pytest.mark.parametrize("name", ["%41%2f", "a?b#c", "{x}{SCHEMA_VERSION}", "한글 '\"", "b\udcff"])
+def test_a_folder_may_have_any_name(text, tmp_path, name):
+    try:
+        (tmp_path / name).mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("the file system knows no such name")
+    study = opened(text, tmp_path / name)
+    work(study, 1)
+    assert (tmp_path / name / "study.db").stat().st_size
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert len(opened(text, tmp_path / name).tried()) == 1
+    assert optuna.load_study(study_name=study.name, storage=study.storage).trials
+
+
+def test_what_no_trial_could_have_here_is_refused_at_once(text, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="--device nowhere: can't be used here"):
+        opened(text, tmp_path / "study", SMALL | {"device": "nowhere"})
+    monkeypatch.setattr(studies.tensorboard.importlib.util, "find_spec", lambda name: None if "X" in name else name)
+    with pytest.raises(InputError, match="--tensorboard needs tensorboardX"):
+        opened(text, tmp_path / "study", SMALL | {"tensorboard": True})
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("tied", [[True, False], [False, True]])
+def test_the_order_of_choices_decides_nothing(text, tmp_path, tied):
+    study = opened(text, tmp_path / "study", SMALL | {"tied": tied, "embedding": [0, 8]})
+    assert study.space.keys() == {"hidden", "lr", "tied", "embedding"}
+
+
 def test_a_study_in_the_folder_of_its_text(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/fox.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)

@@ -28,13 +28,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from throughtime.errors import FieldError, InputError, is_out_of_memory, unknown_name
+from throughtime.lm import tensorboard
 from throughtime.lm.corpus import DESCRIPTION, TOKENS, Corpus, build_corpus
+from throughtime.lm.model import device_named
 from throughtime.lm.options import ABOUT, as_given, flag
 from throughtime.lm.presets import for_minutes
 from throughtime.lm.reading import find_files
 from throughtime.lm.run import CHECKPOINT, CONFIG, DATA, RESULTS, open_run
 from throughtime.lm.space import Space, described, read_space, usual_space
 from throughtime.lm.training import Observer, OnEvent, Probe, TrainingOptions, TrainingSummary, resume, train
+from throughtime.plain import printable
 from throughtime.training import NonFiniteError
 from throughtime.training.checkpoint import load_json, save_json
 from throughtime.training.files import LARGE, CheckpointError, UnwritableError
@@ -448,10 +451,11 @@ class _Plan:
         if fixed.get("from_weights") is not None:
             raise InputError("from_weights: the trials of a sweep begin with random weights; leave it out")
         self.given = {name: axis.plain for name, axis in space.items()} | fixed
-        lowest = {name: axis.ends[0] for name, axis in space.items()}
-        include = TrainingOptions.from_values(fixed | lowest).include
+        corners = _corners(space)
+        corner = next((each for each in corners if _refusal(fixed | each) is None), corners[0])
+        include = TrainingOptions.from_values(fixed | corner).include
         size = sum(file.stat().st_size for file, _ in find_files(paths, include, folder).files)
-        base, self.reason = for_minutes(fixed | lowest | {"device": self.device}, size)
+        base, self.reason = for_minutes(fixed | corner | {"device": self.device}, size)
         usual, _ = for_minutes(fixed | {"device": self.device}, size)
         self.usual = asdict(TrainingOptions.from_values(usual))
         if not space:
@@ -459,6 +463,7 @@ class _Plan:
         self.base = {name: value for name, value in base.items() if name not in space and name != "device"}
         self.space = space
         self._check_ends()
+        self._check_machine()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -477,12 +482,18 @@ class _Plan:
 
     def _check_ends(self) -> None:
         """Refuse a value at the end of a range, or a choice, that goes with neither the first nor the last of the others."""
-        corners = [{name: axis.ends[which] for name, axis in self.space.items()} for which in (0, -1)]
+        corners = _corners(self.space)
         for name, axis in self.space.items():
             for value in axis.ends:
                 refused = [why for corner in corners if (why := _refusal(self.base | corner | {name: value}))]
                 if len(refused) == len(corners):
                     raise refused[0]
+
+    def _check_machine(self) -> None:
+        """Refuse what no trial could have here, lest each is pruned for it."""
+        device_named(self.device)
+        if self.base.get("tensorboard"):
+            tensorboard.check_library()
 
     def check_same(self, settings: Any, folder: Path) -> None:
         """Refuse a study that began with something else."""
@@ -534,6 +545,8 @@ def open_study(
         InputError: Text, folder, storage or options can't be used, or aren't those that the study began with.
     """
     check_library()
+    if name == "":
+        raise InputError("--name is empty: expected the study's name; is a variable unset?")
     folder = Path(folder)
     plan = _Plan(given, paths, folder)
     with _held(folder, name) as mark:
@@ -595,7 +608,7 @@ def _mark_of(folder: Path, name: str | None, there: set[str]) -> _Mark:
             raise InputError(
                 f"--out {folder}: not a study, it holds {sorted(others)[0]}; expected a new folder, or a study's"
             )
-        return _Mark(name or folder.resolve().name, secrets.token_hex(8), secrets.token_hex(8))
+        return _Mark(name or printable(folder.resolve().name), secrets.token_hex(8), secrets.token_hex(8))
     known = load_json(folder / STUDY)
     if known.keys() != set(_Mark._fields) or not all(isinstance(value, str) for value in known.values()):
         raise InputError(f"{folder / STUDY}: not what was written; restore it")
@@ -611,13 +624,11 @@ def _open_storage(url: str | None, folder: Path, mark: _Mark, prune: bool) -> _K
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if url is None and "?" in str(folder.resolve()):
-        raise InputError(f"--out {folder}: SQLite takes no ? in the name of a folder; give another")
-    shown = f"sqlite:///{folder / DATABASE}" if url is None else re.sub(r"://([^:@/]*):[^@/]*@", r"://\1:***@", url)
+    shown = _sqlite(folder / DATABASE) if url is None else _without_passwords(url)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3) if prune else optuna.pruners.NopPruner()
     with _storage(shown, opening=True), _quietly():
         how = {"study_name": mark.name, "direction": "minimize", "load_if_exists": True, "pruner": pruner}
-        study = optuna.create_study(storage=_backend(url or shown), **how)
+        study = optuna.create_study(storage=_backend(shown if url is None else url), **how)
         settings = study.user_attrs.get(_SETTINGS) or {}
         is_foreign = not settings and any(trial.state.name != "WAITING" for trial in study.get_trials(deepcopy=False))
         if not settings and not is_foreign:
@@ -633,16 +644,52 @@ def _to_find(storage: str | None, folder: Path) -> str:
     return f"{own}give the --storage that it began with"
 
 
+def _sqlite(path: Path) -> str:
+    """Return the URL of a file of SQLite, as SQLAlchemy and Optuna read it, whatever the file's name."""
+    return "sqlite:///" + re.sub(r"[%?{}]", lambda found: f"%{ord(found[0]):02X}", str(path))
+
+
+def _without_passwords(url: str) -> str:
+    """Return a URL that may be shown; a password may hold any character."""
+    return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1***", re.sub(r"://([^:@/]*):.*@", r"://\1:***@", url))
+
+
 def _backend(url: str) -> Any:
     """Return Optuna's storage of a URL, or of a file for its journal."""
     from optuna.storages import JournalStorage, RDBStorage, journal
+    from sqlalchemy.engine import make_url
 
+    if not url:
+        raise InputError("--storage is empty: expected a database's URL, or a file; is a variable unset?")
     if url.startswith("redis"):
         return JournalStorage(journal.JournalRedisBackend(url))
     if "://" not in url:
+        if not _may_be_journal(Path(url)):
+            raise InputError(
+                f"--storage {url}: not a journal of Optuna's; expected one, a new file, or a URL, as in sqlite:///study.db"
+            )
         return JournalStorage(journal.JournalFileBackend(url))
+    if url.startswith("sqlite") and _is_in_memory(make_url(url).database or "", url):
+        raise InputError(
+            f"--storage {url}: is in memory, and gone at the end; expected a file, as in sqlite:///study.db"
+        )
     options = {"connect_args": {"timeout": _LOCKED}} if url.startswith("sqlite") else {}
     return RDBStorage(url, engine_kwargs=options)
+
+
+def _may_be_journal(path: Path) -> bool:
+    """Return whether a file, if it is there, begins as a journal; Optuna would write to any other, too, before it looked."""
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        try:
+            return "op_code" in json.loads(file.readline(10_000_000))
+        except (ValueError, TypeError, RecursionError):
+            return False
+
+
+def _is_in_memory(file: str, url: str) -> bool:
+    return not file or file.endswith(":memory:") or "mode=memory" in url
 
 
 @contextmanager
@@ -694,6 +741,11 @@ def _share(source: Path, target: Path) -> None:
             os.link(source / name, target / name)
         except OSError:
             shutil.copyfile(source / name, target / name)
+
+
+def _corners(space: Space) -> list[dict[str, Any]]:
+    """Return the first value of each option that is searched, and the last."""
+    return [{name: axis.ends[which] for name, axis in space.items()} for which in (0, -1)]
 
 
 def _refusal(values: Mapping[str, Any]) -> InputError | None:
