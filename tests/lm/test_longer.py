@@ -2,13 +2,14 @@
 
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from throughtime import InputError
-from throughtime.lm import Run, TrainingOptions, evaluate, open_run, resume, train
-from throughtime.training import Budget
+from throughtime.lm import Run, TrainingOptions, evaluate, open_run, resume, train, training
+from throughtime.training import Budget, Ranks
 from throughtime.training.checkpoint import load
 
 SMALL = {"hidden": 16, "batch": 4, "bptt": 16, "steps": 20}
@@ -170,3 +171,18 @@ def test_a_rate_that_rises_again_is_no_divergence(text, tmp_path):
 def test_a_rate_that_is_none_is_refused(run, rate):
     with pytest.raises(InputError, match=r"lr = .*expected a number above 0"):
         resume(run, longer=Budget(steps=5), learning_rate=rate)
+
+
+@pytest.mark.parametrize(("batch", "size", "expected"), [(4, 3, "2 or 4"), (2, 4, "2"), (12, 5, "4 or 6")])
+def test_a_run_goes_on_in_a_number_of_processes_that_divides_its_batch(
+    text, tmp_path, monkeypatch, batch, size, expected
+):
+    train([text], tmp_path / "run", TrainingOptions(hidden=2, batch=batch, bptt=4, steps=2))
+    monkeypatch.setattr(training, "joined", lambda: nullcontext(Ranks(0, size)))
+    monkeypatch.setattr(Ranks, "of_first", lambda ranks, make: make())
+    with pytest.raises(InputError) as caught:
+        resume(tmp_path / "run", longer=Budget(steps=2))
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: its batch has {batch} rows, which can't be divided among {size} processes; expected a number of "
+        f"processes such as {expected}"
+    )

@@ -613,6 +613,7 @@ def _restored(run: Run, probe: Probe | None, ranks: Ranks) -> tuple[TrainingOpti
         raise InputError(f"{run.folder}: no checkpoint was written yet; train anew, with another --out")
     tensors, state = run.load_checkpoint()
     corpus = run.corpus()
+    _check_divides(options.training_window.batch, ranks, run.folder)
     windows = _make_windows(corpus, options, ranks)
     loop = _make_loop(LanguageModel(run.model_config), windows, corpus, options, ranks, probe)
     try:
@@ -620,6 +621,17 @@ def _restored(run: Run, probe: Probe | None, ranks: Ranks) -> tuple[TrainingOpti
     except CheckpointError as error:
         raise CheckpointError(f"{run.folder / CHECKPOINT}: {error}; restore it or train anew") from error
     return options, loop, corpus
+
+
+def _check_divides(batch: int, ranks: Ranks, folder: Path) -> None:
+    """Refuse to go on with a run, whose batch stays, in processes among which its rows can't be divided."""
+    if batch % ranks.size:
+        numbers = [number for number in range(1, batch + 1) if batch % number == 0]
+        below, above = [n for n in numbers if n < ranks.size][-1:], [n for n in numbers if n > ranks.size][:1]
+        raise InputError(
+            f"{folder}: its batch has {batch} rows, which can't be divided among {ranks.size} processes; expected a number of "
+            f"processes such as {' or '.join(map(str, below + above))}"
+        )
 
 
 def _with_window(
