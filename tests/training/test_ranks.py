@@ -1,6 +1,7 @@
 """Several processes: tests/training/two_ranks.py, run by two; and what one process can tell of them."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -97,6 +98,41 @@ def test_an_environment_that_says_too_little_or_nonsense_is_refused(environment,
     with pytest.raises(InputError, match=said) as caught, joined():
         pass
     assert "\n" not in str(caught.value)
+
+
+WAITS = """
+import signal, threading
+from throughtime.training import joined
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Timer(1.0, print, ["waits"], {"flush": True}).start()
+try:
+    with joined():
+        pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals a process")
+@pytest.mark.parametrize("rank", range(2))
+def test_ctrl_c_ends_the_wait_for_others(rank):
+    there = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS],
+        env=there | {"MASTER_PORT": str(free_port())},
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waits\n"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, "interrupted\n"), err
 
 
 def test_each_process_draws_its_own_numbers_and_then_all_are_alike_again():

@@ -10,8 +10,10 @@ import pickle
 import platform
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -275,14 +277,32 @@ def _meet(rank: int, size: int) -> "Store":
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    try:
+
+    def find_others() -> "Store":
         store, *_ = next(rendezvous("env://", rank, size, timeout=_LONGEST_WAIT))
-        store = PrefixStore(_greet(store, rank, size), store)
+        return PrefixStore(_greet(store, rank, size), store)
+
+    try:
+        store = _awaited(find_others)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(f"process {rank} of {size} can't meet the others at {where}: {_line(error)}") from error
     return store
+
+
+def _awaited(find: Callable[[], _T]) -> _T:
+    """Return what a function does, in a thread: torch waits in native code, during which no signal would be heard."""
+    came = Future[_T]()
+
+    def run() -> None:
+        try:
+            came.set_result(find())
+        except BaseException as error:
+            came.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="finds the other processes").start()
+    return came.result()
 
 
 def _greet(store: "Store", rank: int, size: int) -> str:
