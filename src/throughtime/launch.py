@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from throughtime.errors import InputError
 
+_DIGITS = 9  # torch counts processes in 32 bits
 _HOW = "start the processes by torchrun --nproc-per-node N -m throughtime train …, or unset WORLD_SIZE for a single one"
 
 
@@ -50,6 +51,8 @@ def _number(name: str, otherwise: int, least: int = 0) -> int:
     given = os.environ.get(name)
     if not given:
         return otherwise
-    if not (given.isascii() and given.isdecimal()) or int(given) < least:
-        raise InputError(f"{name} is {given!r}: expected a whole number, at least {least}; {_HOW}")
-    return int(given)
+    is_whole = given.isascii() and given.isdecimal()
+    if is_whole and len(given) <= _DIGITS and int(given) >= least:
+        return int(given)
+    below = f" and of {_DIGITS} digits at most" * (is_whole and len(given) > _DIGITS)
+    raise InputError(f"{name} is {given!r}: expected a whole number, at least {least}{below}; {_HOW}")
