@@ -268,6 +268,22 @@ def test_lengths_that_are_wrong_are_refused_as_ever(lengths, error):
         make("lstm", 5, 7)(torch.randn(4, 2, 5), lengths=lengths)
 
 
+@pytest.mark.parametrize("needs_gradient", [False, True])
+@pytest.mark.parametrize(
+    ("order", "back", "said"),
+    [
+        (None, [0, 1], r"sorted_indices has shape None, unsorted_indices \[2\]; expected \(B,\) of both, or None"),
+        ([0, 1, 2], [0, 1], r"sorted_indices has shape \[3\], unsorted_indices \[2\]"),
+        ([0, 1], [0, 1], r"h_0 is \(2, 7\) .*; expected \(3, 7\)"),
+    ],
+)
+def test_a_packed_order_of_other_rows_is_refused_on_both_ways(order, back, said, needs_gradient):
+    places = [None if it is None else torch.tensor(it) for it in (order, back)]
+    packed = PackedSequence(torch.randn(12, 5), torch.full((4,), 3), *places)
+    with torch.set_grad_enabled(needs_gradient), pytest.raises(ValueError, match=said):
+        make("gru", 5, 7)(packed)
+
+
 def test_packed_rows_that_are_wrong_are_refused_as_ever():
     layer, packed = make("lstm", 5, 7), pack_padded_sequence(torch.randn(4, 2, 5), torch.tensor([4, 4]))
     with torch.no_grad():

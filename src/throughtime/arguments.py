@@ -163,6 +163,16 @@ def check_marks(
         raise RuntimeError(f"{name} is on {marks.device}, but the input is on {device}; move one of them with .to()")
 
 
+def check_order(there: Tensor | None, back: Tensor | None) -> None:
+    """Check that a PackedSequence moves its rows, and moves as many back, or does neither."""
+    shapes = [None if places is None else list(places.shape) for places in (there, back)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"PackedSequence: sorted_indices has shape {shapes[0]}, unsorted_indices {shapes[1]}; expected (B,) of both, or None; "
+            "pack_padded_sequence makes them"
+        )
+
+
 def _other_order(steps: int, rows: int, batch_first: bool) -> str:
     """Say how the layer reads its input, of what would fit if time and batch were exchanged."""
     if batch_first:

@@ -19,6 +19,7 @@ from throughtime.arguments import (
     check_lengths,
     check_marks,
     check_no_projection,
+    check_order,
     check_probabilities,
     check_projection,
     check_recompute_every,
@@ -324,10 +325,14 @@ class Recurrent(RNNBase):
         data, batch_sizes, order, back = packed
         if not direct.is_served(self._parameters, data, state):
             return None
+        if (order is None) is not (back is None):
+            return None
         if order is not None and state is not None:  # whose rows would have to be moved before they are checked
             return None
         steps = len(batch_sizes)
         rows = len(data) // max(1, steps)
+        if any(places is not None and places.shape != (rows,) for places in (order, back)):
+            return None
         if data.dim() != 2 or steps * rows != len(data) or not _are_all(batch_sizes, steps, rows):
             return None
         made = self._compute_directly(data.unflatten(0, (steps, rows)), state)
@@ -365,6 +370,7 @@ class Recurrent(RNNBase):
         data, batch_sizes, order, back = packed
         dtype = self._computed_dtype(data.device)
         data = self._check_input(data, 1, embedding, dtype)
+        check_order(order, back)
         rows = int(batch_sizes[0]) if order is None else len(order)  # a graph that is traced has no values to look at
         state = self._check_state(state, data, rows, dtype)
         if order is not None:
