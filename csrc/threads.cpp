@@ -80,13 +80,15 @@ void note_wait() {
   crowded_until.store(now + next, std::memory_order_relaxed);
 }
 
-// A team met without waiting. He is believed to stay half as long once teams have met so for as long as he was believed to stay: a
-// process beside which they do for a few milliseconds will have its next time slice.
+// A team met without waiting: the neighbour wasn't there, so that the next wait is chance again. He is believed to stay half as long
+// once teams have met so for as long as he was believed to stay: a process beside which they do for a few milliseconds will have its
+// next time slice.
 void note_meeting() {
-  const auto stays = belief.load(std::memory_order_relaxed);
-  if (stays == shortest.count()) return;
+  const auto until = crowded_until.load(std::memory_order_relaxed), stays = belief.load(std::memory_order_relaxed);
+  if (!until && stays == shortest.count()) return;
   const auto now = clock_now();
-  if (now - calm_since.load(std::memory_order_relaxed) < stays) return;
+  if (now >= until) crowded_until.store(0, std::memory_order_relaxed);
+  if (stays == shortest.count() || now - calm_since.load(std::memory_order_relaxed) < stays) return;
   calm_since.store(now, std::memory_order_relaxed);
   belief.store(std::max(stays / 2, shortest.count()), std::memory_order_relaxed);
 }
@@ -107,7 +109,7 @@ struct Work {
   void note() const {
     const long vain = waits.load(std::memory_order_relaxed) + was_held_up();
     for (long wait = 0; wait < std::min(vain, 2L); ++wait) note_wait();
-    if (vain <= 0) note_meeting();
+    if (!vain) note_meeting();
   }
 };
 
