@@ -46,7 +46,7 @@ CALLERS = 8  # Python threads that call at the same time
 POLICIES = {"torch": None, "torch active": "active", "torch passive": "passive"}
 SITUATIONS = [*POLICIES, "onnxruntime", "process", "callers", "one core", "turns"]
 BLOCK = 0.05  # seconds at rest of the calls of a turn, since a layer learns from a call for the next one
-MOST = 1.0  # seconds of them beside somebody, where spinning threads wait for a time slice at each meeting
+MOST = 1.0  # seconds of them at most, beside somebody: spinning threads wait for a time slice at each meeting
 AT_ONE_THREADS_TIME = 0.9  # of one thread's median: a call that took so long had one thread
 
 Call = Callable[[], Any]
@@ -111,15 +111,16 @@ def _beside(situation: str, problem: Problem) -> tuple[Call, Callable[[], Abstra
 
 
 def _seconds(call: Call, before: Call | None = None, repeats: int = 1) -> float:
-    """Return the mean of some calls, each after another one that isn't timed."""
-    seconds = 0.0
-    for _ in range(repeats):
+    """Return the mean of some calls, each after another one that isn't timed: of fewer where they take more than `MOST`."""
+    seconds, made = 0.0, 0
+    while made < repeats and seconds < MOST:
         if before:
             before()
         start = time.perf_counter()
         call()
         seconds += time.perf_counter() - start
-    return seconds / repeats
+        made += 1
+    return seconds / made
 
 
 def measure(situation: str, problem: Problem, turns: int) -> dict[str, Any]:
@@ -138,8 +139,6 @@ def measure(situation: str, problem: Problem, turns: int) -> dict[str, Any]:
         call()
     callers = CALLERS if situation == "callers" else 1
     repeats = math.ceil(BLOCK / callers / min(_seconds(ours), _seconds(theirs)))
-    with around():
-        fewer = {name: min(repeats, math.ceil(MOST / _seconds(call, before))) for name, call in calls.items()}
     rest: dict[str, list[float]] = {OURS: [], PEER: []}
     beside: dict[str, list[float]] = {OURS: [], PEER: []}
     met = alone = 0
@@ -151,7 +150,7 @@ def measure(situation: str, problem: Problem, turns: int) -> dict[str, Any]:
             time.sleep(SETTLE)
             with around():
                 was = native.meetings()
-                beside[name].append(_seconds(call, before, fewer[name]) / callers)
+                beside[name].append(_seconds(call, before, repeats) / callers)
                 now = native.meetings()
             met, alone = met + now.teams - was.teams, alone + now.alone - was.alone
     medians = {name: (statistics.median(rest[name]), statistics.median(beside[name])) for name in calls}

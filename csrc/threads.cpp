@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
+#include <time.h>
 
 #include <algorithm>
 #include <chrono>
@@ -58,7 +59,7 @@ std::atomic<bool> own_threads_are_used{false};
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr Clock::duration soon = milliseconds(100), shortest = milliseconds(10), longest = milliseconds(400);
+constexpr Clock::duration soon = milliseconds(100), shortest = milliseconds(10), longest = milliseconds(400), hiccup = milliseconds(2);
 
 // When a thread was last waited for in vain, until when nobody waits for it again, how long that is, and since when nothing speaks for it.
 std::atomic<Clock::rep> last_wait{0}, crowded_until{0}, belief{shortest.count()}, calm_since{0};
@@ -93,17 +94,24 @@ void note_meeting() {
   belief.store(std::max(stays / 2, shortest.count()), std::memory_order_relaxed);
 }
 
+// What the processor has spent on the calling thread.
+Clock::duration processor_time() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return std::chrono::duration_cast<Clock::duration>(std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec));
+}
+
 struct Work {
   void (*body)(void*, int, int);
   void* context;
-  Clock::time_point begin = Clock::now(), end;  // of the calling thread's part
+  Clock::time_point begin = Clock::now();
+  Clock::duration own{};  // the processor's time for the calling thread's part, or, where it was short, how long it lasted
+  int members = 1;
   std::atomic<long> waits{0};  // of members at barriers, that were in vain
 
-  // Whether the calling thread waited for the others for most of the time: alone it would have been done sooner.
-  bool was_held_up() const {
-    const auto now = Clock::now();
-    return now - end > milliseconds(2) && now - end > end - begin;
-  }
+  // Whether the calling thread would have been done sooner alone. By the processor's time: two threads on one core take turns of
+  // milliseconds, and each one's part seems to last as long as its waiting.
+  bool was_held_up() const { return Clock::now() - begin > members * own + hiccup; }
 
   // What the team's meeting was like.
   void note() const {
@@ -118,9 +126,14 @@ thread_local Work* own_team = nullptr;
 // A member's part. Every thread that computes anything comes through here, or, by itself, through `run_together`.
 void take_part(Work& team, int member, int members) {
   const FlushDenormals flush;
+  const auto begin = member ? Clock::duration{} : processor_time();
   Work* const before = std::exchange(own_team, &team);
   team.body(team.context, member, members);
   own_team = before;
+  if (member) return;
+  team.members = members;
+  const auto lasted = Clock::now() - team.begin;
+  team.own = lasted < hiccup ? lasted : processor_time() - begin;
 }
 
 void run_alone(void (*body)(void*, int, int), void* context) {
@@ -235,7 +248,6 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
           auto& it = *static_cast<Work*>(w);
           const int member = openmp().thread();
           take_part(it, member, openmp().threads());
-          if (member == 0) it.end = Clock::now();
         },
         &work, static_cast<unsigned>(threads), 0);
     return work.note();
@@ -245,7 +257,6 @@ void run_together(int threads, void (*body)(void*, int, int), void* context) {
   Work work{body, context};
   for (int member = 1; member < members; ++member) others[member - 1]->start(work, member, members);
   take_part(work, 0, members);
-  work.end = Clock::now();
   for (Worker* other : others) other->wait();
   workers->give(others);
   work.note();
