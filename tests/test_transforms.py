@@ -411,3 +411,26 @@ for transformed in (tangent, mapped):
     assert found.any()
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # torch.func.linearize's own
+@pytest.mark.parametrize("option", ["mask", "reset", "reset_to"])
+def test_a_trace_decides_nothing_by_values(option):
+    layer, x, hx = (
+        throughtime.GRU(3, 4, bidirectional=True).double(),
+        torch.randn(5, 2, 3).double(),
+        torch.ones(2, 2, 4),
+    )
+    hx, fresh = hx.double(), {"reset_to": torch.randn(2, 1, 4).double()} if option == "reset_to" else {}
+    name = "mask" if option == "mask" else "reset"
+    some, others = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 0], [0, 0]]) > 0, torch.tensor([[0, 1]] * 4 + [[1, 0]]) > 0
+
+    def run(x: Tensor, marks: Tensor) -> Tensor:
+        return layer(x, hx, **{name: marks}, **fresh)[0]
+
+    graph = make_fx(run)(x, torch.zeros_like(some))
+    for marks in (some, others):
+        torch.testing.assert_close(graph(x, marks), run(x, marks))
+        output, tangent = torch.func.linearize(lambda x: run(x, marks), x)  # noqa: B023 called before the next
+        torch.testing.assert_close(output, run(x, marks))
+        torch.testing.assert_close(tangent(x), jvp(lambda x: run(x, marks), (x,), (x,))[1])  # noqa: B023

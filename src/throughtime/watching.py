@@ -55,9 +55,9 @@ def is_transformed() -> bool:
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor's values can be looked at: none has any on "meta", under FakeTensorMode and while a graph is compiled.
 
-    In a trace of torch.jit's there are some, but the graph is to serve others.
+    In a trace of torch.jit's, of `make_fx` or `torch.func.linearize` there are some, but the graph is to serve others.
     """
-    if tensor.is_meta or torch.compiler.is_compiling() or is_jit_traced():
+    if tensor.is_meta or torch.compiler.is_compiling() or is_jit_traced() or _is_fx_traced():
         return False
     return type(tensor) in PLAIN or not _is_fake(tensor)
 
@@ -78,6 +78,12 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
 def is_jit_traced() -> bool:
     """Whether `torch.jit.trace` is looking on."""
     return _tracing_state() is not None
+
+
+def _is_fx_traced() -> bool:
+    """Whether `make_fx`, or what is made of it, is looking on."""
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return tracer is not None and getattr(tracer, "get_proxy_mode", lambda: True)() is not None
 
 
 def is_exported_to_onnx() -> bool:
