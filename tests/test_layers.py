@@ -522,6 +522,23 @@ def test_lengths_and_resets_may_be_lists_or_numpy_arrays():
     assert (one[4:] == 0).all()
 
 
+def test_lists_and_arrays_are_made_where_the_input_is():
+    layer, x, marks = throughtime.GRU(5, 4), torch.randn(6, 3, 5), torch.rand(6, 3) < 0.7
+    expected = layer(x, lengths=torch.tensor([1, 6, 0]), reset=marks)[0], layer(x, mask=marks)[0]
+    for device in ("cpu", "meta"):
+        with torch.device(device):  # where torch makes what isn't told otherwise
+            found = layer(x, lengths=[1, 6, 0], reset=marks.tolist())[0], layer(x, mask=marks.numpy())[0]
+        assert all(map(torch.equal, found, expected))
+
+
+def test_a_batch_without_rows_has_empty_lists():
+    layer, x = throughtime.GRU(5, 4), torch.randn(6, 0, 5)
+    for options in ({"lengths": []}, {"lengths": (), "reset": [[]] * 6}, {"mask": [[]] * 6}):
+        assert layer(x, **options)[0].shape == (6, 0, 4)
+    with pytest.raises(ValueError, match=r"lengths has shape \[0\]; expected \(3,\)"):
+        layer(torch.randn(6, 3, 5), lengths=[])
+
+
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [

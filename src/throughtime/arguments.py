@@ -98,18 +98,26 @@ def check_recompute_every(every: int) -> int:
     return int(every)
 
 
-def as_tensor(name: str, value: object) -> Tensor | None:
-    """Return a tensor, or the tensor that a list or a numpy array stands for; `None` for none."""
+def as_tensor(name: str, value: object, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Return a tensor, or the tensor that a list or a numpy array stands for; `None` for none.
+
+    Args:
+        name: The argument's.
+        value: What was given.
+        dtype: Of a list without numbers, as of a batch without rows.
+        device: Where a list's or an array's is made.
+    """
     if value is None or isinstance(value, Tensor):
         return value
     if not isinstance(value, list | tuple) and type(value).__module__ != "numpy":
         raise TypeError(f"{name} is {describe_value(value)}; expected a tensor, a list or a numpy array")
     try:
-        return torch.as_tensor(value)
+        made = torch.as_tensor(value, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} is {describe_value(value)} that makes no tensor ({error}); expected a tensor"
         ) from error
+    return made if made.numel() or not isinstance(value, list | tuple) else made.to(dtype)
 
 
 def check_lengths(

@@ -236,7 +236,12 @@ class Recurrent(RNNBase):
         if not isinstance(input, Tensor):
             raise TypeError(f"input is {describe_value(input)}; expected a tensor or a PackedSequence")
         lengths, mask, reset, embedding = given
-        given = _Given(as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset), embedding)
+        given = _Given(
+            as_tensor("lengths", lengths, torch.int64, input.device),
+            as_tensor("mask", mask, torch.bool, input.device),
+            as_tensor("reset", reset, torch.bool, input.device),
+            embedding,
+        )
         axes = input.dim() - 1 if not _are_ids(input) else input.dim()
         if axes not in (1, 2):
             raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
