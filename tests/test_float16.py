@@ -94,3 +94,24 @@ def test_a_backend_that_is_insisted_on_computes_as_it_does():
     theirs = torch.nn.GRU(5, 8).half()
     theirs.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x)[0], theirs(x)[0])
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *VARIANTS])
+@pytest.mark.parametrize("form", ["vectors", "ids", "embedded"])
+def test_autocast_to_bfloat16_is_that_of_the_same_numbers_in_float32(name, form):
+    layer = (LAYERS | VARIANTS)[name](num_layers=2, bidirectional=True).half()
+    wide = copy.deepcopy(layer).float()
+    table = torch.randn(7, 5).half()
+    results = []
+    for module in (layer, wide):
+        torch.manual_seed(1)
+        options = {"embedding": table.to(next(module.parameters()).dtype)} if form == "embedded" else {}
+        x = torch.arange(42).view(7, 6) % 5 if form != "vectors" else torch.linspace(-1, 1, 210).view(7, 6, 5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, _ = module(x, **options)
+        results.append([output, *torch.autograd.grad(output.float().sum(), list(module.parameters()))])
+    assert results[0][0].dtype == torch.bfloat16
+    assert torch.equal(results[0][0], results[1][0])
+    for narrow, exact in zip(results[0][1:], results[1][1:], strict=True):
+        assert narrow.dtype == F16
+        assert torch.equal(narrow, exact.half())

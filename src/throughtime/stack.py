@@ -73,6 +73,8 @@ def run(
     """
     if state[0].dtype == torch.float16 and _computes_float16_wide(stack.backend, state[0].device):
         return _run_wide(stack, weights, sequences, state)
+    if state[0].dtype == torch.bfloat16 and weights[0].weight_ih.dtype == torch.float16:
+        weights = [_widened(p) for p in weights]  # under autocast: neither is a part of the other
     states = zip(*(s.unbind() for s in state), strict=True)
     each = enumerate(zip(states, weights, strict=True))
     directions = [Direction(*given, reverse=row % stack.directions == 1) for row, given in each]
@@ -102,9 +104,13 @@ def _run_wide(
             input=input.float() if input.is_floating_point() else input,
             embedding=None if embedding is None else embedding.float(),
         )
-        wide = [p._replace(**{name: tensor.float() for name, tensor in p.there().items()}) for p in weights]
-        output, final = run(stack, wide, sequences, tuple(s.float() for s in state))
+        output, final = run(stack, [_widened(p) for p in weights], sequences, tuple(s.float() for s in state))
     return output.half(), tuple(s.half() for s in final)
+
+
+def _widened(parameters: Parameters) -> Parameters:
+    """Return parameters in float32, which float16 and bfloat16 are parts of."""
+    return parameters._replace(**{name: tensor.float() for name, tensor in parameters.there().items()})
 
 
 def _read_tokens(
