@@ -7,10 +7,13 @@ from abc import ABC
 
 import pytest
 import torch
+from comparison import BACKENDS, HAS_NATIVE
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import throughtime
+from throughtime.backend import native
+from throughtime.request import Direction, Request
 from throughtime.rnn_base import FlatWeights
 
 PAIRS = {
@@ -246,3 +249,84 @@ def test_the_common_base_does_not_keep_a_layer_from_being_compiled():
     torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x)[0], layer(x)[0])
     with pytest.raises(torch._dynamo.exc.Unsupported, match="LSTM"):
         torch.compile(nn.LSTM(5, 4), fullgraph=True, backend="eager")(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        ({"num_layers": 2}, "num_layers", 1),
+        ({}, "num_layers", 2),
+        ({"bidirectional": True}, "bidirectional", False),
+        ({}, "bidirectional", True),
+        ({}, "bias", False),
+        ({"bias": False}, "bias", True),
+    ],
+)
+@pytest.mark.parametrize("has_gradient", [False, True])
+def test_a_field_that_is_set_against_the_parameters_is_refused(options, field, value, has_gradient):
+    layer = throughtime.LSTM(5, 4, **options)
+    setattr(layer, field, value)
+    said = f"{field} = {value}.*the layer was made with parameters weight_ih_l0 … .*; make a new layer"
+    with torch.set_grad_enabled(has_gradient), pytest.raises(throughtime.InputError, match=said):
+        layer(torch.randn(6, 3, 5))
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU", "MGU"])
+@pytest.mark.parametrize("name", ["bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bias_that_is_set_to_none_counts_as_zeros(kind, name, backend):
+    if backend == "torch" and kind == "MGU":
+        pytest.skip("torch has no such layer")
+    layer, x = getattr(throughtime, kind)(5, 4, backend=backend), torch.randn(6, 3, 5)
+    other = copy.deepcopy(layer)
+    nn.init.zeros_(getattr(other, name))
+    setattr(layer, name, None)
+    expected = other(x)[0]
+    torch.testing.assert_close(layer(x)[0], expected)
+    leaves = layer.weight_ih_l0, other.weight_ih_l0
+    found, exact = (torch.autograd.grad(m(x)[0].sum(), w)[0] for m, w in zip((layer, other), leaves, strict=True))
+    torch.testing.assert_close(found, exact)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x)[0], expected)
+        torch.testing.assert_close(torch.compile(layer, backend="aot_eager")(x)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["gain_ih_l0", "gain_c_l0", "shift_c_l0", "weight_ch_l0"])
+@pytest.mark.parametrize("has_gradient", [False, True])
+@pytest.mark.parametrize("kind", [throughtime.LSTM, throughtime.LSTMCell])
+def test_a_variants_parameter_that_is_set_to_none_is_refused(kind, name, has_gradient):
+    module, x = kind(5, 4, layer_norm=True, peepholes=True), torch.randn(3, 5)
+    plain = name.removesuffix("_l0")
+    setattr(module, plain if kind is throughtime.LSTMCell else name, None)
+    said = f"{plain} is None; expected a tensor, since a lstm.* has it"
+    with torch.set_grad_enabled(has_gradient), pytest.raises(TypeError, match=said):
+        module(x)
+
+
+@pytest.mark.parametrize("way", ["", "_reverse"])
+def test_biases_of_one_direction_that_are_set_to_none_count_as_zeros(way):
+    layer, x = throughtime.GRU(5, 4, bidirectional=True), torch.randn(6, 3, 5)
+    other = copy.deepcopy(layer)
+    for name in (f"bias_ih_l0{way}", f"bias_hh_l0{way}"):
+        nn.init.zeros_(getattr(other, name))
+        setattr(layer, name, None)
+    found, exact = (torch.autograd.grad(m(x)[0].sum(), m.weight_ih_l0_reverse)[0] for m in (layer, other))
+    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(layer(x)[0], other(x)[0])
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native kernels aren't built")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bias_ih": None}, "one of bias_ih and bias_hh is given"),
+        ({"gain_hh": None}, "gain_hh is None; expected a tensor"),
+        ({"bias_ih": None, "bias_hh": None}, "the reverse pass has .*; expected "),
+    ],
+)
+def test_kernels_refuse_parameters_that_are_not_all_there(change, said):
+    layer, x, h = throughtime.GRU(5, 4, bidirectional=True, layer_norm=True), torch.randn(6, 3, 5), torch.zeros(3, 4)
+    first, second = (Direction((h,), p, reverse=way) for p, way in zip(layer._weights(), (False, True), strict=True))
+    second = second._replace(parameters=second.parameters._replace(**change))
+    with pytest.raises((TypeError, ValueError), match=said):
+        native.forward(Request(layer._spec, x, (first, second)), keep=True)

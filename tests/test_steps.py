@@ -578,3 +578,13 @@ def test_who_takes_the_step(monkeypatch):
             throughtime.LSTMCell(3, 4, backend=backend)(X)
         assert taken == [expected], backend
         taken.clear()
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_field_that_torch_does_not_read_changes_nothing(name):
+    peer, cell = pair(name, 3, 4)
+    x, state = torch.randn(2, 3), state_of(cell, 2, 4)
+    cell.bias = peer.bias = False
+    for has_gradient in (True, False):
+        with torch.set_grad_enabled(has_gradient):
+            same(cell(x, state), peer(x, state))

@@ -358,6 +358,8 @@ class Recurrent(RNNBase):
         given = self.input_size, self.hidden_size, self.proj_size, self.num_layers, self.bidirectional, self.bias
         sizes = direct.sizes_of_layers(self._spec, *given)
         count, width = self.num_layers * sizes.directions, self.output_size
+        if count != len(self._names) or self.bias is not ("bias_ih" in self._names[0]):
+            return None
         shapes = ((count, rows, width), (count, rows, self.hidden_size))[: len(self._spec.states)]
         if state is None:
             final = tuple([input.new_zeros(shape) for shape in shapes])
@@ -405,6 +407,7 @@ class Recurrent(RNNBase):
 
     def _weights(self) -> list[Parameters]:
         """Return the parameters of each layer and direction, those in each `weight_hh` dropped while training."""
+        self._check_fields()
         weights = [Parameters(**{name: getattr(self, own) for name, own in row.items()}) for row in self._names]
         if "parametrizations" in self._modules:
             weights = in_one_dtype(weights)
@@ -413,6 +416,16 @@ class Recurrent(RNNBase):
         if watching.is_exported_to_onnx():
             raise InputError("a layer in training, with weight_drop, can't be exported; call model.eval() first")
         return [p._replace(weight_hh=self._dropped(p.weight_hh)) for p in weights]
+
+    def _check_fields(self) -> None:
+        """Check that nobody has set a number of layers, or of directions, or biases, that there are no parameters for."""
+        directions, has_bias = 2 if self.bidirectional else 1, "bias_ih" in self._names[0]
+        if self.num_layers * directions == len(self._names) and self.bias == has_bias:
+            return
+        raise InputError(
+            f"num_layers = {self.num_layers}, bidirectional = {self.bidirectional}, bias = {self.bias}, but the layer was made "
+            f"with parameters {self._names[0]['weight_ih']} … {list(self._names[-1].values())[-1]}; make a new layer instead"
+        )
 
     def _dropped(self, weight: Tensor) -> Tensor:
         p = self.weight_drop

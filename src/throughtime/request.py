@@ -350,6 +350,13 @@ def check_lengths(lengths: Tensor, steps: int) -> None:
         raise ValueError(f"lengths must lie in 0 ... {steps}, the number of steps; {lengths.tolist()} don't")
 
 
+def check_variants(said: Spec, parameters: Parameters) -> None:
+    """Check that the parameters are there that a cell's variants bring."""
+    for name in said.variant_parameters:
+        if getattr(parameters, name) is None:
+            raise TypeError(f"{name} is None; expected a tensor, since a {said.name} has it")
+
+
 def check(request: Request, dtypes: Sequence[torch.dtype] = ()) -> None:
     """Check all that `check_kinds` leaves open, before anybody reads the tensors.
 
@@ -387,6 +394,7 @@ def check(request: Request, dtypes: Sequence[torch.dtype] = ()) -> None:
 def _check_direction(request: Request, direction: Direction, dtypes: Sequence[torch.dtype]) -> None:
     said, parameters, device = request.spec, direction.parameters, request.input.device
     weight_ih, weight_hh, weight_hr = parameters.weight_ih, parameters.weight_hh, parameters.weight_hr
+    _check_there(request, parameters)
     _check_kind("weight_ih", weight_ih, 2, "2 dimensions")
     _check_kind("weight_hh", weight_hh, 2, "2 dimensions")
     if weight_hr is not None:
@@ -410,6 +418,16 @@ def _check_direction(request: Request, direction: Direction, dtypes: Sequence[to
     batch, dtype = request.batch, request.dtype
     for name, tensor, columns in zip(_NAMES_OF_STATE, direction.initial, (width, hidden), strict=False):
         check_tensor(name, tensor, (batch, columns), dtype, device)
+
+
+def _check_there(request: Request, parameters: Parameters) -> None:
+    """Check that the parameters are there that the cell reads: kernels take another number of them for another cell."""
+    if (parameters.bias_ih is None) is not (parameters.bias_hh is None):
+        raise ValueError("one of bias_ih and bias_hh is given; expected both, or neither")
+    check_variants(request.spec, parameters)
+    first = request.directions[0].parameters
+    if parameters is not first and parameters.there().keys() != first.there().keys():
+        raise ValueError(f"the reverse pass has {', '.join(parameters.there())}; expected {', '.join(first.there())}")
 
 
 def _check_masks(request: Request) -> None:

@@ -12,7 +12,7 @@ from throughtime import operator, transforms, watching
 from throughtime.arguments import check_token_ids
 from throughtime.backend import check_backend, fused, native, triton
 from throughtime.kernels import native as kernels
-from throughtime.request import Direction, Request, Sequences, Stack, split
+from throughtime.request import Direction, Request, Sequences, Stack, check_variants, split
 from throughtime.spec import Masks, Parameters
 
 _NO_RULE = "they have no rule for torch.func's transforms and forward-mode differentiation"
@@ -75,6 +75,10 @@ def run(
         return _run_wide(stack, weights, sequences, state)
     if state[0].dtype == torch.bfloat16 and weights[0].weight_ih.dtype == torch.float16:
         weights = [_widened(p) for p in weights]  # under autocast: neither is a part of the other
+    for own in weights:
+        check_variants(stack.spec, own)
+    if len({bias is None for p in weights for bias in (p.bias_ih, p.bias_hh)}) > 1:
+        weights = [_with_both_biases(p) for p in weights]
     states = zip(*(s.unbind() for s in state), strict=True)
     each = enumerate(zip(states, weights, strict=True))
     directions = [Direction(*given, reverse=row % stack.directions == 1) for row, given in each]
@@ -111,6 +115,12 @@ def _run_wide(
 def _widened(parameters: Parameters) -> Parameters:
     """Return parameters in float32, which float16 and bfloat16 are parts of."""
     return parameters._replace(**{name: tensor.float() for name, tensor in parameters.there().items()})
+
+
+def _with_both_biases(parameters: Parameters) -> Parameters:
+    """Return parameters with zeros for a bias that somebody has set to `None`."""
+    zeros = parameters.weight_ih.new_zeros(parameters.weight_ih.shape[:1])
+    return parameters._replace(**{name: zeros for name in ("bias_ih", "bias_hh") if getattr(parameters, name) is None})
 
 
 def _read_tokens(

@@ -170,7 +170,7 @@ class Cell(nn.RNNCellBase):
             final = tuple([s.clone(memory_format=torch.contiguous_format) for s in state])
         else:
             return None
-        sizes = direct.sizes_of_cell(self._spec, self.input_size, self.hidden_size, self.bias)
+        sizes = direct.sizes_of_cell(self._spec, self.input_size, self.hidden_size, "bias_ih" in self._names)
         return final if direct.forward(sizes, self._parameters, input.contiguous(), None, final) else None
 
     def _as_node(self, input: Any, state: tuple[Any, ...] | None) -> Any:
