@@ -50,7 +50,7 @@ class Built:
         self.reads_ids = reads_ids
         fields = [
             int(count) * (1 if kind == "signed char" else 4)
-            for kind, count in re.findall(r"^  (float|int|signed char) \w+\[(\d+)\];", text, re.MULTILINE)
+            for kind, count in re.findall(r"^  (float|int|int32_t|signed char) \w+\[(\d+)\];", text, re.MULTILINE)
         ]
         self.size = sum(-(-size // 4) * 4 for size in fields)
         self.state = ctypes.create_string_buffer(b"\xff" * (self.size + 64))  # NaNs, of which `reset` leaves none
@@ -159,6 +159,30 @@ def test_arithmetic_wider_than_float(precision, tmp_path):
     found = Built(done.path, "m", compiler="gcc", flags=("-std=gnu99", "-O2", "-mfpmath=387")).feed(x)
     expected = throughtime.stream(model, precision=precision).feed(x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 if precision == "float32" else 5e-3)
+
+
+@needs_kernels
+@needs_compiler
+def test_an_int_of_16_bits_holds_no_sum(tmp_path):
+    """As small processors have it: C asks no more of an int."""
+    torch.manual_seed(0)
+    model = nn.Sequential(throughtime.LSTM(2, 36), nn.Linear(36, 2)).eval()
+    done = throughtime.export_c(model, tmp_path / "net.c", precision="int8")
+    headers = "".join(f"#include <{header}.h>\n" for header in ("math", "stdint", "string"))
+    (tmp_path / "short.c").write_text(
+        f"{headers}#define NET_DECLARATIONS_ONLY\n#define int short\n"
+        + done.path.read_text(encoding="ascii").replace("#ifndef NET_DECLARATIONS_ONLY", "#if 1"),
+        encoding="ascii",
+    )
+    command = [COMPILERS[0], "-std=c99", "-O1", "-w", "-shared", "-fPIC", "short.c", "-o", "short.so", "-lm"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    library, state = ctypes.CDLL(str(tmp_path / "short.so")), ctypes.create_string_buffer(done.state)
+    library.net_reset(state)
+    x = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
+    found = np.zeros((20, 2), np.float32)
+    for x_t, y in zip(x, found, strict=True):
+        library.net_step(state, x_t.ctypes.data_as(ctypes.c_void_p), y.ctypes.data_as(ctypes.c_void_p))
+    np.testing.assert_allclose(found, throughtime.stream(model, precision="int8").feed(x), rtol=0, atol=5e-3)
 
 
 @needs_kernels

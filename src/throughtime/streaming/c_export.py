@@ -241,7 +241,7 @@ class _Writer:
     def text(self, vocabulary: int, inputs: int, outputs: int) -> str:
         """Put the file together."""
         if self.widest_depth:
-            self.fields += [f"int q[{self.widest_depth}];", f"int sum[{self.widest_rows}];"]
+            self.fields += [f"int q[{self.widest_depth}];", f"int32_t sum[{self.widest_rows}];"]
             self.other_bytes = 4 * (self.widest_depth + self.widest_rows)
         given = "long id" if self.reads_ids else "const float *x"
         step = f"int {self.name}_step(struct {self.name} *s, {given}, float *y)"
@@ -273,6 +273,7 @@ class _Writer:
             f"extern const unsigned short {name}_lengths{tokens};",
         ]
         return [
+            *(["#include <stdint.h>"] if self.widest_depth else []),
             "#ifdef __cplusplus",
             'extern "C" {',
             "#endif",

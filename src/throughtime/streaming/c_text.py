@@ -18,7 +18,7 @@ static void product(int rows, int columns, const float *w, const float *start, c
     float sum[32];
     for (i = 0; i < 32; ++i) sum[i] = start ? start[r + i] : 0.0f;
     for (k = 0; k < columns; ++k) {
-      const float *const column = w + 32 * k;
+      const float *const column = w + 32L * k;
       const float by = x[k];
       for (i = 0; i < 32; ++i) sum[i] += column[i] * by;
     }
@@ -31,9 +31,10 @@ static void product(int rows, int columns, const float *w, const float *start, c
 """
 
 QUANTISED = """
-/* The same in int8: x is rounded by the largest of its numbers, each row of W has a scale of its own, sums are integers. */
+/* The same in int8: x is rounded by the largest of its numbers, each row of W has a scale of its own. Sums are integers, beyond
+   an int of 16 bits. */
 static void product8(int rows, int columns, const signed char *w, const float *scale, const float *start, const float *x,
-                     int *restrict q, int *restrict sum, float *restrict out) {
+                     int *restrict q, int32_t *restrict sum, float *restrict out) {
   float largest = 0.0f, step, inverse;
   int r, k, i, finite = 1;
   for (k = 0; k < columns; ++k) {
@@ -49,10 +50,10 @@ static void product8(int rows, int columns, const signed char *w, const float *s
   }
   for (k = 0; k < columns; ++k) q[k] = (int)rintf(x[k] * inverse); /* ties to even */
   for (r = 0; r + 32 <= rows; r += 32, w += 32L * columns) {
-    int own[32];
+    int32_t own[32];
     for (i = 0; i < 32; ++i) own[i] = 0;
     for (k = 0; k < columns; ++k) {
-      const signed char *const column = w + 32 * k;
+      const signed char *const column = w + 32L * k;
       const int by = q[k];
       for (i = 0; i < 32; ++i) own[i] += column[i] * by;
     }
