@@ -288,6 +288,8 @@ def test_names_are_made_of_files_names(tmp_path):
         "int.c": "model_int",
         "class.c": "model_class",
         "NULL.c": "model_NULL",
+        "stat.c": "model_stat",
+        "tm.c": "model_tm",
         "_Bool.c": "model_Bool",
         "__x.c": "model_x",
         "가.c": "model",
@@ -314,6 +316,10 @@ def test_names_are_made_of_files_names(tmp_path):
         "NULL",
         "NAN",
         "linux",
+        "tm",
+        "stat",
+        "FILE",
+        "uint32_t",
         5,
         b"x",
     ],
@@ -322,6 +328,19 @@ def test_a_name_that_c_does_not_allow_is_refused(name, tmp_path):
     with pytest.raises(InputError, match="can't be a name in C"):
         throughtime.export_c(throughtime.RNN(2, 3), tmp_path / "m.c", name=name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None or shutil.which("g++") is None, reason="needs gcc and g++")
+def test_a_name_stands_beside_other_headers(tmp_path):
+    names = ("math", "stdint", "string", "stdio", "stdlib", "time", "signal", "locale", "sys/stat", "sys/time", "fcntl")
+    headers = "".join(f"#include <{name}.h>\n" for name in names)
+    for file in ("tm.c", "stat.c", "FILE.c", "uint32_t.c", "timeval.c", "flock.c", "sigaction.c", "index.c", "y1.c"):
+        done = throughtime.export_c(throughtime.RNN(2, 3), tmp_path / file)
+        program = f'{headers}#define {done.name.upper()}_DECLARATIONS_ONLY\n#include "{file}"\n'
+        for compiler, language in (("gcc", "c"), ("g++", "c++")):
+            command = [compiler, "-D_GNU_SOURCE", "-w", "-fsyntax-only", f"-I{tmp_path}", "-x", language, "-"]
+            built = subprocess.run(command, input=program, text=True, capture_output=True, check=False)
+            assert not built.returncode, (file, compiler, built.stderr[:300])
 
 
 class Doubled(throughtime.LSTM):

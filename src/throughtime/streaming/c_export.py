@@ -61,8 +61,8 @@ def export_c(
         path: The file to write: whole or not at all, where a link leads to, and into a device or pipe as it is.
         precision: "float32", or "int8": weights as bytes with a scale for each output, and what they meet rounded likewise, by the
             rule of `throughtime.stream(precision="int8")`. What reads token ids stays float32.
-        name: What C's names begin with: a letter, then letters, digits and underscores, no keyword of C or C++ and no macro of
-            their headers. By default the file's name, made so.
+        name: What C's names begin with: a letter, then letters, digits and underscores, no keyword of C or C++ and nothing
+            that their headers define. By default the file's name, made so.
         ids: Whether it reads token ids; `None` leaves that to the model.
         texts: What each token id stands for, which the file then has as NAME_text, with NAME_lengths in bytes.
 
@@ -112,8 +112,8 @@ def export_c(
     return Exported(path, name, writer.bytes, 4 * writer.floats + writer.other_bytes)
 
 
-# What a name can't be: keywords of C and C++, what the file itself defines, and macros, of the language and of the headers that a
-# program is likely to include beside it.
+# What a name can't be: keywords of C and C++, what the file itself defines, and macros, structs and types of the language and of
+# the headers that a program is likely to include beside it.
 _TAKEN = frozenset(
     re.findall(
         r"\w+",
@@ -127,7 +127,12 @@ _TAKEN = frozenset(
         "typename using virtual wchar_t xor xor_eq "
         "product product8 exponential sigmoid squash normalise "
         "NULL NAN INFINITY HUGE_VAL HUGE_VALF HUGE_VALL EOF BUFSIZ CLOCKS_PER_SEC RAND_MAX EXIT_SUCCESS EXIT_FAILURE I M_PI M_E "
-        "SEEK_SET SEEK_CUR SEEK_END "
+        "SEEK_SET SEEK_CUR SEEK_END math_errhandling "
+        # structs and types of the same headers: a struct of that name is another in C, or no struct in C++
+        "tm timespec lconv stat timeval timezone itimerval itimerspec sigaction sigval flock termios pollfd iovec sockaddr in_addr "
+        "FILE DIR fpos_t div_t ldiv_t lldiv_t size_t ssize_t ptrdiff_t intptr_t uintptr_t intmax_t uintmax_t wint_t max_align_t "
+        "int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t float_t double_t time_t clock_t off_t pid_t mode_t "
+        "jmp_buf va_list "
         "assert errno stdin stdout stderr offsetof setjmp va_arg va_copy va_end va_start isnan isinf isfinite isnormal signbit "
         "fpclassify linux unix i386 min max near far small",
     )
