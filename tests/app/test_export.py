@@ -42,6 +42,24 @@ def test_a_script_is_told_what_was_written(throughtime, run, tmp_path):
     assert "struct net {" in (tmp_path / "my-net.c").read_text()
 
 
+def test_the_example_is_named_where_it_reads_the_file(throughtime, run, text, tmp_path):
+    assert "it; examples/read_text.c reads" in throughtime("export", run, tmp_path / "model.c").err
+    assert "it; with --name model, examples/read_text.c reads" in throughtime("export", run, tmp_path / "m.c").err
+    assert throughtime("train", text, "--out", tmp_path / "words", *SMALL, "--level", "word").code == 0
+    ended = throughtime("export", tmp_path / "words", tmp_path / "model.c")
+    assert ended.err.endswith("model_step(&state, id, logits) steps it\n")
+
+
+@pytest.mark.parametrize("command", [("export", "model.c"), ("export", "model.onnx"), ("quantize",)])
+def test_an_mlp_has_no_step(throughtime, text, tmp_path, command):
+    assert throughtime("train", text, "--out", tmp_path / "run", *SMALL, "--cell", "mlp").code == 0
+    name, *file = command
+    ended = throughtime(name, tmp_path / "run", *(tmp_path / each for each in file))
+    assert ended.code == 2
+    assert "an mlp sees a fixed window and carries no state" in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_onnx_runtime_steps_a_run_as_the_model_does(throughtime, text, tmp_path, cell):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -834,11 +834,12 @@ def export(
     from throughtime.app.terminal import note, print_json
     from throughtime.lm.run import open_run
 
-    done = write(open_run(run), out, precision=precision, name=name, last=last)
+    opened = open_run(run)
+    done = write(opened, out, precision=precision, name=name, last=last)
     if as_json:
         print_json(done._asdict() | {"path": str(done.path)})
         return
-    for line in described(done):
+    for line in described(opened, done):
         note(line)
 
 

@@ -45,7 +45,7 @@ def write_c(run: "Run", out: Path, *, precision: str, name: str | None, last: bo
         raise InputError(f"{out} can't be written: {error.strerror}") from None
 
 
-def described(done: Exported | ExportedOnnx) -> list[str]:
+def described(run: "Run", done: Exported | ExportedOnnx) -> list[str]:
     """Say in lines what was written, and how it is used."""
     wrote = f"wrote {done.path}: {done.parameters:,} bytes of numbers"
     if isinstance(done, ExportedOnnx):
@@ -53,9 +53,13 @@ def described(done: Exported | ExportedOnnx) -> list[str]:
             f"{wrote}; what ONNX Runtime computes differs from the equations in float64 by {done.largest_error:.1e} at most",
             f"from {', '.join(done.inputs)} it makes {', '.join(done.outputs)}",
         ]
+    reads = ""
+    if _texts(run.tokenizer) is not None:
+        named = "" if done.name == "model" else "with --name model, "
+        reads = f"; {named}examples/read_text.c reads and writes text with it"
     return [
         f"{wrote}, {done.state:,} bytes for each stream's struct {done.name}",
-        f"{done.name}_step(&state, id, logits) steps it; examples/read_text.c reads and writes text with it",
+        f"{done.name}_step(&state, id, logits) steps it{reads}",
     ]
 
 

@@ -238,7 +238,15 @@ class LanguageModel(nn.Module):
     reads_ids = True  # for `throughtime.stream`, as is `stages`
 
     def stages(self) -> list[nn.Module]:
-        """Return the layers in order, without what does nothing in eval mode."""
+        """Return the layers in order, without what does nothing in eval mode.
+
+        Raises:
+            InputError: It is an mlp.
+        """
+        if isinstance(self.recurrent, FixedWindow):
+            raise InputError(
+                "an mlp sees a fixed window and carries no state: it has no step; expected a model of another cell"
+            )
         recurrent = self.recurrent.layers if isinstance(self.recurrent, LockedStack) else [self.recurrent]
         ends = (self.embedding, *recurrent, self.projection, self.output)
         return [module for module in ends if module is not None]
