@@ -373,6 +373,66 @@ def test_what_cannot_be_streamed_is_refused(model, said):
     assert "\n" not in str(caught.value)
 
 
+def changed(module, **parameters):
+    """A module whose parameters somebody has put others in place of."""
+    for name, tensor in parameters.items():
+        module._parameters[name] = None if tensor is None else nn.Parameter(tensor)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (lambda: changed(LSTM(3, 4), bias_hh_l0=torch.zeros(2)), r"bias_hh in layer 0 of shape \[2\]; expected \[16\]"),
+        (lambda: changed(LSTM(3, 4), weight_hh_l0=torch.zeros(16, 9)), r"weight_hh in layer 0 .*; expected \[16, 4\]"),
+        (
+            lambda: changed(LSTM(3, 4, num_layers=2), weight_ih_l1=torch.zeros(0)),
+            r"weight_ih in layer 1 of shape \[0\]",
+        ),
+        (lambda: changed(nn.GRU(3, 4), bias_ih_l0=torch.zeros(12, 1)), r"bias_ih in layer 0 .*; expected \[12\]"),
+        (lambda: changed(LSTM(3, 4, proj_size=2), weight_hr_l0=torch.zeros(4, 2)), r"weight_hr .*; expected \[2, 4\]"),
+        (lambda: changed(LSTM(3, 4, peepholes=True), weight_ch_l0=torch.zeros(1)), r"weight_ch .*; expected \[12\]"),
+        (lambda: changed(LSTM(3, 4, layer_norm=True), gain_c_l0=torch.zeros(3)), r"gain_c .*; expected \[4\]"),
+        (lambda: changed(LSTM(3, 4), weight_hh_l0=None), "a weight that is None"),
+        (lambda: nn.Sequential(LSTM(3, 4), changed(nn.Linear(4, 9), bias=torch.zeros(1))), r"bias .*; expected \[9\]"),
+        (lambda: nn.Sequential(LSTM(3, 4), changed(nn.Linear(4, 4), weight=torch.zeros(16))), r"a weight \[16\]"),
+        (lambda: nn.Sequential(LSTM(3, 4), changed(nn.Linear(4, 4), weight=None)), "a weight that is None"),
+        (lambda: nn.Sequential(LSTM(3, 4), changed(nn.Linear(4, 4), weight=torch.eye(4).to_sparse())), "a dense one"),
+        (lambda: nn.Sequential(changed(nn.Embedding(9, 3), weight=torch.zeros(9, 3, 3)), LSTM(3, 4)), "2 dimensions"),
+        (lambda: nn.Sequential(LSTM(3, 4), nn.LazyLinear(2)), "LazyLinear has no weights yet"),
+    ],
+)
+def test_weights_that_do_not_fit_each_other_are_refused(module, said):
+    with pytest.raises(InputError, match=said):
+        throughtime.stream(module())
+
+
+class Drawn(nn.Module):
+    """A parametrisation that drops weights while training, and counts how often it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("draws", torch.zeros(()))
+
+    def forward(self, weight):
+        if self.training:
+            self.draws += 1
+        return nn.functional.dropout(weight, 0.5, self.training)
+
+
+@pytest.mark.parametrize("part", ["0.weight", "1.weight_hh_l0", "2.weight"])
+def test_parametrisations_are_read_as_in_eval_and_left_as_they_were(part):
+    model = nn.Sequential(nn.Embedding(9, 3), LSTM(3, 20), nn.Linear(20, 9))
+    expected = throughtime.stream(model).feed([1, 2, 3])
+    place, name = part.split(".")
+    nn.utils.parametrize.register_parametrization(model[int(place)], name, Drawn())
+    (drawn,) = (module for module in model.modules() if isinstance(module, Drawn))
+    before = drawn.draws.clone()
+    assert np.array_equal(throughtime.stream(model).feed([1, 2, 3]), expected)
+    assert drawn.training
+    assert torch.equal(drawn.draws, before)
+
+
 class Louder(nn.Linear):
     def forward(self, input):
         return 2 * super().forward(input)
@@ -408,6 +468,20 @@ def test_a_class_that_changes_what_is_computed_is_refused(changed):
         throughtime.stream(nn.Sequential(LSTM(3, 4), changed))
 
 
+class Staged(nn.Module):
+    def __init__(self, stages):
+        super().__init__()
+        self.stages = stages
+
+
+def test_stages_of_another_meaning_are_no_list_of_layers():
+    for stages in (nn.ModuleList([LSTM(3, 4)]), nn.Sequential(LSTM(3, 4)), 4):
+        with pytest.raises(InputError, match="can't stream Staged"):
+            throughtime.stream(Staged(stages))
+    with pytest.raises(InputError, match=r"stages\(\) returned int; expected the model's layers"):
+        throughtime.stream(Staged(lambda: 4))
+
+
 def test_what_lists_its_layers_itself_is_plain_too():
     class Own(nn.Module):
         def __init__(self):
@@ -433,6 +507,7 @@ def test_what_lists_its_layers_itself_is_plain_too():
         ({"streams": 2.5}, "streams"),
         ({"precision": None}, "unknown precision None"),
         ({"precision": ["int8"]}, "unknown precision"),
+        ({"ids": "yes"}, "ids should be of type bool"),
     ],
 )
 def test_options_are_checked(options, said):
@@ -476,6 +551,14 @@ def test_inputs_are_checked():
         (lambda: many.step(np.zeros((2, 3)), which=[1, 1]), ValueError, "twice"),
         (lambda: many.step(np.zeros((2, 3)), which=[0.5, 1]), InputError, "float64"),
         (lambda: many.reset(-1), IndexError, "from 0 to 4"),
+        (lambda: many.reset(1 << 70), IndexError, f"which = {1 << 70}; expected a stream from 0 to 4"),
+        (lambda: many.reset([0, 1 << 70]), IndexError, rf"which\[1\] = {1 << 70}; expected"),
+        (
+            lambda: many.reset(np.array([(1 << 64) - 1], np.uint64)),
+            IndexError,
+            rf"which\[0\] = {(1 << 64) - 1}; expected",
+        ),
+        (lambda: one.feed(np.zeros((2, 3)), last="x"), TypeError, "last should be of type bool"),
         (lambda: many.reset([True, False]), InputError, "mask"),
         (lambda: many.reset([[1], [2, 3]]), InputError, "which is a list that makes no array"),
         (lambda: many.reset(torch.zeros(2, device="meta")), InputError, "which is a Tensor that makes no array"),

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from throughtime.arguments import check_sizes
+from throughtime.arguments import check_flags, check_sizes
 from throughtime.errors import InputError, unknown_name
 from throughtime.kernels import native
 from throughtime.streaming import state
@@ -176,6 +176,7 @@ class Stream:
             InputError: As of `step`; or `last` of no steps is asked for.
             IndexError: There is no such stream or token id.
         """
+        (last,) = check_flags(last=last)
         return self._run(sequence, which, has_time=True, last=last)
 
     def reset(self, which: Which = None) -> None:
@@ -202,7 +203,8 @@ class Stream:
         states = state.unpack(blob, self._packed.fingerprint, self._engine.state_size)
         chosen = _Chosen.of(which, self.streams)
         if len(states) not in (1, chosen.rows):
-            raise InputError(f"the state is of {len(states)} streams; expected one of 1 or of {chosen.rows}")
+            counts = "1" if chosen.rows == 1 else f"1 or of {chosen.rows}"
+            raise InputError(f"the state is of {len(states)} streams; expected one of {counts}")
         states = np.ascontiguousarray(np.broadcast_to(states, (chosen.rows, self._engine.state_size)))
         self._engine.write_states(chosen.address, chosen.rows, states.ctypes.data)
 
@@ -322,17 +324,24 @@ class _Chosen(NamedTuple):
         if which is None:
             return cls(None, streams, streams == 1)
         array = _as_array("which", which)
-        if array.ndim == 0 and array.dtype.kind in "iu":
+        if array.dtype == bool and array.shape == (streams,):
+            array = array.nonzero()[0]
+        is_integer = array.dtype.kind in "iu" or (
+            array.dtype == object and all(type(each) is int for each in array.flat)
+        )
+        if array.ndim == 0 and is_integer:
             number = operator.index(array[()])
             if not 0 <= number < streams:
                 raise IndexError(f"which = {number}; expected a stream from 0 to {streams - 1}")
             return cls(np.array([number]), 1, True)
-        if array.dtype == bool and array.shape == (streams,):
-            array = array.nonzero()[0]
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        if array.ndim != 1 or (array.size and not is_integer):
             raise InputError(
                 f"which is {array.dtype} of shape {array.shape}; expected streams' numbers, or a mask of shape ({streams},)"
             )
+        if array.dtype in (np.uint64, object):  # the kernels check those that they can hold
+            for place, number in enumerate(array.tolist()):
+                if not 0 <= number < streams:
+                    raise IndexError(f"which[{place}] = {number}; expected a stream from 0 to {streams - 1}")
         return cls(np.array(array, np.int64), len(array), False)
 
     @property

@@ -1,12 +1,15 @@
 """What a model is made of, as a stream computes it: embedding, recurrent layers, linear layers. A snapshot in float32."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from throughtime.arguments import check_flags, describe_value
 from throughtime.errors import InputError
 from throughtime.layers import GRU, LSTM, MGU, RNN, Recurrent
 from throughtime.rnn_base import TORCH_GRU, TORCH_LSTM, TORCH_RNN
@@ -116,6 +119,8 @@ def snapshot(model: Any, ids: bool | None) -> Snapshot:
     Raises:
         InputError: A part of it can't be streamed.
     """
+    if ids is not None:
+        (ids,) = check_flags(ids=ids)
     embedding: Tensor | None = None
     stages: list[RecurrentStage | LinearStage] = []
     for name, module in _parts(model):
@@ -123,7 +128,10 @@ def snapshot(model: Any, ids: bool | None) -> Snapshot:
             _check_is_plain(module)
             if module.max_norm is not None:
                 raise InputError(f"{name} has max_norm, which changes its weights as it reads; expected it without")
-            embedding = _numbers(module.weight, name)
+            with _as_in_eval(module):
+                embedding = _numbers(module.weight, name)
+            if embedding.dim() != 2:
+                raise InputError(f"{name} has a weight {list(embedding.shape)}; expected 2 dimensions")
             if not embedding.shape[0]:
                 raise InputError(f"{name} has no rows; expected one for each of one or more tokens")
         else:
@@ -147,9 +155,13 @@ def snapshot(model: Any, ids: bool | None) -> Snapshot:
 
 def _parts(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers in order, and how to call each in a message."""
-    listed = [model]
-    if callable(getattr(model, "stages", None)):
-        listed = model.stages()
+    listed: Iterable[Any] = [model]
+    lists_them = getattr(model, "stages", None)
+    if callable(lists_them) and not isinstance(lists_them, nn.Module):  # which somebody may have called so
+        given = lists_them()
+        if not isinstance(given, Iterable):
+            raise InputError(f"stages() returned {describe_value(given)}; expected the model's layers in order")
+        listed = given
         if isinstance(model, nn.Module):
             _check_is_plain(model)
     for module in listed:
@@ -170,12 +182,13 @@ def _parts(model: Any) -> Iterator[tuple[str, nn.Module]]:
 def _stages(module: nn.Module, name: str) -> list[RecurrentStage] | list[LinearStage]:
     _check_is_plain(module)
     if _is(module, nn.Linear):
-        if not module.weight.numel():
-            raise InputError(
-                f"{name} has a weight {list(module.weight.shape)}; expected one or more inputs and outputs"
-            )
-        bias = None if module.bias is None else _numbers(module.bias, name)
-        return [LinearStage(_numbers(module.weight, name), bias)]
+        with _as_in_eval(module):
+            weight, bias = _numbers(module.weight, name), None if module.bias is None else _numbers(module.bias, name)
+        if weight.dim() != 2 or not weight.numel():
+            raise InputError(f"{name} has a weight {list(weight.shape)}; expected one or more inputs and outputs")
+        if bias is not None:
+            _check_shape(name, "bias", bias, weight.shape[:1])
+        return [LinearStage(weight, bias)]
     if isinstance(module, nn.RNNBase) and any(_is(module, kind) for kind in (TORCH_RNN, TORCH_LSTM, TORCH_GRU)):
         return _recurrent(module, name, read(_OF_TORCH[module.mode]), 0.0)
     if isinstance(module, Recurrent) and any(_is(module, kind) for kind in (RNN, LSTM, GRU, MGU)):
@@ -203,8 +216,36 @@ def _recurrent(layer: Any, name: str, spec: Spec, zoneout: float | tuple[float, 
     share_c, share_h = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout)
     share_c = share_c if "c" in spec.states else 0.0
     spec = spec.with_masks(zoneout_h=share_h, zoneout_c=share_c, recurrent_dropout=0.0)
-    rows = [[_numbers(tensor, name) for tensor in row] for row in layer.all_weights]
-    return [RecurrentStage(spec, Parameters.from_list(row, spec.variant_parameters), share_h, share_c) for row in rows]
+    with _as_in_eval(layer):
+        rows = [[_numbers(tensor, name) for tensor in row] for row in layer.all_weights]
+    stages, reads, proj_size = [], layer.input_size, layer.proj_size
+    for number, row in enumerate(rows):
+        parameters = Parameters.from_list(row, spec.variant_parameters)
+        shapes = spec.parameter_shapes(reads, layer.hidden_size, proj_size, has_bias=bool(layer.bias))
+        for which, tensor in parameters.there().items():
+            _check_shape(name, f"{which} in layer {number}", tensor, shapes[which])
+        stages.append(RecurrentStage(spec, parameters, share_h, share_c))
+        reads = proj_size or layer.hidden_size
+    return stages
+
+
+@contextlib.contextmanager
+def _as_in_eval(module: nn.Module) -> Iterator[None]:
+    """Let torch's parametrisations make the weights as in `eval()`; while training some draw them, or change as they are read."""
+    own = getattr(module, "parametrizations", None)
+    training = [part for part in own.modules() if part.training] if isinstance(own, nn.Module) else []
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _check_shape(name: str, parameter: str, tensor: Tensor, expected: Sequence[int]) -> None:
+    if tensor.shape != torch.Size(expected):
+        raise InputError(f"{name} has a {parameter} of shape {list(tensor.shape)}; expected {list(expected)}")
 
 
 def _is(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
@@ -216,6 +257,8 @@ def _is(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
 def _check_is_plain(module: nn.Module) -> None:
     """Check that a call of a module runs its class's `forward` and nothing else."""
     name = type(module).__name__
+    if any(parameter is not None and is_lazy(parameter) for parameter in module._parameters.values()):
+        raise InputError(f"{name} has no weights yet, as it wasn't called; expected a model that was")
     if module._forward_hooks or module._forward_pre_hooks:
         raise InputError(f"{name} has forward hooks, which a stream doesn't run; remove them first")
     if "forward" in vars(module):
@@ -224,8 +267,12 @@ def _check_is_plain(module: nn.Module) -> None:
         )
 
 
-def _numbers(tensor: Tensor, name: str) -> Tensor:
+def _numbers(tensor: Tensor | None, name: str) -> Tensor:
     """Return a copy, in float32 on the CPU."""
+    if tensor is None:
+        raise InputError(f"{name} has a weight that is None; expected a model with its weights")
+    if tensor.layout != torch.strided:
+        raise InputError(f"{name} has a weight that is {tensor.layout}; expected a dense one, as weight.to_dense() is")
     if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise InputError(f"{name} is {tensor.dtype}, but a stream computes in float32 at most; expected model.float()")
     if tensor.device.type == "meta":
