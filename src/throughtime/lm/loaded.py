@@ -11,6 +11,7 @@ from torch import nn
 
 from throughtime.errors import InputError, unknown_name
 from throughtime.lm.generation import Sampling, generate, seed_of_sample
+from throughtime.lm.kinds import settled
 from throughtime.lm.model import LanguageModel
 from throughtime.lm.next_token import next_probabilities
 from throughtime.lm.run import Run, open_run
@@ -95,6 +96,7 @@ class LoadedRun:
 
     def samples(self, prompt: str = "", count: int = 3, **options: Unpack[Writing]) -> list[str]:
         """Return several texts that go on from a prompt, as `throughtime sample --samples` writes them; else as `generate`."""
+        count = settled("count", count, int)
         if count < 1:
             raise InputError(f"count = {count}: expected at least 1 sample")
         return ["".join(self._written(prompt, number, options)) for number in range(count)]
@@ -105,7 +107,7 @@ class LoadedRun:
         Names are what is written, words without the space before them; "<unk>" is the unknown token, "<eos>" the end of a
         sequence, and bytes that are no character by themselves go by their escapes, "\xed".
         """
-        return next_probabilities(self.model, self.tokenizer, prompt)
+        return next_probabilities(self.model, self.tokenizer, _text("prompt", prompt))
 
     @overload
     def score(self, lines: str) -> float: ...  # pyright: ignore[reportOverlappingOverload] a str is no list of its letters
@@ -127,6 +129,8 @@ class LoadedRun:
         """
         if isinstance(lines, str):
             return float(self.score([lines])[0])
+        if not isinstance(lines, Iterable):
+            raise InputError(f"lines = {lines!r}: expected a text, or several")
         given = [self._line(number, line) for number, line in enumerate(lines)]
         return -score_lines(self.model, self.tokenizer, given).nats if given else np.zeros(0)
 
@@ -140,13 +144,17 @@ class LoadedRun:
 
     def _written(self, prompt: str, number: int, options: Writing) -> Iterator[str]:
         """Return the pieces of one of several samples."""
+        prompt = _text("prompt", prompt)
         for name in options:
             if name not in Writing.__annotations__:
                 raise unknown_name("option", name, Writing.__annotations__)
         apart: dict[str, Any] = {"length": 500, "seed": None, "stop": (), "alphabet": None, "precision": "float32"}
         chosen: dict[str, Any] = apart | options
         length, seed, stop, alphabet, precision = (chosen.pop(name) for name in apart)
-        stop = (stop,) if isinstance(stop, str) else stop
+        if not isinstance(stop, Iterable):
+            raise InputError(f"stop = {stop!r}: expected a text, or several")
+        stop = (stop,) if isinstance(stop, str) else [_text(f"stop[{place}]", text) for place, text in enumerate(stop)]
+        alphabet = None if alphabet is None else _text("alphabet", alphabet)
         sampling = Sampling(**self.run.generation | chosen)
         seed = seed_of_sample(seed, number)
         how = (prompt, length, sampling, seed, stop, alphabet)
@@ -161,6 +169,12 @@ class LoadedRun:
         if self.results is not None:
             parts.append(f"held out: {self.results['held_out']['nats_per_token']:.4f} nats per token")
         return f"<throughtime run {str(self.run.folder)!r}: {'; '.join(parts)}>"
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name} = {value!r}: expected text")
+    return value
 
 
 def load(folder: str | Path, *, device: str = "auto", last: bool = False) -> LoadedRun:
