@@ -7,6 +7,7 @@ import torch
 from comparison import HAS_NATIVE
 from torch import Tensor
 
+from throughtime.backend import native
 from throughtime.kernels.plan import Plan
 from throughtime.kernels.whole import WholePlan, is_whole
 from throughtime.request import Request, Result
@@ -125,3 +126,12 @@ def test_a_tensor_without_memory_is_refused():
     hollow = torch._efficientzerotensor((9, 3, 5))  # pyright: ignore[reportPrivateImportUsage]
     with pytest.raises(TypeError, match="input: a Tensor without memory of its own"):
         WholePlan(request).forward(request._replace(input=hollow), True)
+
+
+def test_the_operator_is_served_whole_too(monkeypatch):
+    """So that a compiled call costs no more than another one."""
+    monkeypatch.setattr(native, "Plan", None)
+    request = asked("gru")
+    result = native.forward(request, True)
+    gradient = native.backward(request, torch.ones_like(result.output), [None], result.output, result.saved)
+    assert gradient.input is not None

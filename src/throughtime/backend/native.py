@@ -30,6 +30,8 @@ def refusal(request: Request) -> str | None:
 def forward(request: Request, keep: bool) -> Result:
     """Compute a layer; `saved` is empty unless `keep`, which says that a backward pass will follow."""
     _check(request)
+    if is_whole(request):
+        return WholePlan(request).forward(request, keep)
     return Plan(request).forward(request, keep, in_graph=True)
 
 
@@ -51,8 +53,7 @@ def backward(
         saved: What `forward` returned; it isn't changed.
         needs_input: Whether the input's gradient is wanted; token ids have none.
     """
-    _check(request)
-    return Plan(request).backward(request, grad_output, grad_final, output, saved, needs_input)
+    return shared_plan(request).backward(request, grad_output, grad_final, output, saved, needs_input)
 
 
 def shared_plan(request: Request) -> Plan | WholePlan:

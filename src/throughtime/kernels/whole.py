@@ -18,13 +18,14 @@ from throughtime.request import Gradient, Request, Result, check_backward, split
 
 
 def is_whole(request: Request) -> bool:
-    """Whether a request, which has been checked, can be served: floats in the dtype of arithmetic, and a plain cell."""
+    """Whether a request, which has been checked, can be served: floats in the dtype of arithmetic, a plain cell, forwards or both ways."""
     return (
         request.lengths is None
         and request.batch_sizes is None
         and request.reset is None
         and not request.recompute_every
         and not request.spec.variants
+        and not request.directions[0].reverse
         and request.input.dtype in (torch.float32, torch.float64)
     )
 
