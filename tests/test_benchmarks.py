@@ -12,7 +12,19 @@ import pytest
 import torch
 
 import throughtime
-from benchmarks import clients, distribution, equal_budget, installation, options, pools, ranks, step, sweep, versions
+from benchmarks import (
+    clients,
+    distribution,
+    equal_budget,
+    installation,
+    mutants,
+    options,
+    pools,
+    ranks,
+    step,
+    sweep,
+    versions,
+)
 from benchmarks.speed import cases, character_model, layer_norm
 from benchmarks.speed.case import HONEST, OURS, Contest, Contestant, Figure, times_faster, times_slower
 from benchmarks.speed.problem import Problem
@@ -428,3 +440,89 @@ def test_several_processes_are_compared_with_one(tmp_path, capsys, monkeypatch):
     found = iter([1.0, 1.01])
     monkeypatch.setattr(ranks, "train", lambda *_: {"steps": 3, "seconds": 1.0, "nats_per_token": next(found)})
     assert ranks.main(small) == 1
+
+
+KERNEL = '''
+@jit(cache=1)
+def kernel(base, n: tl.constexpr = 4, is_row: "n + 1" = None):
+    """π: what takes two bytes."""
+    x = tl.load(base + n, mask=n < 5, other=0, volatile=True)
+    if n == 1 or not is_row:
+        x = tl.where(is_row, x, -x)
+    x += 1 - n
+    tl.store(base, x, mask=is_row)
+    return x
+'''
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("arithmetic", ["+ -> -", "+= -> -=", "- -> +"]),
+        ("comparison", ["< -> <=", "== -> !="]),
+        ("constant", ["4 -> 5", "4 -> 3", "5 -> 6", "5 -> 4", "0 -> 1", "0 -> (-1)", *["1 -> 2", "1 -> 0"] * 2]),
+        ("one", ["1 - n -> n"]),
+        (
+            "access",
+            [
+                "base + n, mask=n < 5, other=0, volatile=True -> base + n, mask=n < 5, other=0",
+                "base + n, mask=n < 5, other=0, volatile=True -> base + n, mask=n < 5, volatile=True",
+                "base + n, mask=n < 5, other=0, volatile=True -> base + n, volatile=True",
+                "base, x, mask=is_row -> base, x",
+            ],
+        ),
+        ("where", ["x, -x -> -x, x"]),
+        ("logic", ["or -> and", "not is_row -> is_row"]),
+        ("condition", ["n == 1 or not is_row -> not (n == 1 or not is_row)"]),
+        (
+            "statement",
+            ["x = tl.where(is_row, x, -x) -> pass", "x += 1 - n -> pass", "tl.store(base, x, mask=is_row) -> pass"],
+        ),
+    ],
+)
+def test_mutants_of_each_kind_are_made(kind, changes):
+    found = [m for m in mutants.mutations("kernel.py", KERNEL) if m.kind == kind]
+    assert sorted(f"{m.before} -> {m.after}" for m in found) == sorted(changes)
+    for mutation in found:
+        text = mutants.mutated(KERNEL, mutation)
+        compile(text, "kernel.py", "exec")
+        before, after = KERNEL.splitlines(), text.splitlines()
+        assert [n + 1 for n in range(len(before)) if before[n] != after[n]] == [mutation.line]
+
+
+def test_kinds_of_mutants_take_turns_and_a_seed_draws_the_same():
+    found = mutants.mutations("kernel.py", KERNEL)
+    drawn = mutants.draw(found, 12, 3)
+    assert [m.kind for m in drawn[:9]] == [kind.__name__ for kind in mutants.KINDS]
+    assert drawn == mutants.draw(found, 12, 3) != mutants.draw(found, 12, 4)
+    assert sorted(mutants.draw(found, 1000, 3)) == found
+    with pytest.raises(SystemExit, match=r"kernel\.py:\d+ has changed since"):
+        mutants.mutated("\n" + KERNEL, drawn[0])
+
+
+def test_a_mutant_is_caught_and_the_tree_as_it_is_passes(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which `main` sets, for good
+    source = (mutants.SOURCE / mutants.KERNELS / "arithmetic.py").read_text(encoding="utf-8")
+    wrong, harmless = (
+        next(m for m in mutants.mutations("arithmetic.py", source) if (m.before, m.after) == change)
+        for change in (("1.0 + power", "power"), ("<", "<="))  # of two branches that meet there
+    )
+    monkeypatch.setattr(mutants, "draw", lambda *_: [wrong, harmless])
+    quick = ["--tests", "tests/kernels/test_triton.py::test_every_cell[rnn_tanh]", "--out", str(tmp_path)]
+    assert mutants.main(quick) == 0
+    said = capsys.readouterr().out
+    assert f"{wrong}  caught by test_every_cell[rnn_tanh]\n" in said
+    assert f"{harmless}  SURVIVED\n" in said
+    assert "2 mutants, 1 caught, 1 survived" in said
+    (file,) = tmp_path.glob("mutants-*.json")
+    assert mutants.survivors_of(file) == [harmless]
+    assert (mutants.SOURCE / mutants.KERNELS / "arithmetic.py").read_text(encoding="utf-8") == source
+
+
+def test_what_is_no_run_of_mutants_is_refused_in_a_line(tmp_path):
+    file = tmp_path / "other.json"
+    file.write_text("[]")
+    for path in (file, tmp_path / "none.json"):
+        with pytest.raises(SystemExit, match="isn't a file that this script wrote"):
+            mutants.main(["--again", str(path)])

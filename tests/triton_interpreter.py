@@ -4,6 +4,9 @@ By itself it runs one program after the other, and one that waits for another's 
 is a thread and one of them has the turn: where it loads what others may write (a volatile load), a random one goes on. So a
 seed is a schedule, and a launch in which nobody gets anywhere ends with a `DeadlockError`. Products of bfloat16, which the
 interpreter takes for integers, are made of their values.
+
+What a GPU would forgive by chance is an error or a NaN: a load or store beyond what the launch was given, and what is masked in a
+load that doesn't say what stands for it.
 """
 
 import inspect
@@ -12,6 +15,7 @@ import threading
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -22,12 +26,34 @@ class DeadlockError(RuntimeError):
     """All programs wait for each other."""
 
 
+class OutsideError(RuntimeError):
+    """A program reads or writes what it wasn't given."""
+
+
 class Turns:
     """Whose turn it is."""
 
     def __init__(self) -> None:
         self.random = random.Random(0)
         self.running: int | None = None
+        self.begins = self.ends = np.zeros(0, dtype=np.uint64)
+
+    def give(self, arguments: Any) -> None:
+        """Say what the programs of a launch may read and write."""
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor) and a.numel()]
+        begins = [t.data_ptr() for t in tensors]
+        reach = [sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1 for t in tensors]
+        ends = [begin + n * t.element_size() for begin, n, t in zip(begins, reach, tensors, strict=True)]
+        order = np.lexsort((ends, begins))  # of views that begin alike the longest is the last
+        self.begins, self.ends = np.array(begins, np.uint64)[order], np.array(ends, np.uint64)[order]
+
+    def check(self, pointers: Any, mask: Any) -> None:
+        """Refuse to read or write beyond what was given."""
+        found = pointers.data[mask.data.astype(bool)]
+        size = interpreter._get_np_dtype(pointers.get_element_ty()).itemsize
+        which = np.searchsorted(self.begins, found, side="right").astype(np.int64) - 1
+        if (which < 0).any() or (found + np.uint64(size) > self.ends[which]).any():
+            raise OutsideError("beyond what the launch was given")
 
     def run(self, function: Any, arguments: dict[str, Any], grid: tuple[int, int, int]) -> None:
         """Run all programs of a launch."""
@@ -89,6 +115,7 @@ def _launch(self: Any, *given: Any, **named: Any) -> None:
     scope = interpreter._patch_lang(self.fn)
     try:
         arguments = inspect.getcallargs(self.fn, *given, **named)
+        turns.give(arguments.values())
         arguments = {n: a if n in self.constexprs else interpreter._implicit_cvt(a) for n, a in arguments.items()}
         grid = (*self.grid, *[1] * (3 - len(self.grid)))
         interpreter.interpreter_builder.set_grid_dim(*grid)
@@ -110,14 +137,20 @@ def install(monkeypatch: Any) -> Turns:
 
     load, store, dot = builder.create_masked_load, builder.create_masked_store, builder.create_dot
 
-    def load_in_turn(self: Any, *arguments: Any) -> Any:
-        if arguments[-1]:
+    def load_in_turn(self: Any, pointers: Any, mask: Any, other: Any, *how: Any) -> Any:
+        if how[-1]:
             turns.wait()
-        return load(self, *arguments)
+        turns.check(pointers, mask)
+        if other is None:
+            kind = pointers.get_element_ty()
+            bits = np.full((*pointers.data.shape, interpreter._get_np_dtype(kind).itemsize), 0xFF, np.uint8)
+            other = interpreter.TensorHandle(bits.view(interpreter._get_np_dtype(kind))[..., 0], kind)
+        return load(self, pointers, mask, other, *how)
 
-    def store_and_say(self: Any, *arguments: Any) -> Any:
+    def store_and_say(self: Any, pointers: Any, value: Any, mask: Any, *how: Any) -> Any:
         turns.idle = 0
-        return store(self, *arguments)
+        turns.check(pointers, mask)
+        return store(self, pointers, value, mask, *how)
 
     def multiply(self: Any, a: Any, b: Any, *others: Any) -> Any:
         if a.dtype.scalar == tl.bfloat16:

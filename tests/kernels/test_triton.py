@@ -4,6 +4,7 @@ import importlib
 import os
 import random
 
+import numpy
 import pytest
 import torch
 
@@ -170,6 +171,37 @@ def test_programs_that_did_not_wait_would_compute_with_what_is_not_there(monkeyp
     assert torch.isfinite(triton.forward(request, False).output).all()
     monkeypatch.setattr(exchange, "is_missing", lambda *_: False)
     assert triton.forward(request, False).output.isnan().any()
+
+
+@pytest.mark.parametrize("access", ["create_masked_load", "create_masked_store"])
+def test_what_is_not_masked_is_an_error(access, monkeypatch):
+    """So these tests would see a mask that is left out."""
+    (request,) = Case("lstm").requests(torch.float32, apart=False)
+    triton.forward(request, True)
+    builder = triton_interpreter.interpreter.InterpreterBuilder
+    own, place = getattr(builder, access), {"create_masked_load": 1, "create_masked_store": 2}[access]
+
+    def unmasked(self, *given):
+        given[place].data = numpy.ones_like(given[place].data)
+        return own(self, *given)
+
+    monkeypatch.setattr(builder, access, unmasked)
+    errors = triton_interpreter.OutsideError, triton_interpreter.interpreter.InterpreterError
+    with pytest.raises(errors, match="beyond what the launch was given"):
+        triton.forward(request, True)
+
+
+def test_what_stands_for_nothing_is_not_taken_for_zeros(monkeypatch):
+    (request,) = Case("lstm").requests(torch.float32, apart=False)
+    builder = triton_interpreter.interpreter.InterpreterBuilder
+    load = builder.create_masked_load
+
+    def bare(self, pointers, mask, other, *how):
+        is_volatile = how[-1]
+        return load(self, pointers, mask, other if is_volatile else None, *how)
+
+    monkeypatch.setattr(builder, "create_masked_load", bare)
+    assert triton.forward(request, True).output.isnan().any()
 
 
 def test_a_state_that_looks_unset_is_not_waited_for():
