@@ -1,11 +1,12 @@
 """Wrong Triton kernels, made one small change at a time: does a test of theirs fail?
 
     python -m benchmarks.mutants [--count 40] [--seed 0] [--file forward.py backward.py]
-    python -m benchmarks.mutants --again bench-results/mutants-….json      # those that survived there
+    python -m benchmarks.mutants --again bench-results/mutants-….json --whole     # those that survived there
 
 A mutant is a copy of the sources with one change in `src/throughtime/kernels/triton`: another operator, comparison or constant,
-a load or store without its mask, branches exchanged, a condition negated, a statement left out. `tests/kernels/test_triton.py`
-runs in the copy, in Triton's interpreter, up to the first failure; a test that takes longer than `--limit` counts as failed. The
+a load or store without its mask, branches exchanged, a condition negated, a statement left out. Tests of
+`tests/kernels/test_triton.py`, or with `--whole` all of them, run in the copy, in Triton's interpreter, up to the first failure; a
+test that takes longer than `--limit` counts as failed. The
 tree as it is must pass first. Kinds of changes take turns, and a seed draws the same ones as long as the sources are the same. A
 survivor is a gap in the tests, a change that changes no result, or one that only a GPU shows: that is for a reader to decide. No
 GPU is needed. All of it goes to bench-results/ as JSON.
@@ -34,7 +35,27 @@ from typing import NamedTuple
 SOURCE = Path(__file__).resolve().parents[1]
 KERNELS = Path("src/throughtime/kernels/triton")
 FILES = ("forward.py", "backward.py", "exchange.py", "arithmetic.py", "plan.py")
-TESTS = ("tests/kernels/test_triton.py",)
+ALL = "tests/kernels/test_triton.py"
+TESTS = tuple(
+    f"{ALL}::test_{name}"
+    for name in (
+        "every_cell",
+        "lengths_and_resets_backwards_over_several_programs",
+        "token_ids_of_any_vocabulary",
+        "packed_rows_in_reverse",
+        "both_directions_at_once[{'packed': True}-lstm+coupled+layer_norm+peepholes]",
+        "both_directions_at_once[{'ragged': True, 'resets': True}-gru_reset_before]",
+        "two_bytes_a_number",
+        "an_expectation_stands_for_masks",
+        "more_rows_than_run_at_once",
+        "a_layer_as_deep_as_many_chunks",
+        "a_state_that_looks_unset_is_not_waited_for",
+        "padding_may_hold_anything",
+        "nothing_is_kept_where_no_backward_pass_follows",
+        "gradients_that_are_not_there_are_zero",
+        "a_batch_of_no_rows",
+    )
+)  # those that find most, first; a survivor is tried again with all
 HANG = 900.0  # seconds for all tests of a mutant
 
 # What tests import that isn't ours, and takes seconds: imported once, by the process that each mutant's is forked from.
@@ -140,7 +161,7 @@ def comparison(node: ast.AST, text: Text) -> Iterator[Change]:
 
 def constant(node: ast.AST, text: Text) -> Iterator[Change]:
     """Yield the numbers beside a number."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         for other in (node.value + 1, node.value - 1):
             yield *text.span(node), repr(other) if other >= 0 else f"({other!r})"
 
@@ -372,11 +393,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", nargs="+", choices=FILES, default=list(FILES), metavar="FILE", help=", ".join(FILES))
     parser.add_argument("--again", type=Path, metavar="JSON", help="only those that survived an earlier run")
-    parser.add_argument("--tests", nargs="+", default=list(TESTS), help="as pytest takes them")
+    parser.add_argument("--whole", action="store_true", help="run all tests, which takes a survivor a minute")
+    parser.add_argument("--tests", nargs="+", default=list(TESTS), help="others, as pytest takes them")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds a test")
     parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for the JSON file")
     given = parser.parse_args(arguments)
+    tests = [ALL] if given.whole else given.tests
     os.environ["TRITON_INTERPRET"] = "1"  # what is preloaded is interpreted
     if given.again:
         drawn = survivors_of(given.again)
@@ -386,11 +409,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(drawn)} of {len(found)} mutants, seed {given.seed}", flush=True)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
-        failed, _ = run_tests(copy_tree(Path(folder).resolve() / "unchanged"), given.tests, given.limit)
+        failed, _ = run_tests(copy_tree(Path(folder).resolve() / "unchanged"), tests, given.limit)
         if failed is not None:
             print(f"the tree as it is fails: {failed or 'at the import'}")
             return 1
-        for outcome in try_mutants(drawn, given.tests, given.limit, given.workers, Path(folder).resolve()):
+        for outcome in try_mutants(drawn, tests, given.limit, given.workers, Path(folder).resolve()):
             outcomes.append(outcome)
             print(line_of(outcome), flush=True)
     survived = [outcome.mutation for outcome in outcomes if outcome.caught_by is None]

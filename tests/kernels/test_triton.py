@@ -251,6 +251,99 @@ def test_what_they_refuse(change, reason):
     assert triton.refusal(request) is None
 
 
+def test_a_layer_that_is_too_wide_is_refused():
+    (request,) = Case("lstm", hidden=700, batch=1, steps=1).requests(torch.float32, apart=False)
+    assert triton.refusal(request) == "W_hh of 700 units doesn't fit into the multiprocessors of this GPU"
+
+
+@pytest.mark.parametrize("programs", [8, 108, 132])
+@pytest.mark.parametrize("shared", [101376, 166912, 232448])
+def test_a_loop_is_cut_such_that_its_programs_run_at_once_and_hold_their_part(programs, shared):
+    """With more programs than run at once a GPU would wait for ever; a tile without an element for each thread would give NaNs."""
+    chance, found = random.Random(0), 0
+    for _ in range(400):
+        hidden, batch, ways = chance.randint(1, 1200), chance.randint(1, 400), chance.choice([1, 2])
+        columns, word, depth = chance.choice([1, 2, 4, 5]), chance.choice([2, 4]), chance.choice([1, 2, 4])
+        width = depth * hidden
+        cut = plan.tiling(width, hidden, columns, batch, ways, word, programs, shared)
+        if cut is None:
+            assert hidden > 32  # which fits everywhere
+            continue
+        found += 1
+        assert all(size & (size - 1) == 0 for size in (cut.rows, cut.units, cut.chunk, cut.warps))
+        padded = cut.chunk * cut.chunks(width)
+        assert 0 <= padded - width < cut.chunk
+        assert padded <= 8 * cut.chunk
+        assert 1 <= cut.groups <= -(-batch // cut.rows)
+        assert cut.groups * -(-hidden // cut.units) * ways <= programs
+        assert cut.rows * cut.chunk >= 32 * cut.warps
+        assert cut.rows * padded <= 160 * 32 * cut.warps  # numbers that threads hold until all have arrived
+        assert word * (cut.rows * cut.chunk + padded * cut.units * columns) <= shared - 19456
+        for is_exact in (False, True):
+            pieces = cut.pieces(columns * cut.units, is_exact)
+            assert pieces == 1 or cut.chunk // pieces >= 16
+            assert pieces > 1 or not is_exact or cut.warps == 1 or cut.chunk == 16
+    assert found > 50
+
+
+def test_a_layer_that_programs_can_only_hold_all_together_is_served():
+    assert plan.tiling(64, 64, 4, 16, 1, 4, 1, 232448) == plan.Tiling(16, 64, 64, 4, 1)
+    assert plan.tiling(65, 65, 4, 16, 1, 4, 1, 232448) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("hidden", [6, 7])
+@pytest.mark.parametrize(
+    ("cell", "columns", "gates_back", "columns_back"),
+    [
+        ("rnn_tanh", 1, 1, 1),
+        ("lstm", 4, 4, 1),
+        ("lstm+coupled", 4, 3, 1),
+        ("gru", 4, 3, 1),
+        ("gru_reset_before", 5, 2, 2),
+    ],
+)
+def test_loops_are_cut_for_what_they_multiply(
+    cell, columns, gates_back, columns_back, hidden, both, dtype, monkeypatch
+):
+    """Too little is no shared memory on a GPU: of each unit, the columns forward, and how deep and how many go back."""
+    (request,) = Case(cell, hidden=hidden, batch=3, both=both).requests(dtype, apart=False)
+    asked = []
+    monkeypatch.setattr(plan, "tiling", lambda *given: asked.append(given))
+    width, word = (hidden // 2, 4) if dtype == torch.bfloat16 and hidden == 6 else (hidden, dtype.itemsize)
+    for batch in (None, 1, 0):
+        plan.tilings(request, batch)
+        rest = 3 if batch is None else 1, 1 + both, word, 8, 232448
+        assert asked[-2:] == [(width, hidden, columns, *rest), (gates_back * width, hidden, columns_back, *rest)]
+
+
+@pytest.mark.parametrize("cuts", [(None, None), (None, 1), (1, None), (1, 1)])
+def test_both_loops_must_fit(cuts, monkeypatch):
+    (request,) = Case("lstm").requests(torch.float32, apart=False)
+    left = list(cuts)
+    monkeypatch.setattr(plan, "tiling", lambda *_: left.pop(0))
+    assert plan.fits(request) == (None not in cuts)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_allowed", "is_exact", "precision"),
+    [
+        (torch.float32, False, True, "ieee"),
+        (torch.float32, True, False, "tf32"),
+        (torch.bfloat16, True, True, "tf32"),
+        (torch.float16, False, True, "tf32"),
+    ],
+    ids=str,
+)
+def test_products_are_rounded_where_torch_says_so(dtype, is_allowed, is_exact, precision, monkeypatch):
+    """Which the interpreter doesn't: it has no TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", is_allowed)
+    (request,) = Case("lstm").requests(dtype, apart=False)
+    assert plan.is_exact(dtype) == is_exact
+    assert plan.Plan(request)._shared()["PRECISION"] == precision
+
+
 def test_without_a_gpu_they_are_not_there(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     if torch.cuda.is_available():
