@@ -21,7 +21,6 @@ import queue
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -107,7 +106,7 @@ class Outcome(NamedTuple):
 
     mutation: Mutation
     caught_by: str | None  # a test, or "" before the first; None where it survived
-    is_hang: bool
+    is_ended: bool
     seconds: float
 
 
@@ -294,7 +293,7 @@ def copy_tree(to: Path) -> Path:
 
 
 def run_tests(tree: Path, tests: Sequence[str], limit: float) -> tuple[str | None, bool]:
-    """Run tests in a copy up to the first that fails; return its name, and whether it was ended.
+    """Run tests in a copy up to the first that fails; return its name, and whether it was ended: it hung, or crashed.
 
     The name is "" where no test began, and `None` where all passed.
     """
@@ -306,15 +305,16 @@ def run_tests(tree: Path, tests: Sequence[str], limit: float) -> tuple[str | Non
     process.kill()
     process.join()
     said = (tree / "output.txt").read_text(encoding="utf-8", errors="replace")
-    if process.exitcode == 0:
+    code = process.exitcode
+    if code == 0:
         return None, False
     names = re.findall(r"^\S*\.py::(.*?)(?: (PASSED|FAILED|ERROR|SKIPPED).*)?$", said, re.MULTILINE)
-    if process.exitcode not in (1, 2, -signal.SIGKILL, -signal.SIGSEGV) or (process.exitcode == 1 and not names):
-        raise SystemExit(f"pytest ended with {process.exitcode}: {said[-1000:]}")
+    if code is None or code > 2 or (code == 1 and not names):  # below 0 is a signal's, 2 an error before the first test
+        raise SystemExit(f"pytest ended with {code}: {said[-1000:]}")
     failed = [name for name, came in names if came in ("FAILED", "ERROR")]
-    is_hang = not failed and process.exitcode != 2
-    begun = [name for name, _ in names] if is_hang else failed
-    return (begun[-1].strip() if begun else ""), is_hang
+    is_ended = not failed and code != 2
+    begun = [name for name, _ in names] if is_ended else failed
+    return (begun[-1].strip() if begun else ""), is_ended
 
 
 def _inside(tree: Path, tests: Sequence[str], limit: float) -> None:
@@ -353,11 +353,11 @@ def try_mutants(
         began = time.perf_counter()
         try:
             path.write_text(mutated(source, mutation), encoding="utf-8")
-            caught_by, is_hang = run_tests(tree, tests, limit)
+            caught_by, is_ended = run_tests(tree, tests, limit)
         finally:
             path.write_text(source, encoding="utf-8")
             trees.put(tree)
-        return Outcome(mutation, caught_by, is_hang, time.perf_counter() - began)
+        return Outcome(mutation, caught_by, is_ended, time.perf_counter() - began)
 
     with ThreadPoolExecutor(workers) as pool:
         for each in as_completed([pool.submit(attempt, mutation) for mutation in drawn]):
@@ -368,8 +368,8 @@ def line_of(outcome: Outcome) -> str:
     """Return a line about a mutant."""
     if outcome.caught_by is None:
         came = "SURVIVED"
-    elif outcome.is_hang:
-        came = f"hangs in {outcome.caught_by or 'the tests'}"
+    elif outcome.is_ended:
+        came = f"hangs or crashes in {outcome.caught_by or 'the tests'}"
     else:
         came = f"caught by {outcome.caught_by or 'the import'}"
     return f"{outcome.mutation}  {came}"

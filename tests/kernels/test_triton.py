@@ -289,11 +289,13 @@ def test_a_loop_is_cut_such_that_its_programs_run_at_once_and_hold_their_part(pr
 def test_a_layer_that_programs_can_only_hold_all_together_is_served():
     assert plan.tiling(64, 64, 4, 16, 1, 4, 1, 232448) == plan.Tiling(16, 64, 64, 4, 1)
     assert plan.tiling(65, 65, 4, 16, 1, 4, 1, 232448) is None
+    assert plan.tiling(2560, 320, 1, 16, 1, 4, 132, 232448) == plan.Tiling(16, 8, 512, 8, 1)
+    assert plan.tiling(2561, 320, 1, 16, 1, 4, 132, 232448) is None  # of more numbers than threads have registers for
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("hidden", [6, 7])
+@pytest.mark.parametrize("hidden", [8, 9])
 @pytest.mark.parametrize(
     ("cell", "columns", "gates_back", "columns_back"),
     [
@@ -311,7 +313,7 @@ def test_loops_are_cut_for_what_they_multiply(
     (request,) = Case(cell, hidden=hidden, batch=3, both=both).requests(dtype, apart=False)
     asked = []
     monkeypatch.setattr(plan, "tiling", lambda *given: asked.append(given))
-    width, word = (hidden // 2, 4) if dtype == torch.bfloat16 and hidden == 6 else (hidden, dtype.itemsize)
+    width, word = (hidden // 2, 4) if dtype == torch.bfloat16 and hidden == 8 else (hidden, dtype.itemsize)
     for batch in (None, 1, 0):
         plan.tilings(request, batch)
         rest = 3 if batch is None else 1, 1 + both, word, 8, 232448
