@@ -40,6 +40,7 @@ TESTS = tuple(
     for name in (
         "every_cell",
         "lengths_and_resets_backwards_over_several_programs",
+        "one_unit",
         "token_ids_of_any_vocabulary",
         "packed_rows_in_reverse",
         "both_directions_at_once[{'packed': True}-lstm+coupled+layer_norm+peepholes]",
