@@ -49,6 +49,7 @@ TESTS = tuple(
         "an_expectation_stands_for_masks",
         "more_rows_than_run_at_once",
         "a_layer_as_deep_as_many_chunks",
+        "numbers_that_are_exchanged_two_to_a_word_in_many_chunks",
         "a_state_that_looks_unset_is_not_waited_for",
         "padding_may_hold_anything",
         "nothing_is_kept_where_no_backward_pass_follows",

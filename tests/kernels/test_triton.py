@@ -132,6 +132,12 @@ def test_a_layer_as_deep_as_many_chunks(monkeypatch):
     check(Case("gru_reset_before", hidden=57, resets=True, batch=2, steps=3))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_numbers_that_are_exchanged_two_to_a_word_in_many_chunks(cell, monkeypatch):
+    monkeypatch.setattr(plan, "_chunk", lambda *_: 16)
+    check(Case(cell, hidden=70, batch=2, steps=2), torch.float16)
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm+layer_norm"])
 def test_bits_depend_on_no_schedule(cell, turns):
     case = Case(cell, hidden=17, ragged=True)
