@@ -18,7 +18,7 @@ from throughtime.request import Gradient, Request, Result, check_backward, split
 
 
 def is_whole(request: Request) -> bool:
-    """Whether a request, which has been checked, can be served: floats in the dtype of arithmetic, a plain cell, forwards or both ways."""
+    """Whether a request, which has been checked, can be served: in the dtype of arithmetic, a plain cell, forwards or both ways."""
     return (
         request.lengths is None
         and request.batch_sizes is None
