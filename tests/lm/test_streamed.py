@@ -83,12 +83,12 @@ def test_a_language_model_is_streamed_as_it_evaluates(name):
 
 def test_a_fixed_window_is_refused():
     model = LanguageModel(ModelConfig(vocabulary_size=60, cell="mlp", hidden_size=8))
-    with pytest.raises(InputError, match="FixedWindow"):
+    with pytest.raises(InputError, match="an mlp sees a fixed window and carries no state"):
         throughtime.stream(model)
     tokenizer = CharTokenizer(WRITTEN)
     model = LanguageModel(ModelConfig(tokenizer.vocabulary_size, cell="mlp", hidden_size=8))
     assert len("".join(generate(model, tokenizer, "!", 20, seed=1))) == 20
-    with pytest.raises(InputError, match="FixedWindow"):
+    with pytest.raises(InputError, match="an mlp sees a fixed window and carries no state"):
         list(generate(model, tokenizer, "!", 20, seed=1, precision="int8"))
 
 
