@@ -26,8 +26,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -386,6 +388,20 @@ def survivors_of(path: Path) -> list[Mutation]:
         raise SystemExit(f"--again: {path} isn't a file that this script wrote: {error}") from None
 
 
+@contextmanager
+def _interpreted() -> Iterator[None]:
+    """Let what is preloaded be interpreted, and end the process that has it, so that no other gets it."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TRITON_INTERPRET")
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before
+        forkserver._forkserver._stop()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]  there is no other way
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Test mutants; the exit code says whether the tree as it is failed."""
     parser = argparse.ArgumentParser(
@@ -402,7 +418,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for the JSON file")
     given = parser.parse_args(arguments)
     tests = [ALL] if given.whole else given.tests
-    os.environ["TRITON_INTERPRET"] = "1"  # what is preloaded is interpreted
     if given.again:
         drawn = survivors_of(given.again)
     else:
@@ -410,7 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
         drawn = draw(found, given.count, given.seed)
         print(f"{len(drawn)} of {len(found)} mutants, seed {given.seed}", flush=True)
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _interpreted():
         failed, _ = run_tests(copy_tree(Path(folder).resolve() / "unchanged"), tests, given.limit)
         if failed is not None:
             print(f"the tree as it is fails: {failed or 'at the import'}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import tarfile
 import tomllib
@@ -502,7 +503,7 @@ def test_kinds_of_mutants_take_turns_and_a_seed_draws_the_same():
 
 def test_a_mutant_is_caught_and_the_tree_as_it_is_passes(monkeypatch, tmp_path, capsys):
     pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which `main` sets, for good
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     source = (mutants.SOURCE / mutants.KERNELS / "arithmetic.py").read_text(encoding="utf-8")
     wrong, harmless = (
         next(m for m in mutants.mutations("arithmetic.py", source) if (m.before, m.after) == change)
@@ -512,6 +513,9 @@ def test_a_mutant_is_caught_and_the_tree_as_it_is_passes(monkeypatch, tmp_path, 
     quick = ["--tests", "tests/kernels/test_triton.py::test_every_cell[rnn_tanh]", "--out", str(tmp_path)]
     assert mutants.main(quick) == 0
     said = capsys.readouterr().out
+    assert (
+        "TRITON_INTERPRET" not in os.environ
+    )  # or all that is tested later would be interpreted, where there is no GPU
     assert f"{wrong}  caught by test_every_cell[rnn_tanh]\n" in said
     assert f"{harmless}  SURVIVED\n" in said
     assert "2 mutants, 1 caught, 1 survived" in said

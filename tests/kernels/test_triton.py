@@ -361,6 +361,13 @@ def test_products_are_rounded_where_torch_says_so(dtype, is_allowed, is_exact, p
     assert plan.Plan(request)._shared()["PRECISION"] == precision
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_compiled_layer_is_served_without_a_warning(kind):
+    layer, x = getattr(throughtime, kind)(4, 6, backend="triton"), torch.randn(5, 3, 4)
+    output, _ = torch.compile(layer, backend="eager", fullgraph=True)(x)
+    assert torch.equal(output, layer(x)[0])
+
+
 def test_without_a_gpu_they_are_not_there(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     if torch.cuda.is_available():

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,16 +15,14 @@ if TYPE_CHECKING:
 
 _CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@lru_cache
-def _is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+_IS_INSTALLED = (
+    importlib.util.find_spec("triton") is not None
+)  # once: torch.compile would trace a search, and warn of a cache
 
 
 def missing() -> str | None:
     """Return why the kernels can't be had, or `None` where they can."""
-    if not _is_installed():
+    if not _IS_INSTALLED:
         return "Triton isn't installed"
     if is_interpreted():
         return None
